@@ -1,0 +1,150 @@
+"""``python -m calibrate``: the command line. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from calibrate.config import Config
+    from calibrate.journal import Journal
+    from validate.results import Results
+
+__all__ = ["ExitCode", "app"]
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Decide whether a neural network may be released in INT8 on NVIDIA GPUs, and at what price.",
+)  # fmt: skip
+
+_OURS = ("results.json", "plan.json", "plans", "model.int8.onnx", "report.html", "run.log")
+
+
+class ExitCode(IntEnum):
+    """What a release pipeline acts on."""
+
+    GO = 0
+    NO_GO = 1
+    USAGE = 2
+    INCONCLUSIVE = 3
+    FAILED = 4
+
+
+@app.callback()
+def main() -> None:
+    """Exit codes: 0 GO, 1 NO-GO, 2 bad usage or config, 3 INCONCLUSIVE, 4 the job failed."""
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="the job, in YAML", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key, e.g. policy.max_drop=0.01")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="output folder [default: runs/NAME of the config]")
+    ] = None,
+) -> None:
+    """Calibrate, compare, put back to FP16, judge: the whole job."""
+    from rich.console import Console
+
+    from validate.exceptions import JobError, UsageError
+
+    console, errors = Console(), Console(stderr=True)
+    folder: Path | None = None
+    try:
+        from calibrate.config import load
+
+        settings = load(config, overrides or [])
+        folder = output or Path("runs") / settings.name
+        _start_folder(folder)
+        code = _run(settings, folder, console)
+    except UsageError as error:
+        errors.print(f"[red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        code = ExitCode.USAGE
+    except JobError as error:
+        logging.getLogger(__name__).exception("the job failed")
+        errors.print(f"[red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        code = ExitCode.FAILED
+    except KeyboardInterrupt:
+        errors.print("[red]interrupted[/]: nothing was decided and no results were written")
+        code = ExitCode.FAILED
+    except Exception as error:  # a bug of ours, or of the user's own callables: the traceback goes to the log
+        logging.getLogger(__name__).critical("unexpected error", exc_info=True)
+        where = f"; the traceback is in {folder / 'run.log'}" if folder else ""
+        errors.print(f"[red]error:[/] {type(error).__name__}: {_plain(error)}{where}", highlight=False, soft_wrap=True)
+        code = ExitCode.FAILED
+    raise typer.Exit(code)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the config, for editors and checks."""
+    from calibrate.config import Config
+
+    print(json.dumps(Config.model_json_schema(), indent=2))
+
+
+def _run(config: Config, folder: Path, console: Console) -> ExitCode:
+    from calibrate import pipeline
+    from calibrate.journal import Journal
+    from reports import terminal, tracking
+
+    command = shlex.join(["python", "-m", "calibrate", *sys.argv[1:]])
+    console.print(f"[bold]calibrate[/] {config.name} -> {folder}", highlight=False)
+    with Journal(console) as journal:
+        results = pipeline.run(config, folder, command, journal)
+        uri = tracking.default_uri(config.tracking.uri)
+        with journal.stage("tracking", "log to MLflow", 1):
+            hint = _track(results, folder, uri, config, journal)
+    console.print(terminal.summary(results, folder, hint))
+    return ExitCode[results.verdict.decision.value]
+
+
+def _track(results: Results, folder: Path, uri: str, config: Config, journal: Journal) -> str | None:
+    """Log to MLflow and say where to look. A server that fails costs a warning: the results are on disk."""
+    from mlflow.exceptions import MlflowException
+
+    from reports import tracking
+
+    try:
+        tracking.log_results(results, folder, uri, config.tracking.experiment, config.name)
+    except (MlflowException, OSError) as error:
+        journal.warn(f"MLflow at {uri} did not take the results: {_plain(error).splitlines()[0]}")
+        return None
+    return tracking.ui_command(uri)
+
+
+def _start_folder(folder: Path) -> None:
+    """Empty the folder of an earlier run's files, so that no stale verdict can be read, and start its log."""
+    import shutil
+
+    from validate.exceptions import UsageError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in _OURS:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"output folder {folder} cannot be written: {error.strerror}") from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.captureWarnings(True)
+
+
+def _plain(error: Exception) -> str:
+    """Return the message with rich's markup escaped."""
+    from rich.markup import escape
+
+    return escape(str(error))

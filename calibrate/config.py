@@ -1,0 +1,269 @@
+"""The config file: its schema, its overrides, and errors that name the key and the line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from calibrate.plan import FloatPrecision
+from validate.data import DataSource, ImagePreprocessing
+from validate.exceptions import UsageError
+from validate.gate import Policy
+from validate.imports import load_object, resolve_path
+from validate.tasks.spec import TaskSpec
+
+__all__ = ["Config", "load"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def _base(info: ValidationInfo) -> Path:
+    return Path((info.context or {}).get("base", "."))
+
+
+def _absolute_callable(reference: str, info: ValidationInfo) -> str:
+    """Check that the callable can be imported; make its file's path absolute."""
+    if not callable(load_object(reference, _base(info))):
+        raise ValueError(f"'{reference}' is not callable")
+    location, _, name = reference.rpartition(":")
+    return f"{(_base(info) / location).resolve()}:{name}" if location.endswith(".py") else reference
+
+
+class ModelConfig(_Section):
+    """The float model: an ONNX file, or a PyTorch module that is exported to one."""
+
+    onnx: str | None = Field(default=None, description="an ONNX file; package:NAME/file for one in a Python package")
+    torch: str | None = Field(
+        default=None, description="module:name or file.py:name, called without arguments, returns an nn.Module"
+    )
+    inputs: list[str] | None = Field(
+        default=None, min_length=1, description="names of a PyTorch module's inputs, in the order of forward()"
+    )
+
+    @field_validator("onnx")
+    @classmethod
+    def _exists(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return None if value is None else str(resolve_path(value, _base(info)))
+
+    @field_validator("torch")
+    @classmethod
+    def _importable(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return None if value is None else _absolute_callable(value, info)
+
+    @model_validator(mode="after")
+    def _one_model(self) -> ModelConfig:
+        if (self.onnx is None) == (self.torch is None):
+            raise ValueError("give exactly one of onnx and torch")
+        if (self.inputs is None) != (self.torch is None):
+            raise ValueError("inputs belongs to torch: name the module's inputs there, and only there")
+        return self
+
+
+class DataConfig(_Section):
+    """Where samples come from and how a row becomes the model's input."""
+
+    calibration: DataSource = Field(description="samples that scales are found and candidates ranked on")
+    validation: DataSource = Field(description="labelled samples that the verdict is made on, and nothing else")
+    label: str | None = Field(default="label", description="column of the label")
+    image: ImagePreprocessing | None = Field(default=None, description="preprocessing of an image column")
+    preprocess: str | None = Field(
+        default=None, description="module:name or file.py:name; row -> array, or mapping from input name to array"
+    )
+    batch_size: int = Field(default=8, ge=1)
+    allow_overlap: bool = Field(
+        default=False, description="accept samples that are in both sets; the verdict then flatters the candidate"
+    )
+
+    @field_validator("preprocess")
+    @classmethod
+    def _importable(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return None if value is None else _absolute_callable(value, info)
+
+    @model_validator(mode="after")
+    def _one_preprocessing(self) -> DataConfig:
+        if self.image is not None and self.preprocess is not None:
+            raise ValueError("give image or preprocess, not both")
+        return self
+
+
+class PercentileStrategy(_Section):
+    """Clips a fixed share of the values."""
+
+    percentile: float = Field(gt=0, le=100)
+
+
+Strategy = Literal["minmax", "entropy", "mse"] | PercentileStrategy
+
+
+class QuantizationConfig(_Section):
+    """How candidates are made."""
+
+    strategies: list[Strategy] = Field(
+        default=[
+            "minmax", PercentileStrategy(percentile=99.9), PercentileStrategy(percentile=99.99),
+            PercentileStrategy(percentile=99.999), "entropy", "mse",
+        ],
+        min_length=1,
+        description="each gives one candidate; a percentile is written {percentile: 99.99}",
+    )  # fmt: skip
+    float_precision: FloatPrecision = Field(default="fp32", description="type of everything that is not int8")
+
+    @field_validator("strategies")
+    @classmethod
+    def _distinct(cls, strategies: list[Strategy]) -> list[Strategy]:
+        seen: list[Strategy] = []
+        for strategy in strategies:
+            if strategy in seen:
+                raise ValueError(f"{strategy} is there twice")
+            seen.append(strategy)
+        return strategies
+
+
+class FallbackConfig(_Section):
+    """The search that puts layers back to FP16 where no candidate meets the policy."""
+
+    max_trials: int = Field(default=5, ge=0, description="mixed candidates to judge at most; 0 turns fallback off")
+    samples: int = Field(default=32, ge=1, description="calibration samples that layers are ranked on")
+
+
+class TargetConfig(_Section):
+    """What the model will run on."""
+
+    device: Literal["gpu", "cpu"] = Field(
+        default="gpu", description="cpu: judge the CPU's integer kernels too, since they are what will run"
+    )
+    compute_capability: str = Field(
+        default="8.9", pattern=r"^\d+\.\d+$", description="GPU that TensorRT-RTX builds for, ahead of time"
+    )
+
+
+class LatencyConfig(_Section):
+    """How candidates are timed."""
+
+    runs: int = Field(default=10, ge=0, description="timed calls per model; 0 measures nothing")
+    batch_size: int = Field(default=1, ge=1)
+
+
+class TrackingConfig(_Section):
+    """Where MLflow logs."""
+
+    uri: str | None = Field(
+        default=None, description="tracking server; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
+    )
+    experiment: str = "calibrate"
+
+
+class Config(_Section):
+    """A job: which model, which data, which task, and what a release must keep to."""
+
+    name: str = Field(default="run", pattern=r"^[\w.-]+$", description="names the output folder and the MLflow run")
+    model: ModelConfig
+    data: DataConfig
+    task: TaskSpec
+    policy: Policy
+    quantization: QuantizationConfig = QuantizationConfig()
+    fallback: FallbackConfig = FallbackConfig()
+    compare_samples: Annotated[int, Field(ge=1, description="calibration samples of the per-layer comparison")] = 8
+    target: TargetConfig = TargetConfig()
+    latency: LatencyConfig = LatencyConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Return the config in `path`, with each override ``dotted.key=value`` (value in YAML) applied.
+
+    Relative paths in it start at the file's folder. Raises UsageError: one sentence with key and line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"config {path} cannot be read: {error.strerror}") from error
+    try:
+        data, tree = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict) or tree is None:
+        raise UsageError(f"config {path} is empty or not a mapping; examples/quickstart.yaml shows what one holds")
+    overridden = [_override(data, override) for override in overrides]
+    try:
+        return Config.model_validate(data, context={"base": path.resolve().parent})
+    except ValidationError as error:
+        raise UsageError("; ".join(_sentence(path, tree, e, overridden) for e in error.errors()[:3])) from error
+
+
+def _override(data: dict[str, Any], override: str) -> tuple[str, ...]:
+    """Put ``dotted.key=value`` into `data`; return the key."""
+    dotted, separator, value = override.partition("=")
+    if not separator or not all(dotted.split(".")):
+        raise UsageError(f"--set {override} should be written dotted.key=value")
+    *parents, last = keys = dotted.split(".")
+    section: Any = data
+    for key in parents:
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise UsageError(f"--set {override}: {key} is a value in the config, not a section")
+    try:
+        section[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {override}: the value is not YAML ({' '.join(str(error).split())})") from error
+    return tuple(keys)
+
+
+def _sentence(path: Path, tree: yaml.Node, error: Any, overridden: Sequence[tuple[str, ...]]) -> str:
+    """Turn one pydantic error into: file, line, key, what is wrong, what to do."""
+    location = [part for part in error["loc"] if not _is_pydantic_tag(part)]
+    known, line = _follow(tree, location)
+    keys = tuple(map(str, known if error["type"] != "missing" else location))
+    where = f"{path}, line {line}"
+    if any(keys[: len(set_keys)] == set_keys for set_keys in overridden):
+        where = "--set"
+    key = ".".join(keys) or "the config"
+    if error["type"] == "extra_forbidden":
+        return f"{where}: {key} is not a known key{_suggestion(location)}"
+    if error["type"] == "missing":
+        return f"{where}: {key} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {key}: {message[:1].lower()}{message[1:]}"
+
+
+def _is_pydantic_tag(part: Any) -> bool:
+    """Tell the names that pydantic adds for the branch of a union from keys of the config."""
+    return isinstance(part, str) and (
+        part in {"classification", "text_recognition", "custom", "PercentileStrategy"} or part.startswith("literal[")
+    )
+
+
+def _follow(tree: yaml.Node, location: Sequence[str | int]) -> tuple[list[str | int], int]:
+    """Walk down as far as the file goes; return the keys walked and the line of the last one, from 1."""
+    node, line = tree, tree.start_mark.line + 1
+    walked: list[str | int] = []
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((k, v) for k, v in node.value if k.value == part), None)
+            if found is None:
+                break
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+        walked.append(part)
+    return walked, line
+
+
+def _suggestion(location: Sequence[str | int]) -> str:
+    """Return what the user may have meant by an unknown key."""
+    model: Any = Config
+    for part in location[:-1]:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = field.annotation if field else None
+    near = difflib.get_close_matches(str(location[-1]), getattr(model, "model_fields", {}), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

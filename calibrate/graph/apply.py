@@ -1,0 +1,66 @@
+"""A plan and a prepared model in, a new model out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import onnx_ir as ir
+
+from calibrate.graph.placement import Placement
+from calibrate.graph.precision import assign_precision, float_precision
+from calibrate.graph.qdq import insert_qdq
+from calibrate.plan import QuantizationPlan
+from validate.results import NodeCounts
+
+__all__ = ["apply", "count_nodes", "expose", "serialize"]
+
+
+def apply(plan: QuantizationPlan, model: ir.Model, placement: Placement, simulate: bool = False) -> ir.Model:
+    """Return a copy of a prepared model with the plan written into it; the model is not changed.
+
+    Args:
+        simulate: write the float32 model that computes what the deployed one computes, for judging accuracy
+            where there is no GPU. The default is the model to deploy, strongly typed.
+    """
+    result = model.clone()
+    insert_qdq(result, placement, plan)
+    assign_precision(result, plan, simulate)
+    result.metadata_props["plan_sha256"] = plan.hash
+    return result
+
+
+def count_nodes(plan: QuantizationPlan, model: ir.Model) -> NodeCounts:
+    """Return how many of the prepared model's nodes the plan computes in which precision.
+
+    Nodes without a float tensor (shape arithmetic) are counted with fp32, as what they are in the float model.
+    """
+    counts: Counter[str] = Counter()
+    for node in model.graph:
+        if plan.layers.get(str(node.name)) == "int8":
+            counts["int8"] += 1
+        elif any(value.dtype == ir.DataType.FLOAT for value in (*node.inputs, *node.outputs) if value is not None):
+            counts[float_precision(node, plan)] += 1
+        else:
+            counts["fp32"] += 1
+    return NodeCounts(int8=counts["int8"], fp16=counts["fp16"], fp32=counts["fp32"])
+
+
+def expose(model: ir.Model, tensors: tuple[str, ...], keep_outputs: bool = True) -> ir.Model:
+    """Return a copy of a model with inner tensors among its outputs, or as its only ones."""
+    result = model.clone()
+    values = {value.name: value for node in result.graph for value in node.outputs}
+    values |= {value.name: value for value in result.graph.inputs}
+    outputs = [value.name for value in result.graph.outputs] if keep_outputs else []
+    wanted = [values[name] for name in dict.fromkeys([*outputs, *tensors])]
+    result.graph.outputs.clear()
+    result.graph.outputs.extend(wanted)
+    return result
+
+
+def serialize(model: ir.Model, path: Path | None = None) -> bytes:
+    """Return the model as the bytes of an ONNX file, written to `path` where one is given."""
+    data = ir.to_proto(model).SerializeToString()
+    if path is not None:
+        path.write_bytes(data)
+    return bytes(data)

@@ -1,0 +1,163 @@
+"""Where TensorRT wants Q/DQ, and why a layer cannot have it.
+
+The rules are those of DESIGN.md, from NVIDIA's "Working with Quantized Types" (TensorRT documentation): the
+inputs of Conv, ConvTranspose, Gemm and MatMul are quantized and their outputs are not; the residual input of an
+Add whose other input is a convolution is quantized too; a Concat and its inputs share one scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+__all__ = ["COMPUTE_OPS", "CONVOLUTIONS", "Layer", "Placement", "ResidualInput", "place", "weight_axis"]
+
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+COMPUTE_OPS = CONVOLUTIONS | {"Gemm", "MatMul"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node whose activation (input 0) and constant weight (input 1) can be int8."""
+
+    node: str
+    op_type: str
+    activation: str
+    weight: str
+    axis: int
+    output: str
+
+
+@dataclass(frozen=True)
+class ResidualInput:
+    """Input `index` of an Add, quantized as long as layer `fused_into`, which the Add fuses into, is int8."""
+
+    node: str
+    index: int
+    tensor: str
+    fused_into: str
+
+
+@dataclass(frozen=True)
+class Placement:
+    """All that could be quantized, in topological order, and why the other compute nodes cannot."""
+
+    layers: tuple[Layer, ...]
+    residuals: tuple[ResidualInput, ...]
+    concats: tuple[tuple[str, ...], ...]
+    left_in_float: dict[str, str]
+
+    def tensors(self, int8_layers: Collection[str] | None = None) -> tuple[str, ...]:
+        """Return the activations that get Q/DQ when those layers (default: all) are int8, each once."""
+        wanted = {layer.node for layer in self.layers} if int8_layers is None else int8_layers
+        names = [layer.activation for layer in self.layers if layer.node in wanted]
+        names += [residual.tensor for residual in self.residuals if residual.fused_into in wanted]
+        return tuple(dict.fromkeys(names))
+
+    def scale_groups(self) -> list[frozenset[str]]:
+        """Return the sets of quantized tensors that must share one scale because a Concat joins them."""
+        groups: list[frozenset[str]] = []
+        quantized = set(self.tensors())
+        for concat in self.concats:
+            group = frozenset(concat) & quantized
+            if concat[0] not in quantized or len(group) < 2:
+                continue
+            touching = [other for other in groups if other & group]
+            groups = [other for other in groups if other not in touching] + [group.union(*touching)]
+        return groups
+
+
+def place(model: ir.Model) -> Placement:
+    """Return where Q/DQ can go in a prepared model. Subgraphs (If, Loop, Scan) are left alone."""
+    layers: list[Layer] = []
+    left: dict[str, str] = {}
+    for node in model.graph:
+        if node.domain == "" and node.op_type in COMPUTE_OPS:
+            layer = _layer(node)
+            if isinstance(layer, Layer):
+                layers.append(layer)
+            else:
+                left[_name(node)] = layer
+    quantizable = {layer.node for layer in layers}
+    residuals = [r for node in model.graph if (r := _residual_input(node, quantizable)) is not None]
+    concats = [
+        (_output(node), *(value.name for value in node.inputs if value is not None and value.name))
+        for node in model.graph
+        if node.domain == "" and node.op_type == "Concat"
+    ]
+    return Placement(tuple(layers), tuple(residuals), tuple(concats), left)
+
+
+def weight_axis(node: ir.Node) -> int:
+    """Return the axis of the weight that is the layer's output channel or feature."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "Gemm":
+        return 0 if node.attributes.get_int("transB", 0) else 1
+    return 1  # ConvTranspose (in, out / group, ...) and MatMul (in, out)
+
+
+def _layer(node: ir.Node) -> Layer | str:
+    """Return the layer, or the reason why the node stays in float."""
+    activation, weight = node.inputs[0], node.inputs[1]
+    if activation is None or weight is None:
+        return "an input is missing"
+    if weight.const_value is None or not weight.is_initializer():
+        return "its second input is computed, not a constant weight"
+    if activation.const_value is not None:
+        return "its first input is a constant"
+    if weight.dtype != ir.DataType.FLOAT:
+        return f"its weight is {weight.dtype}, not float32"
+    if node.op_type == "MatMul" and len(weight.const_value.shape) != 2:
+        return "its weight is not a matrix"
+    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) != 0:
+        return "its activation is transposed"
+    if not np.isfinite(weight.const_value.numpy()).all():
+        return "its weight holds a NaN or an infinity"
+    return Layer(_name(node), node.op_type, str(activation.name), str(weight.name), weight_axis(node), _output(node))
+
+
+def _residual_input(node: ir.Node, quantizable: Collection[str]) -> ResidualInput | None:
+    """Return the input of a residual Add that must be quantized so that the other input's conv can fuse.
+
+    Where both inputs come from convolutions, the one computed last is fused (its input is the longer branch).
+    """
+    if node.domain != "" or node.op_type != "Add":
+        return None
+    first, second = node.inputs
+    if first is None or second is None or first is second:
+        return None
+    if first.const_value is not None or second.const_value is not None:
+        return None  # a bias, not a residual
+    fusable = [
+        (producer, index)
+        for index, value in enumerate((first, second))
+        if (producer := value.producer()) is not None
+        and producer.op_type in CONVOLUTIONS
+        and _name(producer) in quantizable
+        and len(value.uses()) == 1
+        and not value.is_graph_output()
+    ]
+    if not fusable:
+        return None
+    conv, index = max(fusable, key=lambda pair: _position(pair[0]))
+    residual = node.inputs[1 - index]
+    assert residual is not None
+    return ResidualInput(_name(node), 1 - index, str(residual.name), _name(conv))
+
+
+def _position(node: ir.Node) -> int:
+    assert isinstance(node.graph, ir.Graph)
+    return node.graph.index(node)
+
+
+def _name(node: ir.Node) -> str:
+    assert node.name, "prepare() names every node"
+    return node.name
+
+
+def _output(node: ir.Node) -> str:
+    return str(node.outputs[0].name)

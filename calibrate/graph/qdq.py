@@ -1,0 +1,137 @@
+"""Writes Q/DQ pairs where a plan asks for them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from calibrate.graph.placement import Layer, Placement
+from calibrate.plan import QuantizationPlan
+
+__all__ = ["insert_qdq", "quantize_weight"]
+
+_SMALLEST = {"fp32": float(np.finfo(np.float32).tiny), "fp16": float(np.finfo(np.float16).smallest_subnormal)}
+_NUMPY = {"fp32": np.float32, "fp16": np.float16}
+
+
+def insert_qdq(model: ir.Model, placement: Placement, plan: QuantizationPlan) -> None:
+    """Quantize the inputs of every int8 layer, in place.
+
+    An activation is quantized once, and every consumer has a DequantizeLinear of its own, so that TensorRT can
+    fuse each. Only the consumers that the plan names are rewired: all others, graph outputs and subgraphs keep
+    the float tensor. Weights become int8 initializers behind a DequantizeLinear; biases stay float.
+    All scales are float32, holding values that `plan.float_precision` can represent.
+    """
+    nodes = {node.name: node for node in model.graph}
+    values = {value.name: value for value in _values(model)}
+    quantized: dict[str, ir.Value] = {}
+
+    def dequantized(tensor: str, consumer: ir.Node) -> ir.Value:
+        scale = _representable(np.float32(plan.scales[tensor]), plan)
+        if tensor not in quantized:
+            quantized[tensor] = _quantize(model.graph, values[tensor], scale)
+        return _dequantize(consumer, quantized[tensor], tensor, ir.tensor(scale), None)
+
+    for layer in placement.layers:
+        if layer.node in plan.int8_layers:
+            node = nodes[layer.node]
+            node.replace_input_with(0, dequantized(layer.activation, node))
+            node.replace_input_with(1, _dequantized_weight(model.graph, node, values[layer.weight], layer, plan))
+    for residual in placement.residuals:
+        if residual.fused_into in plan.int8_layers:
+            add = nodes[residual.node]
+            add.replace_input_with(residual.index, dequantized(residual.tensor, add))
+    _drop_unused_initializers(model.graph)
+
+
+def quantize_weight(
+    weight: NDArray[np.float32], axis: int, plan: QuantizationPlan
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Return the int8 weight and its scales along `axis`, shape (weight.shape[axis],).
+
+    ``scale = max |w| / 127`` per channel; a channel of zeros gets scale 1, since any positive scale is exact.
+    """
+    other_axes = tuple(i for i in range(weight.ndim) if i != axis)
+    amax = np.abs(weight).max(axis=other_axes)
+    scales = _representable(np.where(amax > 0, amax / np.float32(127), np.float32(1)).astype(np.float32), plan)
+    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
+    return np.clip(np.rint(weight / scales.reshape(shape)), -128, 127).astype(np.int8), scales
+
+
+def _representable(scale: NDArray[np.float32] | np.float32, plan: QuantizationPlan) -> NDArray[np.float32]:
+    """Round scales to what the plan's float type can hold, never down to zero."""
+    rounded = np.asarray(scale).astype(_NUMPY[plan.float_precision]).astype(np.float32)
+    return np.maximum(rounded, np.float32(_SMALLEST[plan.float_precision]))
+
+
+def _quantize(graph: ir.Graph, value: ir.Value, scale: NDArray[np.float32]) -> ir.Value:
+    name = str(value.name)
+    inputs = [value, _constant(graph, f"{name}/scale", ir.tensor(scale)), _zero_point(graph, None)]
+    node = ir.node("QuantizeLinear", inputs, name=f"{name}/QuantizeLinear")
+    _set(node.outputs[0], f"{name}/quantized", ir.DataType.INT8, value.shape)
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], node)
+    else:
+        graph.insert_after(producer, node)
+    return node.outputs[0]
+
+
+def _dequantize(consumer: ir.Node, value: ir.Value, name: str, scale: ir.TensorProtocol, axis: int | None) -> ir.Value:
+    graph = consumer.graph
+    assert isinstance(graph, ir.Graph)
+    channels = None if axis is None else scale.numpy().size
+    inputs = [value, _constant(graph, f"{name}/scale", scale), _zero_point(graph, channels)]
+    attributes = {} if axis is None else {"axis": axis}
+    node = ir.node("DequantizeLinear", inputs, attributes, name=f"{name}/DequantizeLinear/{consumer.name}")
+    _set(node.outputs[0], f"{name}/dequantized/{consumer.name}", ir.DataType.FLOAT, value.shape)
+    graph.insert_before(consumer, node)
+    return node.outputs[0]
+
+
+def _dequantized_weight(
+    graph: ir.Graph, node: ir.Node, weight: ir.Value, layer: Layer, plan: QuantizationPlan
+) -> ir.Value:
+    assert weight.const_value is not None
+    name = f"{weight.name}/axis{layer.axis}"  # a shared weight may be used along either axis
+    int8_name = f"{name}/quantized"
+    if int8_name in graph.initializers:
+        int8 = graph.initializers[int8_name]
+        scales = graph.initializers[f"{name}/scale"].const_value
+        assert scales is not None
+    else:
+        array, scale = quantize_weight(weight.const_value.numpy(), layer.axis, plan)
+        int8 = _constant(graph, int8_name, ir.tensor(array))
+        scales = ir.tensor(scale)
+    return _dequantize(node, int8, name, scales, layer.axis)
+
+
+def _zero_point(graph: ir.Graph, channels: int | None) -> ir.Value:
+    """Return the shared int8 zero point: a scalar, or a vector of one zero per channel."""
+    name = "zero_point" if channels is None else f"zero_point/{channels}"
+    return _constant(graph, name, ir.tensor(np.zeros(() if channels is None else channels, np.int8)))
+
+
+def _constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """Return the initializer called `name`, made from `tensor` where there is none yet."""
+    if name not in graph.initializers:
+        value = ir.Value(name=name, const_value=tensor)
+        _set(value, name, tensor.dtype, tensor.shape)  # type: ignore[arg-type]
+        graph.register_initializer(value)
+    return graph.initializers[name]
+
+
+def _set(value: ir.Value, name: str, dtype: ir.DataType, shape: ir.Shape | None) -> None:
+    value.name, value.dtype, value.shape = name, dtype, shape
+
+
+def _values(model: ir.Model) -> list[ir.Value]:
+    produced = [value for node in model.graph for value in node.outputs]
+    return [*model.graph.inputs, *model.graph.initializers.values(), *produced]
+
+
+def _drop_unused_initializers(graph: ir.Graph) -> None:
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]

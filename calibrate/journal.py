@@ -1,0 +1,81 @@
+"""What a run did and how long it took, and the progress bars that show it while it does."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from validate.data import Batch
+from validate.results import ForwardPasses
+
+__all__ = ["Journal"]
+
+
+class Journal:
+    """Times stages, counts forward passes and draws progress bars; use it as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}"), BarColumn(bar_width=24),
+            MofNCompleteColumn(), TimeElapsedColumn(), console=console,
+        )  # fmt: skip
+        self.timings: dict[str, float] = defaultdict(float)
+        self.warnings: list[str] = []
+        self._passes: dict[str, int] = defaultdict(int)
+        self._samples: dict[str, int] = defaultdict(int)
+
+    def __enter__(self) -> Journal:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the time that the block takes to stage `name`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings[name] += time.perf_counter() - started
+
+    @contextmanager
+    def bar(self, description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        """Show a progress bar; yields a function that advances it.
+
+        One whose `total` is not known beforehand ends with as much as it was advanced by.
+        """
+        task = self._progress.add_task(escape(description), total=total)
+        yield lambda steps: self._progress.advance(task, steps)
+        completed = self._progress.tasks[task].completed or 1
+        self._progress.update(task, total=completed, completed=completed)
+
+    @contextmanager
+    def stage(self, name: str, description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        """Time a stage under `name` and show its bar."""
+        with self.timed(name), self.bar(description, total) as advance:
+            yield advance
+
+    def forward(self, stage: str, batches: Iterable[Batch], models: int = 1) -> Iterator[Batch]:
+        """Yield the batches, counting `models` runs over their samples as passes of `stage`."""
+        self._passes[stage] += models
+        for batch in batches:
+            self._samples[stage] += models * len(batch)
+            yield batch
+
+    def warn(self, message: str) -> None:
+        """Keep a warning for the results and show it."""
+        self.warnings.append(message)
+        self._progress.console.print(f"[yellow]warning:[/] {escape(message)}", highlight=False)
+
+    @property
+    def forward_passes(self) -> list[ForwardPasses]:
+        """What every stage ran so far."""
+        return [ForwardPasses(stage=s, passes=n, samples=self._samples[s]) for s, n in self._passes.items()]

@@ -1,0 +1,126 @@
+"""From a config to what a run works on: the float model, its prepared graph, its data and its task."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+from calibrate.config import Config
+from calibrate.graph.placement import Placement, place
+from calibrate.graph.prepare import prepare
+from calibrate.model import export_torch, file_hash, read
+from validate.backends.onnxruntime import OnnxRuntimeModel
+from validate.backends.tensorrt import Profile
+from validate.data import Batch, Preprocess, SampleStream
+from validate.exceptions import JobError
+from validate.imports import load_object
+from validate.results import ModelInfo
+from validate.tasks.base import Task
+
+__all__ = ["Inputs", "Seen", "load_inputs"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that a run starts from."""
+
+    info: ModelInfo
+    reference: OnnxRuntimeModel
+    prepared: ir.Model
+    placement: Placement
+    task: Task
+    calibration: SampleStream
+    validation: SampleStream
+
+
+@dataclass
+class Seen:
+    """What a run has seen of a split: the hash of every sample, and the shapes of the inputs."""
+
+    contents: dict[bytes, int] = field(default_factory=dict)
+    order: list[bytes] = field(default_factory=list)
+    smallest: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    largest: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches and remember what was in them."""
+        for batch in batches:
+            for offset, content in enumerate(batch.contents):
+                self.contents.setdefault(content, batch.first + offset)
+            self.order += batch.contents
+            for name, array in batch.inputs.items():
+                small, large = self.smallest.get(name, array.shape), self.largest.get(name, array.shape)
+                self.smallest[name] = tuple(map(min, small, array.shape))
+                self.largest[name] = tuple(map(max, large, array.shape))
+            yield batch
+
+    def apart_from(self, validation: Seen, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Watch the calibration set; JobError at the first sample that is in the validation set too."""
+        for batch in self.watch(batches):
+            for offset, content in enumerate(batch.contents):
+                if content in validation.contents:
+                    raise JobError(
+                        f"calibration sample {batch.first + offset} is also validation sample "
+                        f"{validation.contents[content]}, and a verdict on samples that were tuned on flatters the "
+                        "candidate; remove it from one set, or set data.allow_overlap: true"
+                    )
+            yield batch
+
+    def digest(self) -> str:
+        """Return a SHA-256 over all samples in their order."""
+        return hashlib.sha256(b"".join(self.order)).hexdigest()
+
+    def profile(self) -> Profile:
+        """Return for every input the smallest (batch 1), usual and largest shape."""
+        return {name: ((1, *self.smallest[name][1:]), large, large) for name, large in self.largest.items()}
+
+
+def load_inputs(config: Config, folder: Path) -> Inputs:
+    """Load the model and open the data; a PyTorch model is exported to ``model.onnx`` in `folder`.
+
+    Raises JobError where one of them cannot be used.
+    """
+    if config.model.onnx:
+        path = Path(config.model.onnx)
+    else:
+        path = folder / "model.onnx"
+        names = tuple(config.model.inputs or ())
+        example = next(iter(_stream(config, "calibration", names, config.data.batch_size).batches()))
+        export_torch(str(config.model.torch), example.inputs, path)
+    model = read(path)
+    reference = OnnxRuntimeModel(path)
+    sha256 = file_hash(path, model)
+    parameters = sum(
+        value.const_value.size
+        for value in model.graph.initializers.values()
+        if value.const_value is not None and value.const_value.dtype.is_floating_point()
+    )
+    prepared = prepare(model)
+    placement = place(prepared)
+    if not placement.layers:
+        reasons = "; ".join(f"{node}: {why}" for node, why in list(placement.left_in_float.items())[:3])
+        raise JobError(f"{path} has no layer that can be int8 ({reasons or 'no Conv, ConvTranspose, Gemm or MatMul'})")
+    info = ModelInfo(path=str(path), sha256=sha256, nodes=prepared.graph.num_nodes(), parameters=parameters)
+    batch_size = _batch_size(reference, config.data.batch_size)
+    return Inputs(
+        info, reference, prepared, placement, config.task.make(reference.metadata),
+        _stream(config, "calibration", reference.input_names, batch_size),
+        _stream(config, "validation", reference.input_names, batch_size),
+    )  # fmt: skip
+
+
+def _stream(config: Config, split: str, input_names: tuple[str, ...], batch_size: int) -> SampleStream:
+    data = config.data
+    preprocess: Preprocess | None = load_object(data.preprocess, Path()) if data.preprocess else data.image
+    return SampleStream(split, getattr(data, split), preprocess, data.label, input_names, batch_size)
+
+
+def _batch_size(model: OnnxRuntimeModel, wanted: int) -> int:
+    """Return the batch size that the model is fixed to, else the one that is wanted."""
+    fixed = {shape[0] for name in model.input_names if (shape := model.input_shape(name))}
+    sizes = [size for size in fixed if isinstance(size, int) and size > 0]
+    return sizes[0] if sizes else wanted

@@ -1,0 +1,81 @@
+"""The user's float model, as an ONNX file on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from validate.exceptions import JobError
+from validate.imports import load_object
+
+__all__ = ["export_torch", "file_hash", "read"]
+
+
+def export_torch(reference: str, inputs: Mapping[str, NDArray[Any]], path: Path) -> None:
+    """Export the nn.Module that ``module:name`` returns, with a dynamic batch axis.
+
+    Args:
+        reference: called without arguments.
+        inputs: a batch by input name, in the order of ``forward()``; it fixes the other axes.
+        path: of the ONNX file to write.
+
+    Raises:
+        JobError: PyTorch is not installed, or the exporter refuses the module.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise JobError("model.torch needs PyTorch; pip install -e '.[torch]'") from error
+    module = load_object(reference, Path())()
+    if not isinstance(module, torch.nn.Module):
+        raise JobError(f"{reference} returns {type(module).__name__}, not a torch.nn.Module")
+    tensors = tuple(torch.from_numpy(array) for array in inputs.values())
+    # A batch of one would be taken for a constant by torch.export.
+    examples = tuple(torch.cat([t, t]) if len(t) == 1 else t for t in tensors)
+    batch = torch.export.Dim("batch", min=1)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module.eval(), examples, dynamo=True, input_names=list(inputs), verbose=False,
+                dynamic_shapes=tuple({0: batch} for _ in examples),
+            )  # fmt: skip
+    except torch.onnx.OnnxExporterError as error:
+        raise JobError(f"PyTorch cannot export {reference} to ONNX: {str(error).splitlines()[0]}") from error
+    assert program is not None  # dynamo=True returns a program
+    program.save(str(path))
+
+
+def read(path: Path) -> ir.Model:
+    """Read an ONNX file. Raises JobError where it is not one."""
+    try:
+        return ir.load(path)
+    except (OSError, ValueError) as error:
+        raise JobError(f"{path} cannot be read as ONNX: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        if type(error).__name__ != "DecodeError":  # protobuf's, from whichever implementation is installed
+            raise
+        raise JobError(f"{path} is not an ONNX file") from error
+
+
+def file_hash(path: Path, model: ir.Model) -> str:
+    """Return the SHA-256 of an ONNX file and of the external data that it refers to, in name order."""
+    digest = hashlib.sha256()
+    external = {
+        Path(value.const_value.path)
+        for value in model.graph.initializers.values()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    }
+    for file in [path, *sorted(external)]:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

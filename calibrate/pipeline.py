@@ -1,0 +1,177 @@
+"""The whole job, step after step. Read this file first.
+
+config -> model + data -> float reference -> statistics -> plans -> candidates -> fallback -> verdict -> files
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from calibrate.config import Config
+from calibrate.environment import environment
+from calibrate.fallback import fallback_plans
+from calibrate.graph.apply import expose, serialize
+from calibrate.journal import Journal
+from calibrate.loading import Inputs, Seen, load_inputs
+from calibrate.measuring import Bench
+from calibrate.observe import observe
+from calibrate.plan import QuantizationPlan
+from calibrate.planning import make_plan, unquantizable
+from calibrate.sensitivity import rank_layers
+from calibrate.statistics import Statistics
+from reports import html
+from validate.backends.onnxruntime import OnnxRuntimeModel
+from validate.data import Batch, SampleStream
+from validate.evaluate import OutputStore, accuracy, evaluate
+from validate.gate import decide
+from validate.results import Candidate, Decision, Reference, Results, Verdict
+from validate.tasks.base import Outputs
+
+__all__ = ["run"]
+
+
+def run(config: Config, output: Path, command: str, journal: Journal) -> Results:
+    """Do the whole job and write its folder; return the results.
+
+    Raises JobError where the job cannot be finished; `output` then holds no results.
+    """
+    with tempfile.TemporaryDirectory(prefix="calibrate-") as temporary:
+        folder = Path(temporary)
+        with journal.stage("load", "load and prepare the model"):
+            inputs = load_inputs(config, folder)
+
+        # 1. The float model sets the mark: every later number is paired with its, sample by sample.
+        seen_validation, seen_calibration = Seen(), Seen()
+        with journal.stage("reference", "evaluate the float model") as advance:
+            batches = journal.forward("reference", seen_validation.watch(inputs.validation.batches()))
+            scores = evaluate(inputs.reference, inputs.task, batches, advance)
+
+        # 2. One pass over the calibration set gives the statistics that every strategy is a function of.
+        statistics, outputs = _observe(config, inputs, seen_validation, seen_calibration, journal)
+        with journal.stage("plan", "find scales"):
+            plans = [
+                make_plan(s, statistics, inputs.placement, inputs.info.sha256, config.quantization.float_precision)
+                for s in config.quantization.strategies
+            ]
+
+        # 3. Every candidate is measured; samples that the verdict does not use pick the one that it is about.
+        bench = Bench(
+            config, inputs, journal, scores, outputs, len(seen_calibration.order), seen_validation.profile(), folder
+        )
+        first_look, each_trial = _confidences(config)
+        candidates = [bench.candidate(plan, [], first_look) for plan in plans]
+        reference = Reference(
+            accuracy=accuracy(inputs.task.metric, scores), latency=bench.latencies()[0],
+            latency_reason=None if config.latency.runs else "latency.runs is 0 in the config",
+        )  # fmt: skip
+        selected = min(candidates, key=lambda candidate: candidate.selection_error)
+        verdict = _verdict(config, reference, selected)
+
+        # 4. Where it misses the policy, its worst layers go back to FP16 until it does not.
+        if verdict.decision is not Decision.GO and _accuracy_is_short(verdict):
+            for plan, trial in _fallback(config, bench, plans[candidates.index(selected)], each_trial):
+                plans.append(plan)
+                candidates.append(trial)
+                selected, verdict = trial, _verdict(config, reference, trial)
+                if verdict.decision is Decision.GO:
+                    break
+
+        results = Results(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=command,
+            model=inputs.info,
+            task=inputs.task.name,
+            data={
+                "calibration": _describe(inputs.calibration, seen_calibration),
+                "validation": _describe(inputs.validation, seen_validation),
+            },
+            reference=reference,
+            candidates=candidates,
+            selected=selected.name,
+            verdict=verdict,
+            environment=environment(),
+            timings={stage: round(seconds, 3) for stage, seconds in journal.timings.items()},
+            forward_passes=journal.forward_passes,
+            warnings=journal.warnings,
+            config=config.model_dump(mode="json"),
+        )
+        _write(results, plans, folder, output)
+    return results
+
+
+def _observe(
+    config: Config, inputs: Inputs, validation: Seen, calibration: Seen, journal: Journal
+) -> tuple[dict[str, Statistics], OutputStore]:
+    """Return the statistics of every tensor that a plan may quantize, and the float model's outputs."""
+    tensors = inputs.placement.tensors()
+    model = OnnxRuntimeModel(serialize(expose(inputs.prepared, tensors)))
+    stored = OutputStore()
+    watch = calibration.watch if config.data.allow_overlap else partial(calibration.apart_from, validation)
+    with journal.stage("observe", f"observe {len(tensors)} tensors") as advance:
+
+        def on_batch(batch: Batch, outputs: Outputs) -> None:
+            stored.append({name: outputs[name] for name in inputs.reference.output_names})
+            advance(len(batch))
+
+        batches = watch(journal.forward("observe", inputs.calibration.batches()))
+        statistics = observe(model, tensors, batches, on_batch)
+    for tensor in sorted(unquantizable(statistics)):
+        journal.warn(f"tensor {tensor} was zero for every calibration sample; what it feeds stays in float")
+    return statistics, stored
+
+
+def _confidences(config: Config) -> tuple[float, float]:
+    """Return the confidence of the first look at the validation samples, and of each fallback trial.
+
+    A Bonferroni split: half of the error goes to the selected candidate, half is shared by the trials, so that
+    a false GO is no likelier than the policy allows however many trials there are.
+    """
+    alpha, trials = 1 - config.policy.confidence, config.fallback.max_trials
+    return (1 - alpha / 2, 1 - alpha / 2 / trials) if trials else (1 - alpha, 1 - alpha)
+
+
+def _fallback(
+    config: Config, bench: Bench, plan: QuantizationPlan, confidence: float
+) -> Iterator[tuple[QuantizationPlan, Candidate]]:
+    """Rank the layers of a plan, then measure plans with more and more of them in FP16."""
+    journal, samples = bench.journal, config.fallback.samples
+    total = len(plan.int8_layers) * min(samples, bench.selection_samples)
+    with journal.stage("rank", f"rank {len(plan.int8_layers)} layers", total) as advance:
+        effects = rank_layers(plan, lambda p: bench.errors(p, samples, "rank", advance))
+    for trial, layers in fallback_plans(plan, effects, "fp16", config.fallback.max_trials):
+        yield trial, bench.candidate(trial, layers, confidence)
+
+
+def _accuracy_is_short(verdict: Verdict) -> bool:
+    """Tell whether more layers in FP16 could help: accuracy was measured and is what holds the verdict up."""
+    return any(rule.name.startswith("accuracy") and rule.outcome in {"fail", "undecided"} for rule in verdict.rules)
+
+
+def _verdict(config: Config, reference: Reference, candidate: Candidate) -> Verdict:
+    return decide(
+        config.policy, reference.accuracy, candidate.accuracy, candidate.tensorrt_build, candidate.integer_kernels
+    )
+
+
+def _describe(stream: SampleStream, seen: Seen) -> dict[str, Any]:
+    """Return what results say of a split."""
+    source = stream.source.model_dump(exclude_none=True, exclude_defaults=True)
+    return {"source": source, "samples": len(seen.order), "digest": seen.digest()}
+
+
+def _write(results: Results, plans: list[QuantizationPlan], candidates: Path, output: Path) -> None:
+    """Write the output folder; results.json last, so that it is there only when all else is."""
+    (output / "plans").mkdir(parents=True, exist_ok=True)
+    for plan in plans:
+        plan.write(output / "plans" / f"{plan.name}.json")
+    selected = next(plan for plan in plans if plan.name == results.selected)
+    selected.write(output / "plan.json")
+    shutil.copyfile(candidates / f"{selected.name}.onnx", output / "model.int8.onnx")
+    html.write(results, output / "report.html")
+    results.write(output / "results.json")

@@ -1,0 +1,12 @@
+"""Nothing is clipped."""
+
+from __future__ import annotations
+
+from calibrate.statistics import Statistics
+
+__all__ = ["minmax"]
+
+
+def minmax(statistics: Statistics) -> float:
+    """Return the largest |x| seen, in the tensor's unit."""
+    return statistics.amax

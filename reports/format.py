@@ -1,0 +1,241 @@
+"""How the numbers and words of a result are written for people. Pure functions, shared by every report.
+
+Numbers are written in ASCII, with a point and with commas between thousands. Whether a metric is a rate
+(`is_rate`) is decided once per run, so that every value of a report is in the same unit.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from datetime import UTC, datetime
+from pathlib import PurePosixPath, PureWindowsPath
+
+from validate.results import BuildResult, Decision, Latency, Results
+
+__all__ = [
+    "NOT_AVAILABLE",
+    "build_answer",
+    "build_backend",
+    "count",
+    "decibels",
+    "decision",
+    "drop",
+    "drop_unit",
+    "error",
+    "file_name",
+    "headline",
+    "interval",
+    "is_rate",
+    "metric_value",
+    "milliseconds",
+    "moment",
+    "outcome",
+    "percent",
+    "printable",
+    "seconds",
+    "shorten",
+    "size",
+    "speed_up",
+]
+
+NOT_AVAILABLE = "n/a"
+
+# Words of a metric's name.
+_RATES = {"rate", "cer", "wer", "eer", "fpr", "fnr"}
+_AGREEMENTS = {"correlation", "cosine", "kappa", "mcc", "pearson", "r", "similarity", "spearman", "ssim"}
+_OTHERS = {"likelihood", "psnr", "reward"}
+
+
+def is_rate(results: Results) -> bool:
+    """Return whether the run's metric is a share of something, to be read in percent.
+
+    The result types do not say so. A metric counts as a rate where its name says it (``error_rate``,
+    ``cer``), or where higher is better, every measured value is in [0, 1], and its name is not one of those
+    known to be something else there (cosine, correlation, SSIM, ...). A loss of 0.3 is therefore no rate.
+    """
+    accuracies = [results.reference.accuracy, *(candidate.accuracy for candidate in results.candidates)]
+    words = set(re.split(r"[^a-z]+", results.reference.accuracy.metric.lower()))
+    if words & _RATES:
+        return True
+    if words & (_AGREEMENTS | _OTHERS) or not results.reference.accuracy.higher_is_better:
+        return False
+    values = [accuracy.value for accuracy in accuracies if math.isfinite(accuracy.value)]
+    return bool(values) and all(0 <= value <= 1 for value in values)
+
+
+def metric_value(value: float, rate: bool) -> str:
+    """Return a metric's value: ``0.9731`` as ``97.31%`` where it is a rate, else four significant digits."""
+    if not math.isfinite(value):
+        return NOT_AVAILABLE
+    return percent(value) if rate else _number(value, ".4g")
+
+
+def percent(share: float) -> str:
+    """Return a share in [0, 1] as ``97.31%``."""
+    return _number(100 * share, ".2f") + "%"
+
+
+def drop_unit(rate: bool) -> str:
+    """Return the unit of drops and their bounds: percentage points for a rate, else none."""
+    return "pp" if rate else ""
+
+
+def drop(value: float, rate: bool) -> str:
+    """Return a drop with its sign and without its unit, ``0.0042`` as ``+0.42`` where it is a rate.
+
+    A drop that rounds to zero has no sign.
+    """
+    if math.isnan(value):
+        return NOT_AVAILABLE
+    return _number(100 * value, "+.2f") if rate else _number(value, "+.3g")
+
+
+def interval(low: float, high: float, rate: bool) -> str:
+    """Return the bounds of a drop without their unit, as ``[-0.10, +0.94]``."""
+    return f"[{drop(low, rate)}, {drop(high, rate)}]"
+
+
+def error(value: float) -> str:
+    """Return a task error (selection error) with three significant digits."""
+    return NOT_AVAILABLE if math.isnan(value) else _number(value, "#.3g")
+
+
+def milliseconds(value: float) -> str:
+    """Return milliseconds without their unit, with about three significant digits."""
+    if not math.isfinite(value):
+        return NOT_AVAILABLE
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    return _number(value, f",.{digits}f")
+
+
+def seconds(value: float) -> str:
+    """Return a duration: ``0.42 s``, ``12.3 s``, ``2 min 05 s``, ``1 h 02 min``."""
+    if not math.isfinite(value):
+        return NOT_AVAILABLE
+    if value < 10:
+        return f"{value:.2f} s"
+    if round(value, 1) < 100:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def moment(iso: str) -> str:
+    """Return an ISO 8601 time with an offset as ``2026-11-23 21:27 UTC``; anything else as it is."""
+    try:
+        time = datetime.fromisoformat(iso)
+    except ValueError:
+        return iso
+    return iso if time.tzinfo is None else f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def size(byte_count: int) -> str:
+    """Return a file size in decimal units: ``812 B``, ``4.1 kB``, ``10.9 MB``, ``1.2 GB``."""
+    if byte_count < 1000:
+        return f"{byte_count} B"
+    value = float(byte_count)
+    for unit in ("kB", "MB", "GB"):
+        value /= 1000
+        if round(value, 1) < 1000:
+            return f"{value:.1f} {unit}"
+    return f"{value / 1000:.1f} TB"
+
+
+def count(value: int) -> str:
+    """Return a whole number with commas between thousands."""
+    return f"{value:,}"
+
+
+def decibels(sqnr: float) -> str:
+    """Return an SQNR without its unit; ``exact`` where nothing differs, ``n/a`` where it is not a number.
+
+    Minus infinity, a reference that is zero everywhere, is ``n/a`` too: there is no signal to compare with.
+    """
+    if sqnr == math.inf:
+        return "exact"
+    return f"{sqnr:.1f}" if math.isfinite(sqnr) else NOT_AVAILABLE
+
+
+def speed_up(reference: Latency | None, latency: Latency | None) -> float | None:
+    """Return how many times faster `latency` is, or None where the two were not measured alike."""
+    if reference is None or latency is None or latency.p50_ms <= 0:
+        return None
+    alike = (reference.device, reference.runtime, reference.batch_size) == (
+        latency.device,
+        latency.runtime,
+        latency.batch_size,
+    )
+    return reference.p50_ms / latency.p50_ms if alike else None
+
+
+def decision(value: Decision) -> str:
+    """Return a decision as it is spoken: ``GO``, ``NO-GO``, ``INCONCLUSIVE``."""
+    return value.value.replace("_", "-")
+
+
+def outcome(value: str) -> str:
+    """Return a rule's outcome as words."""
+    return value.replace("_", " ")
+
+
+def headline(results: Results) -> str:
+    """Return the verdict as one sentence about the candidate that it is about."""
+    name = results.selected
+    match results.verdict.decision:
+        case Decision.GO:
+            return f"{name} may be released." if name is not None else "The model may be released."
+        case Decision.NO_GO:
+            return f"{name} must not be released." if name is not None else "No candidate may be released."
+        case Decision.INCONCLUSIVE:
+            return f"The measurements do not decide whether {name or 'a candidate'} may be released."
+
+
+def build_answer(build: BuildResult) -> str:
+    """Return whether TensorRT built the candidate: ``yes``, ``no`` or ``not checked``."""
+    return "not checked" if build.ok is None else "yes" if build.ok else "no"
+
+
+def build_backend(build: BuildResult) -> str:
+    """Return which builder answered, with its version; empty where none is known."""
+    return " ".join(part for part in (build.backend, build.version) if part)
+
+
+def file_name(path: str) -> str:
+    """Return the last part of a path that was written on any system."""
+    name = PureWindowsPath(path).name if "\\" in path else PurePosixPath(path).name
+    return name or path
+
+
+def shorten(text: str, limit: int) -> str:
+    """Return `text`, with its middle replaced by ``...`` where it is longer than `limit` (at least 5)."""
+    if len(text) <= limit:
+        return text
+    tail = (limit - 3) // 2
+    return f"{text[: limit - 3 - tail]}...{text[-tail:]}"
+
+
+def printable(text: str) -> str:
+    r"""Return `text` with everything that cannot be seen as an escape such as ``\x1b``.
+
+    Names come out of files that somebody else made; terminal escapes and characters that turn the direction
+    of the text have no business in a report. Newline, tab and the spaces stay.
+    """
+    return "".join(
+        char if char.isprintable() or char in "\n\t" or unicodedata.category(char) == "Zs" else _escape(char)
+        for char in text
+    )
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _number(value: float, spec: str) -> str:
+    """Format, without the sign of a zero."""
+    text = format(value, spec)
+    return text.lstrip("+-") if float(text.replace(",", "")) == 0 else text

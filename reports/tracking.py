@@ -1,0 +1,91 @@
+"""Logs results to MLflow: the job is a run, every candidate a run nested in it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from pathlib import Path
+
+from validate.results import Candidate, Results
+
+__all__ = ["default_uri", "log_results", "ui_command"]
+
+log = logging.getLogger(__name__)
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+
+
+def default_uri(configured: str | None) -> str:
+    """Return the tracking URI: the config's, else MLFLOW_TRACKING_URI, else a sqlite file in this folder."""
+    return configured or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def ui_command(uri: str) -> str:
+    """Return what to type, or where to look, to see the runs."""
+    return uri if uri.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {uri}"
+
+
+def log_results(results: Results, folder: Path, uri: str, experiment: str, name: str) -> None:
+    """Log a run that is already on disk in `folder`.
+
+    Raises mlflow.exceptions.MlflowException, or OSError, where the server cannot be reached or refuses.
+    """
+    import mlflow
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # announces every table of a new sqlite file
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_experiment(experiment)
+    with mlflow.start_run(run_name=name):
+        mlflow.set_tags({"gate.decision": results.verdict.decision.value, "selected": results.selected or "none"})
+        mlflow.log_params({
+            "model.path": results.model.path, "model.sha256": results.model.sha256,
+            "model.parameters": results.model.parameters, "task": results.task,
+            "calib.samples": results.data["calibration"]["samples"],
+            "calib.digest": results.data["calibration"]["digest"],
+            "validation.samples": results.data["validation"]["samples"],
+            "validation.digest": results.data["validation"]["digest"],
+        })  # fmt: skip
+        reference = results.reference
+        metrics = {f"eval/{reference.accuracy.metric}_float": reference.accuracy.value}
+        if reference.latency:
+            metrics["perf/float_latency_p50_ms"] = reference.latency.p50_ms
+        if results.selected is not None:
+            metrics |= _metrics(results.candidate(results.selected))
+        mlflow.log_metrics(metrics)
+        for candidate in results.candidates:
+            with mlflow.start_run(run_name=candidate.name, nested=True):
+                _log_candidate(candidate, folder, candidate.name == results.selected)
+        for artifact in ("results.json", "plan.json", "report.html", "model.int8.onnx"):
+            if (folder / artifact).exists():
+                mlflow.log_artifact(str(folder / artifact))
+
+
+def _log_candidate(candidate: Candidate, folder: Path, selected: bool) -> None:
+    import mlflow
+
+    mlflow.log_params({
+        "calib.strategy": candidate.strategy, "plan.hash": candidate.plan_hash,
+        "nodes.int8": candidate.nodes.int8, "nodes.fp16": candidate.nodes.fp16, "nodes.fp32": candidate.nodes.fp32,
+        "fallback.layers": len(candidate.float_layers),
+    })  # fmt: skip
+    mlflow.set_tags({"selected": str(selected).lower(), "tensorrt_build": str(candidate.tensorrt_build.ok).lower()})
+    mlflow.log_metrics(_metrics(candidate))
+    for layer in candidate.layers:
+        if math.isfinite(layer.sqnr_db):
+            mlflow.log_metric("layer_sqnr_db", layer.sqnr_db, step=layer.depth)
+    mlflow.log_artifact(str(folder / candidate.plan))
+
+
+def _metrics(candidate: Candidate) -> dict[str, float]:
+    accuracy = candidate.accuracy
+    metrics = {
+        f"eval/{accuracy.metric}": accuracy.value, f"eval/{accuracy.metric}_drop": accuracy.drop,
+        f"eval/{accuracy.metric}_drop_ci_low": accuracy.ci_low,
+        f"eval/{accuracy.metric}_drop_ci_high": accuracy.ci_high,
+        "eval/selection_error": candidate.selection_error, "size_bytes": float(candidate.size_bytes),
+    }  # fmt: skip
+    if candidate.latency:
+        metrics["perf/latency_p50_ms"] = candidate.latency.p50_ms
+        metrics["perf/latency_p99_ms"] = candidate.latency.p99_ms
+    return {key: value for key, value in metrics.items() if math.isfinite(value)}

@@ -1,0 +1,245 @@
+"""A synthetic run that looks like a real one, to make reports from."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from typing import Literal
+
+import pytest
+
+from validate.results import (
+    Accuracy,
+    BuildResult,
+    Candidate,
+    CandidateAccuracy,
+    Decision,
+    ForwardPasses,
+    IntegerKernels,
+    Latency,
+    LayerError,
+    ModelInfo,
+    NodeCounts,
+    Reference,
+    Results,
+    Rule,
+    Verdict,
+)
+
+METRIC = "exact_match"
+REFERENCE = 0.9425
+SAMPLES = 400
+PASSING, FALLEN = "percentile-99.99+float", ["blocks.2/Conv_7", "head/MatMul"]
+BuildResults = Callable[..., Results]
+
+_OPERATORS = ("Conv", "HardSwish", "Conv", "Relu", "Conv", "Add", "Resize", "Conv", "Softmax", "MatMul")
+
+
+def _node(depth: int, layers: int) -> str:
+    if depth == 7:
+        return FALLEN[0]
+    return FALLEN[1] if depth == layers - 1 else f"blocks.{depth // 10}/{_OPERATORS[depth % 10]}_{depth}"
+
+
+def _layers(quality: float, float_layers: list[str], seed: int, layers: int) -> list[LayerError]:
+    """Return layers whose SQNR falls with depth, with dips where quantization hurts."""
+    rng = random.Random(seed)
+    rows = []
+    level = 44.0 + quality
+    for depth in range(layers):
+        node = _node(depth, layers)
+        operator = "MatMul" if node == FALLEN[1] else _OPERATORS[depth % 10]
+        level -= 12.0 / layers
+        sqnr = level + rng.gauss(0, 1.6) - (9 if depth % 23 == 11 else 0)
+        in_float = node in float_layers or operator in ("Softmax", "HardSwish")
+        precision: Literal["int8", "fp16"] = "fp16" if in_float else "int8"
+        if node in FALLEN and node not in float_layers:
+            sqnr -= 18
+        if depth == 0:
+            sqnr = math.inf
+        if depth == 20:
+            sqnr = -math.inf
+        if depth == 31:
+            sqnr = math.nan
+        rows.append(
+            LayerError(
+                node=node,
+                op_type=operator,
+                tensor=f"{node}_output_0",
+                depth=depth,
+                precision=precision,
+                sqnr_db=sqnr,
+            )
+        )
+    return rows
+
+
+def _accuracy(drop: float, half: float) -> CandidateAccuracy:
+    return CandidateAccuracy(
+        metric=METRIC,
+        higher_is_better=True,
+        value=REFERENCE - drop,
+        n=SAMPLES,
+        drop=drop,
+        ci_low=drop - half,
+        ci_high=drop + half,
+        confidence=0.95,
+        method="Newcombe's paired score interval",
+    )
+
+
+def _candidate(
+    name: str,
+    drop: float,
+    half: float,
+    quality: float,
+    latency: Latency | None,
+    build: BuildResult,
+    layers: int,
+    float_layers: list[str] | None = None,
+    integer: float | None = None,
+) -> Candidate:
+    float_layers = float_layers or []
+    strategy = name.partition("-")[0].partition("+")[0]
+    return Candidate(
+        name=name,
+        strategy=strategy,
+        plan=f"plans/{name}.json",
+        plan_hash=f"{sum(map(ord, name)) * 7919:012x}",
+        float_layers=float_layers,
+        selection_error=0.0004 * 2 ** (-quality / 3),
+        accuracy=_accuracy(drop, half),
+        integer_kernels=None
+        if integer is None
+        else IntegerKernels(
+            runtime="onnxruntime 1.27.0 CPU, AVX2 without VNNI",
+            accuracy=_accuracy(drop - integer, half),
+            difference=integer,
+        ),
+        latency=latency,
+        latency_reason=None if latency else "the TensorRT build failed, so there is no engine to time",
+        nodes=NodeCounts(int8=52 - len(float_layers), fp16=13 + len(float_layers), fp32=3),
+        size_bytes=10_861_224 + 4_000 * len(float_layers),
+        tensorrt_build=build,
+        layers=_layers(quality, float_layers, len(name), layers),
+    )
+
+
+def _latency(p50: float) -> Latency:
+    return Latency(
+        runtime="onnxruntime 1.27.0",
+        device="Intel(R) Xeon(R) Platinum 8488C (2 cores)",
+        batch_size=1,
+        runs=200,
+        p50_ms=p50,
+        p90_ms=p50 * 1.08,
+        p99_ms=p50 * 1.31,
+    )
+
+
+_BUILT = BuildResult(ok=True, backend="tensorrt_rtx", version="1.4.0.76", message="built for SM89", seconds=8.31)
+_REFUSED = BuildResult(
+    ok=False,
+    backend="tensorrt_rtx",
+    version="1.4.0.76",
+    message="[E] Error Code 4: DequantizeLinear 'x_dq': the zero point must be zero\n[E] no engine",
+    seconds=0.42,
+)
+_UNCHECKED = BuildResult(
+    ok=None, backend=None, version=None, message="no TensorRT is installed; pip install tensorrt-rtx"
+)
+
+
+@pytest.fixture
+def build_results() -> BuildResults:
+    """Return a builder of results: whatever fields of `Results` it is given take the place of its own."""
+
+    def build(layers: int = 68, **changes: object) -> Results:
+        results = Results(
+            created="2026-11-23T21:27:38Z",
+            command="python -m calibrate run examples/ppocr.yaml --set policy.max_drop=0.01",
+            model=ModelInfo(
+                path="models/ch_PP-OCRv4_rec_infer.onnx", sha256="9f2c" * 16, nodes=68, parameters=2_711_548
+            ),
+            task="text_recognition",
+            data={
+                "calibration": {"source": "lines.yaml, split train", "samples": 256, "digest": "a1" * 16},
+                "selection": {"source": "lines.yaml, split train", "samples": 64, "digest": "b2" * 16},
+                "validation": {"source": "lines.yaml, split test", "samples": 400, "digest": "c3" * 16},
+            },
+            reference=Reference(
+                accuracy=Accuracy(metric=METRIC, higher_is_better=True, value=REFERENCE, n=SAMPLES),
+                latency=_latency(14.82),
+            ),
+            candidates=[
+                _candidate("minmax", 0.0375, 0.021, -6, _latency(9.6), _UNCHECKED, layers, integer=-0.0125),
+                _candidate("percentile-99.99", 0.0125, 0.0118, 1, _latency(9.57), _BUILT, layers),
+                _candidate(PASSING, 0.0025, 0.0071, 4, _latency(9.91), _BUILT, layers, FALLEN, -0.0025),
+                _candidate("entropy", 0.02, 0.0139, 0, _latency(9.63), _BUILT, layers),
+                _candidate("mse", 0.0075, 0.01, 2, None, _REFUSED, layers),
+            ],
+            selected=PASSING,
+            verdict=Verdict(
+                decision=Decision.GO,
+                reasons=[
+                    "The drop of exact_match is at most 0.96 percentage points; the policy allows 1.00.",
+                    "TensorRT-RTX 1.4.0.76 builds the file for SM89.",
+                ],
+                rules=[
+                    Rule(name="max_drop", outcome="pass", message="upper bound 0.96 pp, allowed 1.00 pp"),
+                    Rule(name="min_samples", outcome="pass", message="400 samples, at least 200 asked for"),
+                    Rule(name="tensorrt_build", outcome="pass", message="tensorrt_rtx 1.4.0.76 builds it"),
+                    Rule(
+                        name="min_speedup",
+                        outcome="not_measured",
+                        message="no GPU here; latency on a CPU says nothing about a GPU",
+                    ),
+                ],
+            ),
+            environment={
+                "python": "3.11.9",
+                "onnxruntime": "1.27.0",
+                "onnx": "1.19.1",
+                "tensorrt_rtx": "1.4.0.76",
+                "cpu": "Intel(R) Xeon(R) Platinum 8488C",
+                "gpu": "none",
+                "os": "Linux 6.1.0 x86_64",
+            },
+            timings={
+                "prepare": 1.31,
+                "observe": 21.4,
+                "plans": 0.92,
+                "select": 40.2,
+                "fallback": 61.7,
+                "evaluate": 128.8,
+                "benchmark": 19.3,
+                "tensorrt": 33.1,
+            },
+            forward_passes=[
+                ForwardPasses(stage="observe", passes=1, samples=256),
+                ForwardPasses(stage="select", passes=5, samples=320),
+                ForwardPasses(stage="fallback", passes=21, samples=1344),
+                ForwardPasses(stage="evaluate", passes=6, samples=2400),
+            ],
+            warnings=[
+                "3 of 256 calibration samples are near-duplicates of validation samples and are left out.",
+                "This CPU has no VNNI: its integer kernels saturate, and a GPU does not.",
+            ],
+            config={
+                "model": "models/ch_PP-OCRv4_rec_infer.onnx",
+                "task": {"name": "text_recognition", "characters": "models/characters.txt"},
+                "data": {"calibration": {"samples": 256}, "validation": {"samples": 400}},
+                "strategies": ["minmax", {"percentile": {"p": 99.99}}, "entropy", "mse"],
+                "policy": {"max_drop": 0.01, "confidence": 0.95, "min_samples": 200},
+            },
+        )
+        return results.model_copy(update=changes)
+
+    return build
+
+
+@pytest.fixture
+def results(build_results: BuildResults) -> Results:
+    """Return a run that ended in GO."""
+    return build_results()

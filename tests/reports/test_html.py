@@ -1,0 +1,317 @@
+"""The HTML page: everything that a reader needs is in its text, and nothing in a name is obeyed."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go  # type: ignore[import-untyped,unused-ignore]
+import pytest
+
+from reports import html
+from validate.results import Candidate, Decision, Results
+
+HOSTILE = "</script><script>alert(1)</script>"
+LINK = '<a href="https://example.com/">free</a>'
+
+_CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+_FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run
+    --disable-background-networking --disable-component-update --disable-sync
+    --enable-logging=stderr --v=0 --window-size=1280,1000 --virtual-time-budget=5000
+    --allow-file-access-from-files --dump-dom"""
+
+_ASCII = str.maketrans({"\N{MINUS SIGN}": "-", "\N{MULTIPLICATION SIGN}": "x"})
+
+needs_chromium = pytest.mark.skipif(_CHROMIUM is None, reason="there is no chromium, chrome or chromium-browser")
+
+
+class Page(HTMLParser):
+    """What a browser makes of a page: its text as it is seen, its scripts, and every attribute."""
+
+    def __init__(self, source: str) -> None:
+        """Read the whole of `source`."""
+        super().__init__()
+        self.seen: list[str] = []
+        self.scripts: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self._raw: str | None = None
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note attributes and scripts; a cell or a paragraph is apart from what is before it."""
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self._raw = tag if tag in ("script", "style") else None
+        if tag in ("td", "th", "dd", "li", "p", "small"):
+            self.seen.append(" ")
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        """Be in visible text again."""
+        self._raw = None
+
+    def handle_data(self, data: str) -> None:
+        """Keep text by what it is in."""
+        if self._raw == "script":
+            self.scripts[-1] += data
+        elif self._raw is None:
+            self.seen.append(data)
+
+    @property
+    def text(self) -> str:
+        """All visible text, each run of white space as one space, mathematical signs in ASCII."""
+        return " ".join("".join(self.seen).split()).translate(_ASCII)
+
+
+def _renamed(candidate: Candidate, name: str) -> Candidate:
+    """Return the candidate with `name` as that of its worst layer and of what fallback put back."""
+    worst = html.worst_layers(candidate, 2)[1]
+    layers = [
+        layer.model_copy(update={"node": name, "op_type": name, "tensor": name}) if layer == worst else layer
+        for layer in candidate.layers
+    ]
+    return candidate.model_copy(update={"layers": layers, "float_layers": [name]})
+
+
+def _hostile(results: Results, name: str) -> Results:
+    """Return a run in which everything that somebody else may have written is `name`."""
+    candidates = [_renamed(candidate, name) for candidate in results.candidates]
+    candidates[0] = candidates[0].model_copy(
+        update={
+            "name": name,
+            "strategy": name,
+            "latency": None,
+            "latency_reason": name,
+            "tensorrt_build": candidates[0].tensorrt_build.model_copy(update={"message": f"{name}\n{name}"}),
+        }
+    )
+    return results.model_copy(
+        update={
+            "candidates": candidates,
+            "task": name,
+            "command": name,
+            "warnings": [name],
+            "environment": {name: name},
+            "data": {name: {name: [name]}},
+            "config": {name: name},
+            "model": results.model.model_copy(update={"path": name}),
+            "verdict": results.verdict.model_copy(update={"reasons": [name]}),
+        }
+    )
+
+
+def _chromium(page: Path, profile: Path) -> tuple[str, list[str]]:
+    """Return the document after its scripts ran, and what they wrote to the console."""
+    assert _CHROMIUM is not None
+    done = subprocess.run(
+        [_CHROMIUM, *_FLAGS.split(), f"--user-data-dir={profile}", page.as_uri()],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=True,
+    )
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def test_page_is_whole_in_itself_and_small(results: Results, tmp_path: Path) -> None:
+    html.write(results, tmp_path / "report.html")
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert len(source) < 8_000_000
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    page = Page(source)
+    loading = [value for _, name, value in page.attributes if name in ("src", "href", "srcset", "action")]
+    assert all(value.startswith(("#", "data:")) for value in loading)
+    assert "url(" not in source[: source.index("</style>")]
+
+
+def test_policy_permits_the_page_s_own_scripts_and_no_connection(results: Results) -> None:
+    page = Page(html.render(results))
+    policy = next(value for tag, name, value in page.attributes if tag == "meta" and "script-src" in value)
+    _, *scripts = page.scripts
+    assert len(scripts) == 2
+    for script in scripts:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    assert "unsafe-inline" not in re.search(r"script-src[^;]*", policy)[0]  # type: ignore[index]
+
+
+def test_same_results_give_the_same_page(results: Results) -> None:
+    assert html.render(results) == html.render(Results.model_validate_json(results.model_dump_json()))
+
+
+@pytest.mark.parametrize(
+    ("decision", "word"),
+    [(Decision.GO, "GO"), (Decision.NO_GO, "NO-GO"), (Decision.INCONCLUSIVE, "INCONCLUSIVE")],
+)
+def test_verdict_comes_first(results: Results, decision: Decision, word: str) -> None:
+    verdict = results.verdict.model_copy(update={"decision": decision})
+    source = html.render(results.model_copy(update={"verdict": verdict}))
+    assert f"<h1>{word}</h1>" in source
+    assert f"<title>{word}: ch_PP-OCRv4_rec_infer.onnx</title>" in source
+    text = Page(source).text
+    for reason in verdict.reasons:
+        assert text.index(reason) < text.index("Candidates")
+    for rule in verdict.rules:
+        assert f"{rule.outcome.replace('_', ' ')} {rule.name} {rule.message}" in text
+
+
+def test_text_has_every_part(results: Results) -> None:
+    text = Page(html.render(results)).text
+    assert results.command in text
+    assert all(warning in text for warning in results.warnings)
+    assert all(candidate.name in text for candidate in results.candidates)
+    assert all(f"{key} {value}" in text for key, value in results.environment.items())
+    assert "94.25% on 400 samples" in text
+    assert "94.00% +0.25 [-0.46, +0.96] 0.000159 50 15 3 10.9 MB 9.91 1.50 x float speed yes" in text
+    assert "tensorrt_rtx 1.4.0.76" in text
+    assert "min_samples: 200" in text  # config
+    assert "samples 400 digest c3c3" in text  # data
+    assert "fallback 21 1,344" in text  # forward passes
+    assert "evaluate 2 min 09 s" in text  # timings
+    assert "89.25% -1.25 +5.00 [+2.90, +7.10]" in text  # integer kernels
+
+
+def test_latency_that_was_not_measured_says_why(results: Results) -> None:
+    text = Page(html.render(results)).text
+    assert "Latency not measured for mse: the TensorRT build failed, so there is no engine to time" in text
+    assert "CPU latency says nothing about the GPU" in text
+
+
+def test_fallback_shows_what_its_layers_were_like_in_int8(results: Results) -> None:
+    assert results.selected is not None
+    first, second = html.float_layers(results, results.candidate(results.selected))
+    assert [first.node, second.node] == results.candidate(results.selected).float_layers
+    for layer in (first, second):
+        assert layer.precision == "fp16"
+        assert layer.int8_candidate == "percentile-99.99"  # of the same strategy, though minmax comes first
+        assert layer.sqnr_db is not None
+        assert layer.int8_sqnr_db is not None
+        assert layer.sqnr_db > layer.int8_sqnr_db
+
+
+def test_what_was_never_quantized_is_told_from_fallback(results: Results) -> None:
+    assert results.selected is not None
+    candidate = results.candidate(results.selected)
+    rest = html.unquantized(candidate)
+    assert {operator for _, operator, _ in rest} == {"HardSwish", "Softmax"}
+    in_float = sum(layer.precision != "int8" for layer in candidate.layers)
+    assert sum(number for _, _, number in rest) + len(candidate.float_layers) == in_float
+
+
+def test_worst_layers_are_the_lowest_and_leave_out_what_has_no_number(results: Results) -> None:
+    worst = html.worst_layers(results.candidates[0], limit=5)
+    levels = [layer.sqnr_db for layer in worst]
+    assert levels == sorted(levels)
+    assert levels[0] == -math.inf
+    assert len(html.worst_layers(results.candidates[0], limit=1000)) == len(results.candidates[0].layers) - 2
+
+
+def test_figures_are_what_plotly_takes(results: Results) -> None:
+    for figure in (html.drop_figure(results), html.sqnr_figure(results)):
+        go.Figure(figure)  # refuses what plotly does not know
+        json.dumps(figure, allow_nan=False)
+
+
+def test_layers_without_a_finite_sqnr_are_gaps(results: Results) -> None:
+    for trace, candidate in zip(html.sqnr_figure(results)["data"], results.candidates, strict=True):
+        gaps = {depth for depth, level in zip(trace["x"], trace["y"], strict=True) if level is None}
+        assert gaps == {layer.depth for layer in candidate.layers if not math.isfinite(layer.sqnr_db)} == {0, 20, 31}
+        assert trace["connectgaps"] is False
+        assert trace["visible"] == (True if candidate.name == results.selected else "legendonly")
+
+
+def test_drop_figure_has_its_zero_and_every_interval(results: Results) -> None:
+    figure = html.drop_figure(results)
+    axis = figure["layout"]["xaxis"]
+    assert axis["zeroline"]
+    assert axis["range"][0] < 0 < axis["range"][1]
+    selected, others, integer = figure["data"]
+    assert len(selected["x"]) == 1
+    assert len(others["x"]) == len(results.candidates) - 1
+    assert len(integer["x"]) == 2
+    assert selected["x"][0] == pytest.approx(0.25)  # percentage points
+    assert selected["error_x"]["array"][0] == pytest.approx(0.71)
+
+
+@pytest.mark.parametrize("bound", [math.nan, math.inf])
+def test_an_interval_without_end_is_no_error(results: Results, bound: float) -> None:
+    accuracy = results.candidates[0].accuracy.model_copy(update={"ci_low": -bound, "ci_high": bound})
+    candidate = results.candidates[0].model_copy(update={"accuracy": accuracy})
+    changed = results.model_copy(update={"candidates": [candidate], "selected": candidate.name})
+    go.Figure(html.drop_figure(changed))
+    assert "+3.75" in Page(html.render(changed)).text
+
+
+@pytest.mark.parametrize("name", [HOSTILE, LINK, "a & b", "{{ 7 * 7 }}", "%{x}", "'\"", "line\u2028feed", "<!--"])
+def test_hostile_names_are_text(results: Results, name: str) -> None:
+    source = html.render(_hostile(results, name))
+    page = Page(source)
+    shown = name.replace("\u2028", "\\u2028")
+    for part in ("may be released.", "Candidates", "Worst layers", "Layers not in INT8", "Environment"):
+        assert shown in page.text[page.text.index(part) :]
+    assert len(page.scripts) == 3
+    assert not any("alert(1)" in script for script in page.scripts[1:])
+    assert json.loads(page.scripts[0])
+    assert not any("example.com" in value for _, name, value in page.attributes if name == "href")
+
+
+def test_figures_draw_names_as_text_too(results: Results) -> None:
+    # plotly obeys <b>, <a href> and more in all that it draws.
+    figures = html.drop_figure(_hostile(results, LINK)), html.sqnr_figure(_hostile(results, LINK))
+    assert "<a" not in json.dumps(figures)
+    assert "&lt;a href" in json.dumps(figures)
+
+
+def test_control_characters_are_shown_as_escapes(results: Results) -> None:
+    text = Page(html.render(_hostile(results, "a\x00b\x1b[2J\u202e"))).text
+    assert r"a\x00b\x1b[2J\u202e" in text
+
+
+def test_no_candidates(results: Results) -> None:
+    changed = results.model_copy(update={"candidates": [], "selected": None, "warnings": []})
+    assert "There are no candidates." in Page(html.render(changed)).text
+
+
+def test_large_model_stays_below_the_limit(build_results: Any) -> None:
+    assert len(html.render(build_results(layers=2000))) < 8_000_000
+
+
+@needs_chromium
+@pytest.mark.parametrize("name", [None, HOSTILE])
+def test_browser_draws_the_page_without_a_complaint(results: Results, name: str | None, tmp_path: Path) -> None:
+    html.write(results if name is None else _hostile(results, name), tmp_path / "report.html")
+    document, console = _chromium(tmp_path / "report.html", tmp_path / "profile")
+    assert console == []
+    assert len(re.findall(r'<path class="point[ "]', document)) > 50
+    assert "alert(1)" not in "".join(Page(document).scripts[1:])
+    if name is not None:
+        assert name in Page(document).text
+
+
+@needs_chromium
+def test_a_check_box_shows_the_layers_of_another_candidate(results: Results, tmp_path: Path) -> None:
+    html.write(results, tmp_path / "report.html")
+    (tmp_path / "click.html").write_text(
+        """<iframe src="report.html" width="1200" height="900"></iframe><script>
+        document.querySelector("iframe").addEventListener("load", async (event) => {
+          const page = event.target.contentDocument;
+          const drawn = () => page.querySelectorAll("#plot-sqnr .scatterlayer .trace").length;
+          const before = drawn();
+          page.querySelector("#traces input:not(:checked)").click();
+          await new Promise((resolve) => setTimeout(resolve, 500));
+          document.title = before + " then " + drawn();
+        });</script>""",
+        encoding="utf-8",
+    )
+    document, _ = _chromium(tmp_path / "click.html", tmp_path / "profile")
+    assert "<title>1 then 2</title>" in document

@@ -1,0 +1,1 @@
+"""What runs or builds a model: one module per runtime, behind the protocol in `base`."""

@@ -1,0 +1,111 @@
+"""ONNX Runtime on the CPU, in one of two arithmetics.
+
+``float`` simulates Q/DQ in float32 and is what accuracy is judged by: integer kernels on a CPU without VNNI
+saturate (DESIGN.md), which says nothing about a GPU. ``integer`` is the default session, with whatever
+integer kernels this CPU has.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from validate.exceptions import JobError
+
+__all__ = ["Arithmetic", "OnnxRuntimeModel", "cpu_name"]
+
+Arithmetic = Literal["float", "integer"]
+
+_NUMPY_TYPES = {
+    "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
+    "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8, "tensor(bool)": np.bool_,
+}  # fmt: skip
+_ERROR_ONLY = 3  # ONNX Runtime's severity levels: 0 verbose .. 4 fatal
+
+log = logging.getLogger(__name__)
+
+
+class OnnxRuntimeModel:
+    """An ONNX file or serialized model in a session; see `Runnable`.
+
+    Args:
+        model: a path (needed for models with external data) or the bytes of an ONNX file.
+        arithmetic: how Q/DQ is computed; without Q/DQ there is no difference.
+        outputs: which outputs to compute; all of the graph's by default.
+        threads: intra-op threads; 0 lets ONNX Runtime choose.
+
+    Raises:
+        JobError: the file cannot be loaded, or an output is not there.
+    """
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        arithmetic: Arithmetic = "float",
+        outputs: Sequence[str] | None = None,
+        threads: int = 0,
+    ) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _ERROR_ONLY
+        options.intra_op_num_threads = threads
+        if arithmetic == "float":
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's classes share no base but Exception
+            name = "the model" if isinstance(model, bytes) else str(model)
+            raise JobError(f"ONNX Runtime cannot load {name}: {_one_line(error)}") from error
+        self._inputs = {i.name: i for i in self._session.get_inputs()}
+        self.input_names = tuple(self._inputs)
+        available = tuple(o.name for o in self._session.get_outputs())
+        self.output_names = available if outputs is None else tuple(outputs)
+        if unknown := set(self.output_names) - set(available):
+            raise JobError(f"the model has no output called {', '.join(sorted(unknown))}")
+        kind = "float simulation" if arithmetic == "float" else "integer kernels"
+        self.runtime = f"onnxruntime {onnxruntime.__version__} ({kind})"
+        self.device = cpu_name()
+        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+
+    def input_shape(self, name: str) -> list[int | str | None]:
+        """Return the declared shape of input `name`; a dynamic dimension is a name or None."""
+        return list(self._inputs[name].shape)
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run one batch; float and integer widths are converted to the model's. See `Runnable`."""
+        feeds = {name: self._convert(name, inputs[name]) for name in self.input_names}
+        try:
+            values = self._session.run(list(self.output_names), feeds)
+        except Exception as error:  # onnxruntime's classes share no base but Exception
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
+            raise JobError(f"ONNX Runtime cannot run the model on {shapes}: {_one_line(error)}") from error
+        return dict(zip(self.output_names, values, strict=True))
+
+    def _convert(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        wanted = np.dtype(_NUMPY_TYPES.get(self._inputs[name].type, array.dtype))
+        if array.dtype != wanted and array.dtype.kind != wanted.kind and {array.dtype.kind, wanted.kind} != {"i", "u"}:
+            raise JobError(f"model input {name} is {wanted}, but the preprocessing gives {array.dtype}")
+        return np.ascontiguousarray(array, wanted)
+
+
+def cpu_name() -> str:
+    """Return the CPU's name and whether it has VNNI, which decides if its integer kernels saturate."""
+    try:
+        info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    name = next((line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")), "CPU")
+    return f"{name} ({'with' if 'vnni' in info else 'without'} VNNI)"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,269 @@
+"""From a data set that a config names to batches of model inputs: streamed, decoded in worker threads.
+
+Rows come from Hugging Face `datasets` or from a Python callable; a preprocessing turns each row into named
+input arrays; batches are stacked from them. At no time are more than a few batches in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import io
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from validate.exceptions import JobError
+from validate.imports import load_object, resolve_path
+
+__all__ = ["Batch", "DataSource", "ImagePreprocessing", "Preprocess", "Sample", "SampleStream"]
+
+Array = NDArray[Any]
+Row = Mapping[str, Any]
+Preprocess = Callable[[Row], Array | Mapping[str, Array]]
+
+
+def _base(info: ValidationInfo) -> Path:
+    return Path((info.context or {}).get("base", "."))
+
+
+class DataSource(BaseModel):
+    """Where the samples of one split come from: exactly one of the first four keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    parquet: str | None = Field(default=None, description="a parquet file, or a folder of them")
+    imagefolder: str | None = Field(default=None, description="a folder with one subfolder of images per class")
+    hub: str | None = Field(default=None, description="a data set on the Hugging Face hub, owner/name")
+    callable: str | None = Field(
+        default=None, description="module:name or file.py:name; called with `arguments`, returns rows (mappings)"
+    )
+    subset: str | None = Field(default=None, description="configuration of a hub data set")
+    split: str = Field(default="train", description="split of a hub data set or an image folder")
+    revision: str | None = Field(default=None, description="commit or tag of a hub data set; pin it")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of `callable`")
+    limit: int | None = Field(default=None, ge=1, description="take the first so many rows only")
+
+    @field_validator("parquet", "imagefolder")
+    @classmethod
+    def _exists(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return None if value is None else str(resolve_path(value, _base(info)))
+
+    @field_validator("callable")
+    @classmethod
+    def _absolute(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
+        if not callable(load_object(value, _base(info))):
+            raise ValueError(f"'{value}' is not callable")
+        location, _, name = value.rpartition(":")
+        return f"{(_base(info) / location).resolve()}:{name}" if location.endswith(".py") else value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSource:
+        given = [key for key in ("parquet", "imagefolder", "hub", "callable") if getattr(self, key)]
+        if len(given) != 1:
+            found = " and ".join(given) if given else "none"
+            raise ValueError(f"give exactly one of parquet, imagefolder, hub and callable (found {found})")
+        if self.callable:
+            try:
+                inspect.signature(load_object(self.callable, Path())).bind(**self.arguments)
+            except TypeError as error:
+                raise ValueError(f"{self.callable} cannot be called with these arguments: {error}") from None
+        return self
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows in their order. Images stay undecoded: ``{"bytes": ..., "path": ...}``."""
+        return islice(self._all_rows(), self.limit)
+
+    def _all_rows(self) -> Iterator[Row]:
+        if self.callable:
+            return iter(load_object(self.callable, Path())(**self.arguments))
+        import datasets
+
+        options: dict[str, Any] = {"split": self.split, "streaming": True}
+        if self.parquet:
+            path = Path(self.parquet)
+            files = sorted(map(str, path.glob("**/*.parquet"))) if path.is_dir() else [str(path)]
+            loaded = datasets.load_dataset("parquet", data_files={self.split: files}, **options)
+        elif self.imagefolder:
+            loaded = datasets.load_dataset("imagefolder", data_dir=self.imagefolder, **options)
+        else:
+            loaded = datasets.load_dataset(str(self.hub), self.subset, revision=self.revision, **options)
+        return iter(loaded.decode(False))
+
+
+class ImagePreprocessing(BaseModel):
+    """An image column to one NCHW float32 input: resize, centre crop, rescale, normalise.
+
+    ``value = (pixel * rescale - mean) / std`` with pixel in 0..255, per channel.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    column: str = "image"
+    resize: int | None = Field(default=None, ge=1, description="shorter side, in pixels, before the crop")
+    crop: int | None = Field(default=None, ge=1, description="side of the square centre crop, in pixels")
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    channels: Literal["RGB", "BGR"] = "RGB"
+    rescale: float = Field(default=1 / 255, gt=0)
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __call__(self, row: Row) -> Array:
+        """Return the image of `row` as float32 of shape (3, height, width)."""
+        from PIL import Image
+
+        image = _as_image(row[self.column]).convert("RGB")
+        if self.resize:
+            factor = self.resize / min(image.size)
+            size = (round(image.width * factor), round(image.height * factor))
+            image = image.resize(size, Image.Resampling[self.interpolation.upper()])
+        if self.crop:
+            left, top = round((image.width - self.crop) / 2), round((image.height - self.crop) / 2)
+            image = image.crop((left, top, left + self.crop, top + self.crop))
+        pixels = np.asarray(image, np.float32)
+        if self.channels == "BGR":
+            pixels = pixels[..., ::-1]
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        return np.ascontiguousarray(((pixels * np.float32(self.rescale) - mean) / std).transpose(2, 0, 1))
+
+
+def _as_image(value: Any) -> Any:
+    """Return a PIL image from what a row holds: a PIL image, an array, or undecoded bytes or a path."""
+    from PIL import Image
+
+    if isinstance(value, Image.Image):
+        return value
+    if isinstance(value, Mapping):
+        return Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"])
+    return Image.fromarray(np.asarray(value))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One preprocessed row: input arrays without the batch axis, its label, and the hash of its inputs."""
+
+    inputs: dict[str, Array]
+    label: Any
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Stacked samples: every input has the batch as axis 0. `first` is the index of the first sample."""
+
+    inputs: dict[str, Array]
+    labels: list[Any]
+    contents: list[bytes]
+    first: int
+
+    def __len__(self) -> int:
+        return len(self.contents)
+
+
+@dataclass(frozen=True)
+class SampleStream:
+    """A split, ready to be streamed any number of times.
+
+    `preprocess` maps a row to one array (a model with one input) or to a mapping from input name to array;
+    without it, the columns that are called like the inputs are taken as they are.
+    """
+
+    name: str
+    source: DataSource
+    preprocess: Preprocess | None
+    label: str | None
+    input_names: tuple[str, ...]
+    batch_size: int
+
+    def limited(self, samples: int) -> SampleStream:
+        """Return the same stream, cut after `samples` samples."""
+        limit = samples if self.source.limit is None else min(samples, self.source.limit)
+        return SampleStream(
+            self.name, self.source.model_copy(update={"limit": limit}), self.preprocess, self.label,
+            self.input_names, self.batch_size,
+        )  # fmt: skip
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield batches in order; the last one may be smaller. Raises JobError where a row is unusable."""
+        first = 0
+        samples = self._samples()
+        while group := list(islice(samples, self.batch_size)):
+            yield _stack(group, first, self.name)
+            first += len(group)
+        if first == 0:
+            raise JobError(f"the {self.name} set has no samples; check its source in the config")
+
+    def _samples(self) -> Iterator[Sample]:
+        """Preprocess rows in worker threads, in order, with a bounded number in flight."""
+        workers = min(4, os.cpu_count() or 1)
+        in_flight: deque[Future[Sample]] = deque()
+        with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+            try:
+                for index, row in enumerate(self._rows()):
+                    in_flight.append(pool.submit(self._sample, row, index))
+                    if len(in_flight) > 2 * max(workers, self.batch_size):
+                        yield in_flight.popleft().result()
+                while in_flight:
+                    yield in_flight.popleft().result()
+            finally:
+                for future in in_flight:
+                    future.cancel()
+
+    def _rows(self) -> Iterator[Row]:
+        try:
+            yield from self.source.rows()
+        except (OSError, ValueError) as error:  # what `datasets` raises on files and hubs that it cannot read
+            raise JobError(f"the {self.name} set cannot be read: {' '.join(str(error).split())}") from error
+
+    def _sample(self, row: Row, index: int) -> Sample:
+        try:
+            prepared = self.preprocess(row) if self.preprocess else {k: row[k] for k in self.input_names}
+            label = row[self.label] if self.label is not None else None
+        except KeyError as error:
+            columns = ", ".join(sorted(map(str, row)))
+            raise JobError(
+                f"sample {index} of the {self.name} set has no column {error}; its columns are {columns}"
+            ) from error
+        except (OSError, ValueError, TypeError) as error:
+            raise JobError(f"sample {index} of the {self.name} set cannot be preprocessed: {error}") from error
+        if not isinstance(prepared, Mapping):
+            if len(self.input_names) != 1:
+                raise JobError(
+                    f"the preprocessing returns one array but the model has inputs {', '.join(self.input_names)}; "
+                    "return a mapping from input name to array"
+                )
+            prepared = {self.input_names[0]: prepared}
+        if missing := set(self.input_names) - set(prepared):
+            raise JobError(f"the preprocessing gives no array for model input {', '.join(sorted(missing))}")
+        inputs = {key: np.asarray(prepared[key]) for key in self.input_names}
+        return Sample(inputs, label, _content_hash(inputs))
+
+
+def _stack(group: list[Sample], first: int, name: str) -> Batch:
+    try:
+        inputs = {key: np.stack([sample.inputs[key] for sample in group]) for key in group[0].inputs}
+    except ValueError as error:
+        raise JobError(
+            f"samples {first} to {first + len(group) - 1} of the {name} set differ in shape and cannot be "
+            "batched; make the preprocessing give one shape, or set data.batch_size to 1"
+        ) from error
+    return Batch(inputs, [sample.label for sample in group], [sample.content for sample in group], first)
+
+
+def _content_hash(inputs: Mapping[str, Array]) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for key, array in inputs.items():
+        digest.update(f"{key}{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.digest()

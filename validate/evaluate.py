@@ -1,0 +1,96 @@
+"""Runs a model over a split and scores every sample."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from validate.backends.base import Runnable
+from validate.data import Batch
+from validate.exceptions import JobError
+from validate.results import Accuracy, CandidateAccuracy
+from validate.significance import paired_interval
+from validate.tasks.base import Metric, Outputs, Task
+
+__all__ = ["OutputStore", "accuracy", "candidate_accuracy", "evaluate", "reference_errors"]
+
+OnBatch = Callable[[int], None]
+"""Called with the number of samples just done; drives progress bars."""
+
+
+class OutputStore:
+    """The reference's outputs on the selection samples, kept on disk, so that it runs over them only once."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="calibrate-")
+        self._files: list[Path] = []
+        self._names: list[str] = []
+
+    def append(self, outputs: Outputs) -> None:
+        """Add one batch of outputs."""
+        path = Path(self._folder.name) / f"{len(self._files)}.npz"
+        np.savez(path, *outputs.values())
+        self._names = list(outputs)
+        self._files.append(path)
+
+    def __iter__(self) -> Iterator[Outputs]:
+        for path in self._files:
+            with np.load(path, allow_pickle=False) as arrays:
+                yield dict(zip(self._names, arrays.values(), strict=True))
+
+
+def evaluate(model: Runnable, task: Task, batches: Iterable[Batch], on_batch: OnBatch) -> NDArray[np.float64]:
+    """Return the task's score of every sample, shape (n,). Raises JobError where a label cannot be used."""
+    scores: list[NDArray[np.float64]] = []
+    for batch in batches:
+        try:
+            scores.append(task.scores(model.run(batch.inputs), batch.labels))
+        except ValueError as error:
+            raise JobError(f"task {task.name} cannot score sample {batch.first} and following: {error}") from error
+        on_batch(len(batch))
+    return np.concatenate(scores)
+
+
+def reference_errors(
+    model: Runnable, task: Task, batches: Iterable[Batch], reference: Iterable[Outputs], on_batch: OnBatch
+) -> NDArray[np.float64]:
+    """Return the task's error against the stored reference outputs of every sample, shape (n,).
+
+    A sample whose outputs are not finite has an infinite error, so that it can never look good.
+    `reference` may hold more batches than are asked for, never fewer.
+    """
+    errors: list[NDArray[np.float64]] = []
+    stored = iter(reference)
+    for batch in batches:
+        expected = {name: array[: len(batch)] for name, array in next(stored).items()}
+        errors.append(task.errors(model.run(batch.inputs), expected))
+        on_batch(len(batch))
+    values = np.concatenate(errors)
+    return np.where(np.isnan(values), np.inf, values)
+
+
+def accuracy(metric: Metric, scores: NDArray[np.float64]) -> Accuracy:
+    """Return the metric over all scores."""
+    return Accuracy(
+        metric=metric.name, higher_is_better=metric.higher_is_better, value=float(scores.mean()), n=scores.size
+    )
+
+
+def candidate_accuracy(
+    metric: Metric, reference: NDArray[np.float64], scores: NDArray[np.float64], confidence: float
+) -> CandidateAccuracy:
+    """Return the metric of a candidate with its drop against the reference, paired sample by sample."""
+    if reference.shape != scores.shape:
+        raise JobError(f"{reference.size} samples of the reference cannot be paired with {scores.size}")
+    worse = metric.worsening(reference, scores)
+    interval = paired_interval(worse, confidence)
+    summary: dict[str, Any] = accuracy(metric, scores).model_dump()
+    return CandidateAccuracy(
+        **summary, drop=float(worse.mean()), ci_low=interval.low, ci_high=interval.high,
+        confidence=confidence, method=interval.method,
+    )  # fmt: skip

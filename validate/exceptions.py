@@ -1,0 +1,13 @@
+"""The errors that a user can cause. Each message is one sentence: what is wrong, where, what to do."""
+
+from __future__ import annotations
+
+__all__ = ["JobError", "UsageError"]
+
+
+class UsageError(Exception):
+    """The command line or the config is wrong; nothing was run and nothing was written (exit code 2)."""
+
+
+class JobError(Exception):
+    """The job could not be finished: the model, the data or a library failed (exit code 4)."""

@@ -1,0 +1,61 @@
+"""Python objects and files that a config names."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+__all__ = ["load_object", "resolve_path"]
+
+_PACKAGE = "package:"
+
+
+def load_object(reference: str, base: Path) -> Any:
+    """Return what ``module:name`` or ``path/to/file.py:name`` refers to.
+
+    A relative path starts at `base`. Raises ValueError with a sentence where there is no such thing.
+    """
+    location, separator, name = reference.rpartition(":")
+    if not separator or not name:
+        raise ValueError(f"'{reference}' should be written module:name or path/to/file.py:name")
+    if location.endswith(".py"):
+        path = (base / location).resolve()
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}")
+        module_name = "_config_" + path.stem
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None and spec.loader is not None  # a .py file always has a loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module  # dataclasses and pickling look the module up by its name
+        spec.loader.exec_module(module)
+    else:
+        try:
+            module = importlib.import_module(location)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"module '{error.name}' cannot be imported; is its package installed?") from error
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        raise ValueError(f"'{location}' has nothing called '{name}'") from None
+
+
+def resolve_path(reference: str, base: Path) -> Path:
+    """Return the existing path that `reference` names.
+
+    ``package:NAME/inside/file`` is a file inside an installed Python package, found without importing it;
+    anything else is a path, relative to `base`. Raises ValueError with a sentence where it does not exist.
+    """
+    if reference.startswith(_PACKAGE):
+        package, _, inside = reference.removeprefix(_PACKAGE).partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise ValueError(f"package '{package}' is not installed (pip install {package.replace('_', '-')})")
+        path = Path(spec.submodule_search_locations[0]) / inside
+    else:
+        path = base / Path(reference).expanduser()
+    if not path.exists():
+        raise ValueError(f"{path.resolve()} does not exist")
+    return path.resolve()

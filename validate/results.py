@@ -1,0 +1,223 @@
+"""What a run found, as data. Everything downstream (gate, report, tracking) reads only these types.
+
+``results.json`` is `Results` written by pydantic; its JSON Schema is ``validate/results.schema.json``.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Accuracy",
+    "BuildResult",
+    "Candidate",
+    "CandidateAccuracy",
+    "Decision",
+    "ForwardPasses",
+    "IntegerKernels",
+    "Latency",
+    "LayerError",
+    "ModelInfo",
+    "NodeCounts",
+    "Reference",
+    "Results",
+    "Rule",
+    "Verdict",
+]
+
+SCHEMA_VERSION = 1
+
+
+class Record(BaseModel):
+    """Base of every result: immutable, and strict about unknown keys so that a typo cannot hide.
+
+    NaN and infinities are written as JSON strings, since JSON has no number for them and ``null`` would
+    read as "not measured".
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", protected_namespaces=())
+
+
+class Decision(StrEnum):
+    """The three ways in which a run that measured something can end."""
+
+    GO = "GO"
+    NO_GO = "NO_GO"
+    INCONCLUSIVE = "INCONCLUSIVE"
+
+
+class ModelInfo(Record):
+    """The float model as the user gave it (a PyTorch model: as it was exported)."""
+
+    path: str
+    sha256: str = Field(description="SHA-256 of the ONNX file and of its external data, in that order")
+    nodes: int = Field(ge=0, description="nodes of the prepared graph, subgraphs not counted")
+    parameters: int = Field(ge=0, description="elements of all float initializers")
+
+
+class Latency(Record):
+    """Wall time of one inference call of `batch_size` samples, in milliseconds."""
+
+    runtime: str = Field(description="library and version that ran it")
+    device: str = Field(description="hardware that it ran on; says nothing about any other hardware")
+    batch_size: int = Field(ge=1)
+    runs: int = Field(ge=1, description="timed calls, warm-up excluded")
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+
+
+class Accuracy(Record):
+    """The task's metric over the validation set; a mean of per-sample scores."""
+
+    metric: str
+    higher_is_better: bool
+    value: float
+    n: int = Field(ge=0, description="samples scored")
+
+
+class CandidateAccuracy(Accuracy):
+    """Accuracy of a candidate, paired sample by sample with the float reference."""
+
+    drop: float = Field(description="how much worse than the reference; positive is worse, whatever the metric")
+    ci_low: float = Field(description="lower confidence bound of `drop`")
+    ci_high: float = Field(description="upper confidence bound of `drop`")
+    confidence: float = Field(gt=0, lt=1, description="two-sided confidence of the interval")
+    method: str = Field(description="how the interval was computed")
+
+
+class IntegerKernels(Record):
+    """The same Q/DQ file with this CPU's integer kernels in place of float simulation."""
+
+    runtime: str
+    accuracy: CandidateAccuracy
+    difference: float = Field(
+        description="metric with integer kernels minus metric in float simulation; a property of this CPU"
+    )
+
+
+class NodeCounts(Record):
+    """How many nodes of the prepared graph are computed in which precision."""
+
+    int8: int = Field(ge=0)
+    fp16: int = Field(ge=0)
+    fp32: int = Field(ge=0)
+
+
+class BuildResult(Record):
+    """What a real TensorRT builder said to the candidate's file."""
+
+    ok: bool | None = Field(description="null where the check was not made; `message` says why")
+    backend: str | None
+    version: str | None
+    message: str
+    seconds: float | None = None
+
+
+class LayerError(Record):
+    """How far one layer's output is from the float reference when both models run whole."""
+
+    node: str
+    op_type: str
+    tensor: str
+    depth: int = Field(ge=0, description="position in topological order")
+    precision: Literal["int8", "fp16", "fp32"]
+    sqnr_db: float = Field(
+        description="10 log10(sum ref^2 / sum (ref - x)^2); inf where equal, -inf where only the reference is zero"
+    )
+
+
+class Candidate(Record):
+    """One plan and all that was measured of it."""
+
+    name: str
+    strategy: str
+    plan: str = Field(description="path of the plan, relative to results.json")
+    plan_hash: str
+    float_layers: list[str] = Field(description="layers that fallback put back to float, worst first")
+    selection_error: float = Field(
+        description="mean task error against the float outputs on the selection samples; picks the candidate"
+    )
+    accuracy: CandidateAccuracy
+    integer_kernels: IntegerKernels | None = None
+    latency: Latency | None
+    latency_reason: str | None = Field(default=None, description="why `latency` is null")
+    nodes: NodeCounts
+    size_bytes: int = Field(ge=0)
+    tensorrt_build: BuildResult
+    layers: list[LayerError]
+
+
+class Reference(Record):
+    """The float model, as given."""
+
+    accuracy: Accuracy
+    latency: Latency | None
+    latency_reason: str | None = None
+
+
+class Rule(Record):
+    """One rule of the policy, applied."""
+
+    name: str
+    outcome: Literal["pass", "fail", "undecided", "not_measured"]
+    message: str
+
+
+class Verdict(Record):
+    """The decision, with the reasons that a release engineer reads."""
+
+    decision: Decision
+    reasons: list[str]
+    rules: list[Rule]
+
+
+class ForwardPasses(Record):
+    """How often a stage ran models over samples; every run of any model counts."""
+
+    stage: str
+    passes: int = Field(ge=0)
+    samples: int = Field(ge=0, description="samples over all passes together")
+
+
+class Results(Record):
+    """A whole run."""
+
+    schema_version: int = SCHEMA_VERSION
+    created: str = Field(description="ISO 8601, UTC")
+    command: str = Field(description="the command that made this")
+    model: ModelInfo
+    task: str
+    data: dict[str, Any] = Field(description="per split: source, samples, digest of the contents")
+    reference: Reference
+    candidates: list[Candidate]
+    selected: str | None = Field(description="name of the candidate that the verdict is about")
+    verdict: Verdict
+    environment: dict[str, str]
+    timings: dict[str, float] = Field(description="seconds per stage")
+    forward_passes: list[ForwardPasses]
+    warnings: list[str] = Field(description="what the run noticed and the user should know")
+    config: dict[str, Any] = Field(description="the config as it was used, overrides applied")
+
+    def candidate(self, name: str) -> Candidate:
+        """Return the candidate called `name`; `KeyError` where there is none."""
+        for candidate in self.candidates:
+            if candidate.name == name:
+                return candidate
+        raise KeyError(name)
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, whole or not at all: a reader never sees half a file."""
+        partial = path.with_suffix(".partial")
+        partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        """Read what `write` wrote; raises pydantic's ValidationError where it is something else."""
+        return cls.model_validate_json(path.read_text(encoding="utf-8"))

@@ -1,0 +1,52 @@
+"""One label out of many per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+
+from validate.tasks.base import Metric, Outputs, log_probability_error
+
+__all__ = ["Classification"]
+
+
+class Classification:
+    """Top-k accuracy of the first output, logits or probabilities of shape (batch, classes).
+
+    A label is the index of its class.
+    """
+
+    def __init__(self, top_k: int = 1) -> None:
+        self.name = "classification"
+        self.top_k = top_k
+        self.metric = Metric(f"top{top_k}", higher_is_better=True)
+
+    def scores(self, outputs: Outputs, labels: Sequence[Any]) -> NDArray[np.float64]:
+        """Return 1.0 where the label is among the k highest, else 0.0; 0.0 where any logit is NaN."""
+        logits = _first(outputs)
+        wanted = np.asarray(labels)
+        if wanted.ndim != 1 or not np.issubdtype(wanted.dtype, np.integer):
+            raise ValueError(f"labels must be class indices, but the first is {labels[0]!r}")
+        if wanted.min() < 0 or wanted.max() >= logits.shape[1]:
+            raise ValueError(
+                f"label {int(wanted.max() if wanted.min() >= 0 else wanted.min())} is outside the model's "
+                f"{logits.shape[1]} classes"
+            )
+        best = np.argsort(-logits, axis=1, kind="stable")[:, : self.top_k]
+        hit: NDArray[np.bool_] = (best == wanted[:, None]).any(axis=1) & ~np.isnan(logits).any(axis=1)
+        return hit.astype(np.float64)
+
+    def errors(self, outputs: Outputs, reference: Outputs) -> NDArray[np.float64]:
+        """Return the mean squared error of the log-probabilities per sample."""
+        return log_probability_error(log_softmax(_first(outputs), axis=1), log_softmax(_first(reference), axis=1))
+
+
+def _first(outputs: Outputs) -> NDArray[np.float64]:
+    logits = np.asarray(next(iter(outputs.values())), np.float64)
+    if logits.ndim != 2:
+        raise ValueError(f"classification needs an output of shape (batch, classes), but it is {logits.shape}")
+    return logits
