@@ -76,7 +76,12 @@ def run(
         errors.print(f"[red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
         code = ExitCode.FAILED
     except KeyboardInterrupt:
-        errors.print("[red]interrupted[/]: nothing was decided and no results were written")
+        decided = folder is not None and (folder / "results.json").exists()
+        what = f"the results are in {folder}, but MLflow may lack some" if decided else "nothing was decided"
+        errors.print(f"[red]interrupted[/]: {what}", highlight=False, soft_wrap=True)
+        code = ExitCode.FAILED
+    except SystemExit as error:  # from the user's own callables; its status must not pass for a verdict
+        errors.print(f"[red]error:[/] code that the config names called sys.exit({error.code!r})", highlight=False)
         code = ExitCode.FAILED
     except Exception as error:  # a bug of ours, or of the user's own callables: the traceback goes to the log
         logging.getLogger(__name__).critical("unexpected error", exc_info=True)

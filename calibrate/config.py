@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from calibrate.plan import FloatPrecision
 from validate.data import DataSource, ImagePreprocessing
@@ -99,7 +110,14 @@ class PercentileStrategy(_Section):
     percentile: float = Field(gt=0, le=100)
 
 
-Strategy = Literal["minmax", "entropy", "mse"] | PercentileStrategy
+def _kind_of_strategy(value: Any) -> str:
+    return "percentile" if isinstance(value, dict | PercentileStrategy) else "name"
+
+
+Strategy = Annotated[
+    Annotated[Literal["minmax", "entropy", "mse"], Tag("name")] | Annotated[PercentileStrategy, Tag("percentile")],
+    Discriminator(_kind_of_strategy),  # one sentence for one mistake, not one for every branch of the union
+]
 
 
 class QuantizationConfig(_Section):
@@ -140,8 +158,9 @@ class TargetConfig(_Section):
         default="gpu", description="cpu: judge the CPU's integer kernels too, since they are what will run"
     )
     compute_capability: str = Field(
-        default="8.9", pattern=r"^\d+\.\d+$", description="GPU that TensorRT-RTX builds for, ahead of time"
-    )
+        default="8.9", pattern=r"^\d+\.\d+$", coerce_numbers_to_str=True,
+        description="GPU that TensorRT-RTX builds for, ahead of time",
+    )  # fmt: skip
 
 
 class LatencyConfig(_Section):
@@ -185,9 +204,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"config {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"config {path} is not YAML: it is not a UTF-8 text") from error
     try:
         data, tree = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, for one
         raise UsageError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict) or tree is None:
         raise UsageError(f"config {path} is empty or not a mapping; examples/quickstart.yaml shows what one holds")
@@ -211,39 +232,48 @@ def _override(data: dict[str, Any], override: str) -> tuple[str, ...]:
             raise UsageError(f"--set {override}: {key} is a value in the config, not a section")
     try:
         section[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"--set {override}: the value is not YAML ({' '.join(str(error).split())})") from error
     return tuple(keys)
 
 
 def _sentence(path: Path, tree: yaml.Node, error: Any, overridden: Sequence[tuple[str, ...]]) -> str:
     """Turn one pydantic error into: file, line, key, what is wrong, what to do."""
-    location = [part for part in error["loc"] if not _is_pydantic_tag(part)]
-    known, line = _follow(tree, location)
-    keys = tuple(map(str, known if error["type"] != "missing" else location))
-    where = f"{path}, line {line}"
-    if any(keys[: len(set_keys)] == set_keys for set_keys in overridden):
-        where = "--set"
-    key = ".".join(keys) or "the config"
-    if error["type"] == "extra_forbidden":
-        return f"{where}: {key} is not a known key{_suggestion(location)}"
-    if error["type"] == "missing":
-        return f"{where}: {key} is missing"
+    location = _without_branches(error["loc"])
     message = error["msg"].removeprefix("Value error, ")
-    return f"{where}: {key}: {message[:1].lower()}{message[1:]}"
+    message = f": {message[:1].lower()}{message[1:]}"
+    if error["type"] == "extra_forbidden":
+        message = f" is not a known key{_suggestion(location)}"
+    elif error["type"] == "missing":
+        message = " is missing"
+    elif error["type"] in {"model_type", "model_attributes_type", "dict_type"}:
+        message = f" should hold keys of its own, not {error['input']!r}"
+    elif error["type"] == "union_tag_not_found":
+        location, message = [*location, "type"], " is missing"
+    elif error["type"] == "union_tag_invalid":
+        location = [*location, "type"]
+        message = f" should be one of {error['ctx']['expected_tags']}, not {error['ctx']['tag']!r}"
+    return f"{_where(path, tree, location, overridden)}: {'.'.join(map(str, location))}{message}"
 
 
-def _is_pydantic_tag(part: Any) -> bool:
-    """Tell the names that pydantic adds for the branch of a union from keys of the config."""
-    return isinstance(part, str) and (
-        part in {"classification", "text_recognition", "custom", "PercentileStrategy"} or part.startswith("literal[")
-    )
+def _without_branches(location: Sequence[str | int]) -> list[str | int]:
+    """Return the keys of the config in a location, without the branches of unions that pydantic puts between."""
+    branch = {"task": 1, "quantization": 3}.get(str(location[0]))
+    return [part for index, part in enumerate(location) if index != branch]
 
 
-def _follow(tree: yaml.Node, location: Sequence[str | int]) -> tuple[list[str | int], int]:
-    """Walk down as far as the file goes; return the keys walked and the line of the last one, from 1."""
+def _where(path: Path, tree: yaml.Node, location: Sequence[str | int], overridden: Sequence[tuple[str, ...]]) -> str:
+    """Return file and line of a key, or of the nearest section around it; ``--set`` where it came from there."""
+    keys = tuple(map(str, location))
+    if any(keys[: len(set_keys)] == set_keys for set_keys in overridden):
+        return "--set"
+    within = [".".join(set_keys) for set_keys in overridden if set_keys[: len(keys)] == keys]
+    return f"{path}, line {_line(tree, location)}" + (f", with --set {', '.join(within)}" if within else "")
+
+
+def _line(tree: yaml.Node, location: Sequence[str | int]) -> int:
+    """Walk down as far as the file goes; return the line of the last key, from 1."""
     node, line = tree, tree.start_mark.line + 1
-    walked: list[str | int] = []
     for part in location:
         if isinstance(node, yaml.MappingNode):
             found = next(((k, v) for k, v in node.value if k.value == part), None)
@@ -255,15 +285,23 @@ def _follow(tree: yaml.Node, location: Sequence[str | int]) -> tuple[list[str | 
             line = node.start_mark.line + 1
         else:
             break
-        walked.append(part)
-    return walked, line
+    return line
 
 
 def _suggestion(location: Sequence[str | int]) -> str:
     """Return what the user may have meant by an unknown key."""
-    model: Any = Config
+    fields = _fields(Config)
     for part in location[:-1]:
-        field = getattr(model, "model_fields", {}).get(part)
-        model = field.annotation if field else None
-    near = difflib.get_close_matches(str(location[-1]), getattr(model, "model_fields", {}), n=1)
+        fields = _fields(fields[str(part)].annotation) if str(part) in fields else {}
+    near = difflib.get_close_matches(str(location[-1]), fields, n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def _fields(annotation: Any) -> dict[str, Any]:
+    """Return the fields of a section, or of all that an optional section or a union of them may be."""
+    if hasattr(annotation, "model_fields"):
+        return dict(annotation.model_fields)
+    found: dict[str, Any] = {}
+    for member in typing.get_args(annotation):
+        found |= _fields(member)
+    return found

@@ -20,6 +20,7 @@ __all__ = ["MAX_BINS", "NonFiniteError", "Statistics"]
 
 MAX_BINS = 8192
 _EMPTY_EXPONENT = -1000  # narrower than any float32 needs; merging with it changes nothing
+_LEAST_EXPONENT = -126  # float32 subnormals would need a scale factor beyond float32; this keeps 1 / width finite
 
 
 class NonFiniteError(ValueError):
@@ -65,18 +66,24 @@ class Statistics:
         return self.bins[:used]
 
     def update(self, values: NDArray[Any]) -> None:
-        """Add the values of a float array. Raises NonFiniteError, and adds nothing, where one is not finite."""
-        flat = np.ascontiguousarray(values, np.float32).ravel()
+        """Add the values of a float array. Raises NonFiniteError, and adds nothing, where one is not finite.
+
+        Values are taken as float32; one that is beyond its range is not finite.
+        """
+        with np.errstate(over="ignore"):
+            flat = np.ascontiguousarray(values, np.float32).ravel()
         if flat.size == 0:
             return
         low, high = _extremes(flat)
         if not (math.isfinite(low) and math.isfinite(high)):
-            rows = np.isfinite(values).reshape(len(values), -1).all(axis=1) if values.ndim else np.array([False])
+            rows = np.isfinite(flat).reshape(len(values), -1).all(axis=1) if values.ndim else np.array([False])
             raise NonFiniteError(int(np.argmin(rows)))
-        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+        # Adding 0.0 makes -0.0 positive: which of the two min() keeps depends on their order.
+        self.minimum, self.maximum = min(self.minimum, low + 0.0), max(self.maximum, high + 0.0)
         self.count += flat.size
         self._grow(_exponent(self.amax))
-        self.zeros += int(_count(flat, np.float32(math.ldexp(1.0, -self.exponent)), self.bins))
+        per_width = np.float32(math.ldexp(1.0, -max(self.exponent, _LEAST_EXPONENT)))  # only zeros: any will do
+        self.zeros += int(_count(flat, per_width, self.bins))
 
     def merge(self, other: Statistics) -> Statistics:
         """Return the statistics of the values of both; neither is changed."""
@@ -106,8 +113,7 @@ def _exponent(amax: float) -> int:
     """Return the smallest e with ``amax < MAX_BINS * 2**e``, so that amax falls into the upper half of the bins."""
     if amax == 0:
         return _EMPTY_EXPONENT
-    # float32 subnormals would need a scale factor beyond float32; 2**-126 keeps 1 / width finite.
-    return max(math.frexp(amax)[1] - (MAX_BINS.bit_length() - 1), -126)
+    return max(math.frexp(amax)[1] - (MAX_BINS.bit_length() - 1), _LEAST_EXPONENT)
 
 
 @numba.njit(cache=True, nogil=True, fastmath=False)

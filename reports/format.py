@@ -1,13 +1,11 @@
 """How the numbers and words of a result are written for people. Pure functions, shared by every report.
 
-Numbers are written in ASCII, with a point and with commas between thousands. Whether a metric is a rate
-(`is_rate`) is decided once per run, so that every value of a report is in the same unit.
+Numbers are written in ASCII, with a point and with commas between thousands.
 """
 
 from __future__ import annotations
 
 import math
-import re
 import unicodedata
 from datetime import UTC, datetime
 from pathlib import PurePosixPath, PureWindowsPath
@@ -27,9 +25,9 @@ __all__ = [
     "file_name",
     "headline",
     "interval",
-    "is_rate",
     "metric_value",
     "milliseconds",
+    "minus",
     "moment",
     "outcome",
     "percent",
@@ -41,28 +39,6 @@ __all__ = [
 ]
 
 NOT_AVAILABLE = "n/a"
-
-# Words of a metric's name.
-_RATES = {"rate", "cer", "wer", "eer", "fpr", "fnr"}
-_AGREEMENTS = {"correlation", "cosine", "kappa", "mcc", "pearson", "r", "similarity", "spearman", "ssim"}
-_OTHERS = {"likelihood", "psnr", "reward"}
-
-
-def is_rate(results: Results) -> bool:
-    """Return whether the run's metric is a share of something, to be read in percent.
-
-    The result types do not say so. A metric counts as a rate where its name says it (``error_rate``,
-    ``cer``), or where higher is better, every measured value is in [0, 1], and its name is not one of those
-    known to be something else there (cosine, correlation, SSIM, ...). A loss of 0.3 is therefore no rate.
-    """
-    accuracies = [results.reference.accuracy, *(candidate.accuracy for candidate in results.candidates)]
-    words = set(re.split(r"[^a-z]+", results.reference.accuracy.metric.lower()))
-    if words & _RATES:
-        return True
-    if words & (_AGREEMENTS | _OTHERS) or not results.reference.accuracy.higher_is_better:
-        return False
-    values = [accuracy.value for accuracy in accuracies if math.isfinite(accuracy.value)]
-    return bool(values) and all(0 <= value <= 1 for value in values)
 
 
 def metric_value(value: float, rate: bool) -> str:
@@ -239,3 +215,8 @@ def _number(value: float, spec: str) -> str:
     """Format, without the sign of a zero."""
     text = format(value, spec)
     return text.lstrip("+-") if float(text.replace(",", "")) == 0 else text
+
+
+def minus(text: str) -> str:
+    """Return text with typographic minus signs in place of hyphens before digits."""
+    return text.replace("-", "\N{MINUS SIGN}")

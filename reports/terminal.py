@@ -29,7 +29,7 @@ def candidates_table(results: Results) -> Table:
 
     Fits 80 columns with names of up to 20 characters; longer ones fold, and numbers never do.
     """
-    rate = fmt.is_rate(results)
+    rate = results.reference.accuracy.is_rate
     unit = fmt.drop_unit(rate)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column(Text("  candidate"), overflow="fold")
@@ -37,7 +37,7 @@ def candidates_table(results: Results) -> Table:
     drop_heading = f"drop, {unit}\nand interval" if unit else "drop and\ninterval"
     table.add_column(Text(drop_heading), justify="right", no_wrap=True)
     table.add_column(Text("int8/\nfp16/\nfp32"), justify="right", no_wrap=True)
-    table.add_column(Text("p50\nms"), justify="right", no_wrap=True)
+    table.add_column(Text("CPU\nms"), justify="right", no_wrap=True)
     table.add_column(Text("TRT\nbuild"), no_wrap=True)
     reference = results.reference
     table.add_row(
@@ -128,8 +128,8 @@ def _aligned(texts: list[str]) -> list[str]:
 def _caption(results: Results) -> Text | None:
     """Return what the latency column is the latency of."""
     measured = [results.reference.latency, *(candidate.latency for candidate in results.candidates)]
-    ways = dict.fromkeys(f"{x.device}, {x.runtime}, batch {x.batch_size}" for x in measured if x is not None)
-    return _text(f"p50: {'; '.join(ways)}. CPU latency says nothing about the GPU.") if ways else None
+    ways = dict.fromkeys(f"{x.device}, batch {x.batch_size}" for x in measured if x is not None)
+    return _text(f"CPU ms: median call on {'; '.join(ways)}. CPU latency says nothing about the GPU.") if ways else None
 
 
 def _latency(latency: Latency | None) -> Text:

@@ -50,8 +50,8 @@ def log_results(results: Results, folder: Path, uri: str, experiment: str, name:
         metrics = {f"eval/{reference.accuracy.metric}_float": reference.accuracy.value}
         if reference.latency:
             metrics["perf/float_latency_p50_ms"] = reference.latency.p50_ms
-        if results.selected is not None:
-            metrics |= _metrics(results.candidate(results.selected))
+        if selected := results.selected_candidate:
+            metrics |= _metrics(selected)
         mlflow.log_metrics(metrics)
         for candidate in results.candidates:
             with mlflow.start_run(run_name=candidate.name, nested=True):

@@ -125,8 +125,9 @@ class ImagePreprocessing(BaseModel):
 
         image = _as_image(row[self.column]).convert("RGB")
         if self.resize:
-            factor = self.resize / min(image.size)
-            size = (round(image.width * factor), round(image.height * factor))
+            # Rounded down, as torchvision's Resize does, with which most models were trained and scored.
+            short = min(image.size)
+            size = (self.resize * image.width // short, self.resize * image.height // short)
             image = image.resize(size, Image.Resampling[self.interpolation.upper()])
         if self.crop:
             left, top = round((image.width - self.crop) / 2), round((image.height - self.crop) / 2)
@@ -145,7 +146,7 @@ def _as_image(value: Any) -> Any:
     if isinstance(value, Image.Image):
         return value
     if isinstance(value, Mapping):
-        return Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"])
+        return Image.open(value["path"] if value.get("bytes") is None else io.BytesIO(value["bytes"]))
     return Image.fromarray(np.asarray(value))
 
 

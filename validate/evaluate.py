@@ -77,7 +77,11 @@ def reference_errors(
 def accuracy(metric: Metric, scores: NDArray[np.float64]) -> Accuracy:
     """Return the metric over all scores."""
     return Accuracy(
-        metric=metric.name, higher_is_better=metric.higher_is_better, value=float(scores.mean()), n=scores.size
+        metric=metric.name,
+        higher_is_better=metric.higher_is_better,
+        is_rate=metric.is_rate,
+        value=float(scores.mean()),
+        n=scores.size,
     )
 
 

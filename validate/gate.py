@@ -16,7 +16,9 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_drop: float = Field(gt=0, description="margin: how much worse than the float model is acceptable")
+    max_drop: float = Field(
+        gt=0, allow_inf_nan=False, description="margin: how much worse than the float model is acceptable"
+    )
     confidence: float = Field(
         default=0.95, gt=0.5, lt=1,
         description="two-sided; shared by all looks at the validation samples (the selected candidate, and "
@@ -72,21 +74,32 @@ def _accuracy_rule(name: str, policy: Policy, reference: Accuracy, accuracy: Can
             name=name, outcome="not_measured",
             message=f"{accuracy.metric} could not be measured ({accuracy.n} samples, value {accuracy.value})",
         )  # fmt: skip
-    interval = (
-        f"{accuracy.metric} {accuracy.value:.4f} against {reference.value:.4f} in float on {accuracy.n} samples: "
-        f"drop {accuracy.drop:+.4f}, {100 * accuracy.confidence:g}% interval "
-        f"[{accuracy.ci_low:+.4f}, {accuracy.ci_high:+.4f}]"
+    show = _percent if accuracy.is_rate else _plain
+    found = (
+        f"{accuracy.metric} is {show(accuracy.value)}, {show(reference.value)} in float, on {accuracy.n} samples: "
+        f"a drop of {show(accuracy.drop)}, between {show(accuracy.ci_low)} and {show(accuracy.ci_high)} "
+        f"({100 * accuracy.confidence:.4g}% confidence)"
     )
     if name != "accuracy":
-        interval = f"{name}: {interval}"
+        found = f"{name}: {found}"
     if accuracy.ci_high < margin:
-        return Rule(name=name, outcome="pass", message=f"{interval}, wholly below the margin of {margin:g}")
+        return Rule(name=name, outcome="pass", message=f"{found}; the policy allows {show(margin)}")
     if accuracy.ci_low > margin:
-        return Rule(name=name, outcome="fail", message=f"{interval}, wholly above the margin of {margin:g}")
+        return Rule(name=name, outcome="fail", message=f"{found}; the policy allows only {show(margin)}")
     return Rule(
-        name=name, outcome="undecided",
-        message=f"{interval}, which holds the margin of {margin:g}; {_samples_needed(accuracy, margin)}",
-    )  # fmt: skip
+        name=name,
+        outcome="undecided",
+        message=f"{found}, on both sides of the {show(margin)} that the policy allows; "
+        f"{_samples_needed(accuracy, margin)}",
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}%"
+
+
+def _plain(value: float) -> str:
+    return f"{value:.4g}"
 
 
 def _samples_needed(accuracy: CandidateAccuracy, margin: float) -> str:

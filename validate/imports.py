@@ -30,12 +30,17 @@ def load_object(reference: str, base: Path) -> Any:
         assert spec is not None and spec.loader is not None  # a .py file always has a loader
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module  # dataclasses and pickling look the module up by its name
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except (Exception, SystemExit) as error:  # it is the user's code: anything may come out of it
+            raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     else:
         try:
             module = importlib.import_module(location)
         except ModuleNotFoundError as error:
             raise ValueError(f"module '{error.name}' cannot be imported; is its package installed?") from error
+        except (Exception, SystemExit) as error:
+            raise ValueError(f"'{location}' cannot be imported: {type(error).__name__}: {error}") from error
     try:
         return getattr(module, name)
     except AttributeError:
@@ -50,7 +55,10 @@ def resolve_path(reference: str, base: Path) -> Path:
     """
     if reference.startswith(_PACKAGE):
         package, _, inside = reference.removeprefix(_PACKAGE).partition("/")
-        spec = importlib.util.find_spec(package)
+        try:
+            spec = importlib.util.find_spec(package)
+        except (ImportError, ValueError):  # a parent package that is not there; an empty name
+            spec = None
         if spec is None or not spec.submodule_search_locations:
             raise ValueError(f"package '{package}' is not installed (pip install {package.replace('_', '-')})")
         path = Path(spec.submodule_search_locations[0]) / inside

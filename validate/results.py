@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -31,6 +31,12 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+
+Number = Annotated[
+    float,
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": ["NaN", "Infinity", "-Infinity"]}]}, mode="serialization"),
+]
+"""A float that may be NaN or infinite; see `Record` for how JSON holds it."""
 
 
 class Record(BaseModel):
@@ -77,16 +83,17 @@ class Accuracy(Record):
 
     metric: str
     higher_is_better: bool
-    value: float
+    is_rate: bool = Field(description="the metric is a share in [0, 1], shown to people in percent")
+    value: Number
     n: int = Field(ge=0, description="samples scored")
 
 
 class CandidateAccuracy(Accuracy):
     """Accuracy of a candidate, paired sample by sample with the float reference."""
 
-    drop: float = Field(description="how much worse than the reference; positive is worse, whatever the metric")
-    ci_low: float = Field(description="lower confidence bound of `drop`")
-    ci_high: float = Field(description="upper confidence bound of `drop`")
+    drop: Number = Field(description="how much worse than the reference; positive is worse, whatever the metric")
+    ci_low: Number = Field(description="lower confidence bound of `drop`")
+    ci_high: Number = Field(description="upper confidence bound of `drop`")
     confidence: float = Field(gt=0, lt=1, description="two-sided confidence of the interval")
     method: str = Field(description="how the interval was computed")
 
@@ -96,7 +103,7 @@ class IntegerKernels(Record):
 
     runtime: str
     accuracy: CandidateAccuracy
-    difference: float = Field(
+    difference: Number = Field(
         description="metric with integer kernels minus metric in float simulation; a property of this CPU"
     )
 
@@ -127,7 +134,7 @@ class LayerError(Record):
     tensor: str
     depth: int = Field(ge=0, description="position in topological order")
     precision: Literal["int8", "fp16", "fp32"]
-    sqnr_db: float = Field(
+    sqnr_db: Number = Field(
         description="10 log10(sum ref^2 / sum (ref - x)^2); inf where equal, -inf where only the reference is zero"
     )
 
@@ -140,7 +147,7 @@ class Candidate(Record):
     plan: str = Field(description="path of the plan, relative to results.json")
     plan_hash: str
     float_layers: list[str] = Field(description="layers that fallback put back to float, worst first")
-    selection_error: float = Field(
+    selection_error: Number = Field(
         description="mean task error against the float outputs on the selection samples; picks the candidate"
     )
     accuracy: CandidateAccuracy
@@ -204,6 +211,11 @@ class Results(Record):
     warnings: list[str] = Field(description="what the run noticed and the user should know")
     config: dict[str, Any] = Field(description="the config as it was used, overrides applied")
 
+    @property
+    def selected_candidate(self) -> Candidate | None:
+        """The candidate that the verdict is about."""
+        return None if self.selected is None else self.candidate(self.selected)
+
     def candidate(self, name: str) -> Candidate:
         """Return the candidate called `name`; `KeyError` where there is none."""
         for candidate in self.candidates:
@@ -221,3 +233,9 @@ class Results(Record):
     def read(cls, path: Path) -> Results:
         """Read what `write` wrote; raises pydantic's ValidationError where it is something else."""
         return cls.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    import json
+
+    print(json.dumps(Results.model_json_schema(mode="serialization"), indent=1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from calibrate.statistics import Statistics
@@ -12,8 +14,9 @@ __all__ = ["percentile"]
 def percentile(statistics: Statistics, percent: float) -> float:
     """Return the threshold t with `percent` of all |x| at or below it.
 
-    Agrees with ``numpy.percentile(abs(x), percent)`` within one bin: linear inside the bin in which the
-    cumulative count reaches the rank ``percent / 100 * (count - 1)``.
+    Agrees with ``numpy.percentile(abs(x), percent)`` within one bin: linear between the two values next to the
+    rank ``percent / 100 * (count - 1)``, each of which is known within its bin. Zeros and the largest |x| are
+    exact, so the percentile of a mostly-zero tensor is 0 and 100 clips nothing.
 
     Args:
         statistics: of at least one value.
@@ -26,11 +29,23 @@ def percentile(statistics: Statistics, percent: float) -> float:
         raise ValueError(f"a percentile lies above 0 and at most at 100, not at {percent}")
     if statistics.count == 0:
         raise ValueError("a percentile of no values is undefined")
-    counts = statistics.histogram()
-    cumulative = np.cumsum(counts)
-    rank = percent / 100 * (statistics.count - 1)
-    index = int(np.searchsorted(cumulative, rank, side="right"))
-    index = min(index, counts.size - 1)
-    before = int(cumulative[index]) - int(counts[index])
-    inside = (rank - before) / counts[index] if counts[index] else 0.0
-    return min((index + float(inside)) * statistics.width, statistics.amax)
+    counts = statistics.histogram().copy()
+    counts[0] -= statistics.zeros
+    cumulative = statistics.zeros + np.cumsum(counts)
+    last = statistics.count - 1
+
+    def ranked(rank: int) -> float:
+        """Return the |x| with `rank` values before it, as if the values of a bin stood evenly in it."""
+        if rank < statistics.zeros:
+            return 0.0
+        if rank == last:
+            return statistics.amax
+        index = int(np.searchsorted(cumulative, rank, side="right"))
+        before = int(cumulative[index] - counts[index])
+        inside = (rank - before + 0.5) / int(counts[index])
+        return min((index + inside) * statistics.width, statistics.amax)
+
+    rank = percent / 100 * last
+    below = math.floor(rank)
+    low, high = ranked(below), ranked(min(below + 1, last))
+    return low + (rank - below) * (high - low)

@@ -79,6 +79,7 @@ def _accuracy(drop: float, half: float) -> CandidateAccuracy:
     return CandidateAccuracy(
         metric=METRIC,
         higher_is_better=True,
+        is_rate=True,
         value=REFERENCE - drop,
         n=SAMPLES,
         drop=drop,
@@ -169,7 +170,7 @@ def build_results() -> BuildResults:
                 "validation": {"source": "lines.yaml, split test", "samples": 400, "digest": "c3" * 16},
             },
             reference=Reference(
-                accuracy=Accuracy(metric=METRIC, higher_is_better=True, value=REFERENCE, n=SAMPLES),
+                accuracy=Accuracy(metric=METRIC, higher_is_better=True, is_rate=True, value=REFERENCE, n=SAMPLES),
                 latency=_latency(14.82),
             ),
             candidates=[

@@ -16,7 +16,7 @@ from typing import Any
 import plotly.graph_objects as go  # type: ignore[import-untyped,unused-ignore]
 import pytest
 
-from reports import html
+from reports import html, plots
 from validate.results import Candidate, Decision, Results
 
 HOSTILE = "</script><script>alert(1)</script>"
@@ -217,13 +217,13 @@ def test_worst_layers_are_the_lowest_and_leave_out_what_has_no_number(results: R
 
 
 def test_figures_are_what_plotly_takes(results: Results) -> None:
-    for figure in (html.drop_figure(results), html.sqnr_figure(results)):
+    for figure in (plots.drop_figure(results), plots.sqnr_figure(results)):
         go.Figure(figure)  # refuses what plotly does not know
         json.dumps(figure, allow_nan=False)
 
 
 def test_layers_without_a_finite_sqnr_are_gaps(results: Results) -> None:
-    for trace, candidate in zip(html.sqnr_figure(results)["data"], results.candidates, strict=True):
+    for trace, candidate in zip(plots.sqnr_figure(results)["data"], results.candidates, strict=True):
         gaps = {depth for depth, level in zip(trace["x"], trace["y"], strict=True) if level is None}
         assert gaps == {layer.depth for layer in candidate.layers if not math.isfinite(layer.sqnr_db)} == {0, 20, 31}
         assert trace["connectgaps"] is False
@@ -231,7 +231,7 @@ def test_layers_without_a_finite_sqnr_are_gaps(results: Results) -> None:
 
 
 def test_drop_figure_has_its_zero_and_every_interval(results: Results) -> None:
-    figure = html.drop_figure(results)
+    figure = plots.drop_figure(results)
     axis = figure["layout"]["xaxis"]
     assert axis["zeroline"]
     assert axis["range"][0] < 0 < axis["range"][1]
@@ -248,7 +248,7 @@ def test_an_interval_without_end_is_no_error(results: Results, bound: float) -> 
     accuracy = results.candidates[0].accuracy.model_copy(update={"ci_low": -bound, "ci_high": bound})
     candidate = results.candidates[0].model_copy(update={"accuracy": accuracy})
     changed = results.model_copy(update={"candidates": [candidate], "selected": candidate.name})
-    go.Figure(html.drop_figure(changed))
+    go.Figure(plots.drop_figure(changed))
     assert "+3.75" in Page(html.render(changed)).text
 
 
@@ -267,7 +267,7 @@ def test_hostile_names_are_text(results: Results, name: str) -> None:
 
 def test_figures_draw_names_as_text_too(results: Results) -> None:
     # plotly obeys <b>, <a href> and more in all that it draws.
-    figures = html.drop_figure(_hostile(results, LINK)), html.sqnr_figure(_hostile(results, LINK))
+    figures = plots.drop_figure(_hostile(results, LINK)), plots.sqnr_figure(_hostile(results, LINK))
     assert "<a" not in json.dumps(figures)
     assert "&lt;a href" in json.dumps(figures)
 

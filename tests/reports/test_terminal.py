@@ -68,7 +68,7 @@ def test_table_shows_a_rate_in_percent_and_its_drop_in_points(results: Results) 
 
 def test_table_says_what_the_latency_is_the_latency_of(results: Results) -> None:
     text = " ".join(_print(terminal.candidates_table(results), 80).split())
-    assert "Intel(R) Xeon(R) Platinum 8488C (2 cores), onnxruntime 1.27.0, batch 1" in text
+    assert "Intel(R) Xeon(R) Platinum 8488C (2 cores), batch 1" in text
     assert "CPU latency says nothing about the GPU" in text
 
 
@@ -104,9 +104,8 @@ def test_no_candidates(results: Results) -> None:
     assert "No candidate may be released." in text
 
 
-def _measured(results: Results, metric: str, higher: bool, value: float) -> Results:
-    """Return the run with another metric, whose candidates all score `value`."""
-    changes = {"metric": metric, "higher_is_better": higher, "value": value}
+def _measured(results: Results, **changes: object) -> Results:
+    """Return the run with the accuracies of all candidates and of the reference changed."""
     candidates = [
         candidate.model_copy(update={"accuracy": candidate.accuracy.model_copy(update=changes)})
         for candidate in results.candidates
@@ -116,25 +115,10 @@ def _measured(results: Results, metric: str, higher: bool, value: float) -> Resu
     return results.model_copy(update={"candidates": candidates, "reference": reference})
 
 
-@pytest.mark.parametrize(
-    ("metric", "higher", "value", "rate"),
-    [
-        ("top1", True, 0.71, True),
-        ("mAP50", True, 0.0, True),
-        ("word_error_rate", False, 0.12, True),
-        ("cer", False, 1.4, True),  # more edits than characters
-        ("log_loss", False, 0.3, False),
-        ("rmse", False, 0.05, False),
-        ("cosine_similarity", True, 0.99, False),
-        ("top1_percent", True, 71.2, False),
-    ],
-)
-def test_a_share_is_told_from_other_numbers(
-    results: Results, metric: str, higher: bool, value: float, rate: bool
-) -> None:
-    changed = _measured(results, metric, higher, value)
-    assert fmt.is_rate(changed) is rate
-    assert ("%" in _print(terminal.candidates_table(changed), 80)) is rate
+@pytest.mark.parametrize("is_rate", [True, False])
+def test_only_a_rate_is_shown_in_percent(results: Results, is_rate: bool) -> None:
+    changed = _measured(results, is_rate=is_rate)
+    assert ("%" in _print(terminal.candidates_table(changed), 80)) is is_rate
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ class Runnable(Protocol):
     """A loaded model. Whoever asks for outputs gets them by name, and can learn where they came from."""
 
     runtime: str
-    """Library, version and arithmetic, e.g. ``onnxruntime 1.32.0 (float simulation)``."""
+    """Library, version and arithmetic, e.g. ``onnxruntime 1.32.0 (float arithmetic)``."""
     device: str
     """The hardware that it runs on."""
     input_names: tuple[str, ...]

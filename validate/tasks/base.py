@@ -17,10 +17,14 @@ Outputs = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Metric:
-    """What a task measures. The direction is part of the type, so that no ranking can get it wrong."""
+    """What a task measures. The direction is part of the type, so that no ranking can get it wrong.
+
+    `is_rate`: a share in [0, 1], shown to people in percent.
+    """
 
     name: str
     higher_is_better: bool
+    is_rate: bool
 
     def worsening(self, reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return per sample how much worse the candidate scores; positive is worse, whatever the metric."""

@@ -23,7 +23,7 @@ class Classification:
     def __init__(self, top_k: int = 1) -> None:
         self.name = "classification"
         self.top_k = top_k
-        self.metric = Metric(f"top{top_k}", higher_is_better=True)
+        self.metric = Metric(f"top{top_k}", higher_is_better=True, is_rate=True)
 
     def scores(self, outputs: Outputs, labels: Sequence[Any]) -> NDArray[np.float64]:
         """Return 1.0 where the label is among the k highest, else 0.0; 0.0 where any logit is NaN."""

@@ -79,7 +79,12 @@ class CustomSpec(_Spec):
     @classmethod
     def _makes_a_task(cls, value: str, info: ValidationInfo) -> str:
         base = Path((info.context or {}).get("base", "."))
-        if not isinstance(load_object(value, base)(), Task):
+        make = load_object(value, base)
+        try:
+            task = make()
+        except Exception as error:  # it is the user's code: anything may come out of it
+            raise ValueError(f"'{value}' cannot be called without arguments: {error}") from error
+        if not isinstance(task, Task):
             raise ValueError(f"'{value}' does not return an object with name, metric, scores and errors")
         location, _, name = value.rpartition(":")
         return f"{(base / location).resolve()}:{name}" if location.endswith(".py") else value

@@ -26,7 +26,7 @@ class TextRecognition:
 
     def __init__(self, characters: Sequence[str], blank: int = 0) -> None:
         self.name = "text_recognition"
-        self.metric = Metric("exact_match", higher_is_better=True)
+        self.metric = Metric("exact_match", higher_is_better=True, is_rate=True)
         self.characters = list(characters)
         self.blank = blank
 
