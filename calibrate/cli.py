@@ -123,7 +123,7 @@ def _track(results: Results, folder: Path, uri: str, config: Config, journal: Jo
 
     try:
         tracking.log_results(results, folder, uri, config.tracking.experiment, config.name)
-    except (MlflowException, OSError) as error:
+    except (MlflowException, ImportError, OSError) as error:  # ImportError: the driver of a database
         journal.warn(f"MLflow at {uri} did not take the results: {_plain(error).splitlines()[0]}")
         return None
     return tracking.ui_command(uri)
@@ -137,6 +137,8 @@ def _start_folder(folder: Path) -> None:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()) and not (folder / "run.log").is_file():
+            raise UsageError(f"output folder {folder} holds files that no run wrote; name a new one with --output")
         for name in _OURS:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -144,7 +146,9 @@ def _start_folder(folder: Path) -> None:
     except OSError as error:
         raise UsageError(f"output folder {folder} cannot be written: {error.strerror}") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    for package in ("calibrate", "reports", "validate"):
+        logging.getLogger(package).setLevel(logging.INFO)
     logging.captureWarnings(True)
 
 

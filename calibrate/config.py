@@ -216,7 +216,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(data, context={"base": path.resolve().parent})
     except ValidationError as error:
-        raise UsageError("; ".join(_sentence(path, tree, e, overridden) for e in error.errors()[:3])) from error
+        # A mistyped key comes first: it is why another one is missing.
+        errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        raise UsageError("; ".join(_sentence(path, tree, e, overridden) for e in errors[:3])) from error
 
 
 def _override(data: dict[str, Any], override: str) -> tuple[str, ...]:
@@ -264,28 +266,28 @@ def _without_branches(location: Sequence[str | int]) -> list[str | int]:
 
 def _where(path: Path, tree: yaml.Node, location: Sequence[str | int], overridden: Sequence[tuple[str, ...]]) -> str:
     """Return file and line of a key, or of the nearest section around it; ``--set`` where it came from there."""
-    keys = tuple(map(str, location))
-    if any(keys[: len(set_keys)] == set_keys for set_keys in overridden):
-        return "--set"
+    keys, (line, in_file) = tuple(map(str, location)), _line(tree, location)
     within = [".".join(set_keys) for set_keys in overridden if set_keys[: len(keys)] == keys]
-    return f"{path}, line {_line(tree, location)}" + (f", with --set {', '.join(within)}" if within else "")
+    if any(keys[: len(set_keys)] == set_keys for set_keys in overridden) or (within and not in_file):
+        return "--set"
+    return f"{path}, line {line}" + (f", with --set {', '.join(within)}" if within else "")
 
 
-def _line(tree: yaml.Node, location: Sequence[str | int]) -> int:
-    """Walk down as far as the file goes; return the line of the last key, from 1."""
+def _line(tree: yaml.Node, location: Sequence[str | int]) -> tuple[int, bool]:
+    """Walk down as far as the file goes; return the line of the last key, from 1, and if it goes all the way."""
     node, line = tree, tree.start_mark.line + 1
     for part in location:
         if isinstance(node, yaml.MappingNode):
             found = next(((k, v) for k, v in node.value if k.value == part), None)
             if found is None:
-                break
+                return line, False
             line, node = found[0].start_mark.line + 1, found[1]
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]
             line = node.start_mark.line + 1
         else:
-            break
-    return line
+            return line, False
+    return line, True
 
 
 def _suggestion(location: Sequence[str | int]) -> str:

@@ -20,7 +20,8 @@ def fallback_plans(
 
     The first puts back as many layers as it takes for the remaining effects to sum to a quarter of all, the next
     to a sixteenth, and so on. So it is quick where few layers do the harm and where many do. The caller
-    stops at the first plan that meets the policy; it ends after `max_trials`, or when every layer is in float.
+    stops at the first plan that meets the policy; it ends after `max_trials`, or where no layer would be left in
+    int8: that is the float model, and no answer to whether INT8 may be released.
 
     Args:
         effects: of every int8 layer on the task's error, worst first.
@@ -32,8 +33,8 @@ def fallback_plans(
     for trial in range(1, max_trials + 1):
         enough = total * (1 - _REDUCTION**-trial)
         reached = next((k for k, sum_so_far in enumerate(removed, 1) if sum_so_far >= enough), len(layers))
-        count = min(max(count + 1, reached), len(layers))
+        count = max(count + 1, reached)
+        if count >= len(layers):
+            return
         back = layers[:count]
         yield plan.with_layers(frozenset(back), precision, f"{plan.name}+{count}{precision}"), back
-        if count == len(layers):
-            return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,8 @@ from validate.data import Batch
 from validate.results import ForwardPasses
 
 __all__ = ["Journal"]
+
+log = logging.getLogger(__name__)
 
 
 class Journal:
@@ -56,6 +59,7 @@ class Journal:
         yield lambda steps: self._progress.advance(task, steps)
         completed = self._progress.tasks[task].completed or 1
         self._progress.update(task, total=completed, completed=completed)
+        log.info("%s: done in %.1f s", description, self._progress.tasks[task].elapsed or 0.0)
 
     @contextmanager
     def stage(self, name: str, description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
@@ -73,6 +77,7 @@ class Journal:
     def warn(self, message: str) -> None:
         """Keep a warning for the results and show it."""
         self.warnings.append(message)
+        log.warning(message)
         self._progress.console.print(f"[yellow]warning:[/] {escape(message)}", highlight=False)
 
     @property

@@ -94,18 +94,18 @@ def load_inputs(config: Config, folder: Path) -> Inputs:
     model = read(path)
     reference = OnnxRuntimeModel(path)
     sha256 = file_hash(path, model)
+    prepared = prepare(model)
     parameters = sum(
         value.const_value.size
-        for value in model.graph.initializers.values()
+        for value in prepared.graph.initializers.values()
         if value.const_value is not None and value.const_value.dtype.is_floating_point()
     )
-    prepared = prepare(model)
     placement = place(prepared)
     if not placement.layers:
         reasons = "; ".join(f"{node}: {why}" for node, why in list(placement.left_in_float.items())[:3])
         raise JobError(f"{path} has no layer that can be int8 ({reasons or 'no Conv, ConvTranspose, Gemm or MatMul'})")
     info = ModelInfo(path=str(path), sha256=sha256, nodes=prepared.graph.num_nodes(), parameters=parameters)
-    batch_size = _batch_size(reference, config.data.batch_size)
+    batch_size = reference.fixed_batch or config.data.batch_size
     return Inputs(
         info, reference, prepared, placement, config.task.make(reference.metadata),
         _stream(config, "calibration", reference.input_names, batch_size),
@@ -115,12 +115,6 @@ def load_inputs(config: Config, folder: Path) -> Inputs:
 
 def _stream(config: Config, split: str, input_names: tuple[str, ...], batch_size: int) -> SampleStream:
     data = config.data
+    label = data.label if split == "validation" else None  # nothing that calibration does needs labels
     preprocess: Preprocess | None = load_object(data.preprocess, Path()) if data.preprocess else data.image
-    return SampleStream(split, getattr(data, split), preprocess, data.label, input_names, batch_size)
-
-
-def _batch_size(model: OnnxRuntimeModel, wanted: int) -> int:
-    """Return the batch size that the model is fixed to, else the one that is wanted."""
-    fixed = {shape[0] for name in model.input_names if (shape := model.input_shape(name))}
-    sizes = [size for size in fixed if isinstance(size, int) and size > 0]
-    return sizes[0] if sizes else wanted
+    return SampleStream(split, getattr(data, split), preprocess, label, input_names, batch_size)

@@ -141,7 +141,6 @@ class Bench:
         if config.runs == 0:
             return [None] * len(models)
         batch = next(iter(self.inputs.calibration.limited(self.inputs.calibration.batch_size).batches()))
-        fixed = self.inputs.reference.input_shape(self.inputs.reference.input_names[0])[0]
-        size = fixed if isinstance(fixed, int) and fixed > 0 else config.batch_size
+        size = self.inputs.reference.fixed_batch or config.batch_size
         inputs = {name: np.resize(array, (size, *array.shape[1:])) for name, array in batch.inputs.items()}
         return list(measure(models, inputs, config.runs))

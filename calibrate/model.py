@@ -49,7 +49,9 @@ def export_torch(reference: str, inputs: Mapping[str, NDArray[Any]], path: Path)
                 dynamic_shapes=tuple({0: batch} for _ in examples),
             )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
-        raise JobError(f"PyTorch cannot export {reference} to ONNX: {str(error).splitlines()[0]}") from error
+        cause = error.__cause__ or error  # the exporter's own message only counts its steps
+        reason = (str(cause).strip() or repr(cause)).splitlines()[0]
+        raise JobError(f"PyTorch cannot export {reference} to ONNX: {reason}") from error
     assert program is not None  # dynamo=True returns a program
     program.save(str(path))
 

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from calibrate.config import Config
 from calibrate.environment import environment
 from calibrate.fallback import fallback_plans
@@ -31,7 +33,8 @@ from validate.data import Batch, SampleStream
 from validate.evaluate import OutputStore, accuracy, evaluate
 from validate.gate import decide
 from validate.results import Candidate, Decision, Reference, Results, Verdict
-from validate.tasks.base import Outputs
+from validate.significance import paired_interval
+from validate.tasks.base import Metric, Outputs
 
 __all__ = ["run"]
 
@@ -74,11 +77,14 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         verdict = _verdict(config, reference, selected)
 
         # 4. Where it misses the policy, its worst layers go back to FP16 until it does not.
-        if verdict.decision is not Decision.GO and _accuracy_is_short(verdict):
+        if verdict.decision is not Decision.GO and _fallback_can_help(config, inputs.task.metric, scores.size, verdict):
             for plan, trial in _fallback(config, bench, plans[candidates.index(selected)], each_trial):
                 plans.append(plan)
                 candidates.append(trial)
-                selected, verdict = trial, _verdict(config, reference, trial)
+                trial_verdict = _verdict(config, reference, trial)
+                # Where none is a GO, the verdict is about the one that came closest.
+                if trial_verdict.decision is Decision.GO or trial.accuracy.ci_high < selected.accuracy.ci_high:
+                    selected, verdict = trial, trial_verdict
                 if verdict.decision is Decision.GO:
                     break
 
@@ -148,8 +154,18 @@ def _fallback(
         yield trial, bench.candidate(trial, layers, confidence)
 
 
-def _accuracy_is_short(verdict: Verdict) -> bool:
-    """Tell whether more layers in FP16 could help: accuracy was measured and is what holds the verdict up."""
+def _fallback_can_help(config: Config, metric: Metric, samples: int, verdict: Verdict) -> bool:
+    """Tell whether more layers in FP16 could turn the verdict into a GO.
+
+    Not where something else than accuracy holds it up, and not where the samples are so few that even a candidate
+    without a single changed score would stay undecided.
+    """
+    if config.fallback.max_trials == 0:
+        return False
+    if metric.is_rate:
+        unchanged = paired_interval(np.zeros(samples), _confidences(config)[1])
+        if unchanged.high >= config.policy.max_drop:
+            return False
     return any(rule.name.startswith("accuracy") and rule.outcome in {"fail", "undecided"} for rule in verdict.rules)
 
 

@@ -70,6 +70,7 @@ def render(results: Results) -> str:
         reference=results.reference,
         rows=[(candidate, _relative_speed(results, candidate)) for candidate in results.candidates],
         devices=_devices(results),
+        hardware={latency.device for latency in _latencies(results)},
         latency_gaps=_grouped(_latency_gaps(results)),
         build_messages=_grouped((c.name, c.tensorrt_build.message) for c in results.candidates),
         intervals=sorted({_interval_kind(candidate.accuracy) for candidate in results.candidates}),
@@ -145,8 +146,12 @@ def _relative_speed(results: Results, candidate: Candidate) -> float | None:
 
 def _devices(results: Results) -> list[str]:
     """Return how latency was measured, each way once."""
+    return list(dict.fromkeys(map(_device, _latencies(results))))
+
+
+def _latencies(results: Results) -> list[Latency]:
     measured = [results.reference.latency, *(candidate.latency for candidate in results.candidates)]
-    return list(dict.fromkeys(_device(latency) for latency in measured if latency is not None))
+    return [latency for latency in measured if latency is not None]
 
 
 def _device(latency: Latency) -> str:

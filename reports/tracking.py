@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 from pathlib import Path
 
 from validate.results import Candidate, Results
@@ -14,6 +15,7 @@ __all__ = ["default_uri", "log_results", "ui_command"]
 log = logging.getLogger(__name__)
 
 DEFAULT_URI = "sqlite:///mlflow.db"
+_MAX_METRICS = 1000  # of one request to a tracking server
 
 
 def default_uri(configured: str | None) -> str:
@@ -33,7 +35,8 @@ def log_results(results: Results, folder: Path, uri: str, experiment: str, name:
     """
     import mlflow
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # announces every table of a new sqlite file
+    for chatty in ("alembic", "mlflow"):  # they announce every table of a new sqlite file on the terminal
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     mlflow.set_tracking_uri(uri)
     mlflow.set_experiment(experiment)
     with mlflow.start_run(run_name=name):
@@ -54,15 +57,16 @@ def log_results(results: Results, folder: Path, uri: str, experiment: str, name:
             metrics |= _metrics(selected)
         mlflow.log_metrics(metrics)
         for candidate in results.candidates:
-            with mlflow.start_run(run_name=candidate.name, nested=True):
-                _log_candidate(candidate, folder, candidate.name == results.selected)
+            with mlflow.start_run(run_name=candidate.name, nested=True) as run:
+                _log_candidate(run.info.run_id, candidate, folder, candidate.name == results.selected)
         for artifact in ("results.json", "plan.json", "report.html", "model.int8.onnx"):
             if (folder / artifact).exists():
                 mlflow.log_artifact(str(folder / artifact))
 
 
-def _log_candidate(candidate: Candidate, folder: Path, selected: bool) -> None:
+def _log_candidate(run_id: str, candidate: Candidate, folder: Path, selected: bool) -> None:
     import mlflow
+    from mlflow.entities import Metric
 
     mlflow.log_params({
         "calib.strategy": candidate.strategy, "plan.hash": candidate.plan_hash,
@@ -71,9 +75,14 @@ def _log_candidate(candidate: Candidate, folder: Path, selected: bool) -> None:
     })  # fmt: skip
     mlflow.set_tags({"selected": str(selected).lower(), "tensorrt_build": str(candidate.tensorrt_build.ok).lower()})
     mlflow.log_metrics(_metrics(candidate))
-    for layer in candidate.layers:
-        if math.isfinite(layer.sqnr_db):
-            mlflow.log_metric("layer_sqnr_db", layer.sqnr_db, step=layer.depth)
+    now = int(1000 * time.time())
+    sqnr = [
+        Metric("layer_sqnr_db", layer.sqnr_db, now, layer.depth)
+        for layer in candidate.layers
+        if math.isfinite(layer.sqnr_db)
+    ]
+    for first in range(0, len(sqnr), _MAX_METRICS):
+        mlflow.MlflowClient().log_batch(run_id, sqnr[first : first + _MAX_METRICS])
     mlflow.log_artifact(str(folder / candidate.plan))
 
 

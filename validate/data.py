@@ -74,6 +74,9 @@ class DataSource(BaseModel):
         if len(given) != 1:
             found = " and ".join(given) if given else "none"
             raise ValueError(f"give exactly one of parquet, imagefolder, hub and callable (found {found})")
+        for key, owners in (("subset", {"hub"}), ("revision", {"hub"}), ("arguments", {"callable"})):
+            if key in self.model_fields_set and given[0] not in owners:
+                raise ValueError(f"{key} belongs to {' and '.join(owners)}, not to {given[0]}")
         if self.callable:
             try:
                 inspect.signature(load_object(self.callable, Path())).bind(**self.arguments)
@@ -130,6 +133,8 @@ class ImagePreprocessing(BaseModel):
             size = (self.resize * image.width // short, self.resize * image.height // short)
             image = image.resize(size, Image.Resampling[self.interpolation.upper()])
         if self.crop:
+            if min(image.size) < self.crop:
+                raise ValueError(f"the image is {image.width} x {image.height}, smaller than the crop of {self.crop}")
             left, top = round((image.width - self.crop) / 2), round((image.height - self.crop) / 2)
             image = image.crop((left, top, left + self.crop, top + self.crop))
         pixels = np.asarray(image, np.float32)
@@ -236,7 +241,7 @@ class SampleStream:
             raise JobError(
                 f"sample {index} of the {self.name} set has no column {error}; its columns are {columns}"
             ) from error
-        except (OSError, ValueError, TypeError) as error:
+        except Exception as error:  # it may be the user's code: anything may come out of it
             raise JobError(f"sample {index} of the {self.name} set cannot be preprocessed: {error}") from error
         if not isinstance(prepared, Mapping):
             if len(self.input_names) != 1:

@@ -69,10 +69,11 @@ def no_candidate(reason: str) -> Verdict:
 def _accuracy_rule(name: str, policy: Policy, reference: Accuracy, accuracy: CandidateAccuracy) -> Rule:
     margin = policy.max_drop
     numbers = (reference.value, accuracy.value, accuracy.drop)
-    if accuracy.n == 0 or not all(map(math.isfinite, numbers)):
+    samples = min(reference.n, accuracy.n)
+    if samples == 0 or not all(map(math.isfinite, numbers)):
         return Rule(
             name=name, outcome="not_measured",
-            message=f"{accuracy.metric} could not be measured ({accuracy.n} samples, value {accuracy.value})",
+            message=f"{accuracy.metric} could not be measured ({samples} samples, value {accuracy.value})",
         )  # fmt: skip
     show = _percent if accuracy.is_rate else _plain
     found = (
@@ -110,6 +111,8 @@ def _samples_needed(accuracy: CandidateAccuracy, margin: float) -> str:
         return "give more validation samples"
     if distance < 0.1 * margin:
         return "the drop is too close to the margin for any practical number of samples to settle it"
+    if width > 1000 * distance:
+        return "the scores vary too much for any practical number of samples to settle it"
     needed = math.ceil(accuracy.n * (width / distance) ** 2)
     return f"about {max(needed, accuracy.n + 1)} validation samples would settle it if the drop stays as it is"
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 __all__ = ["load_object", "resolve_path"]
@@ -25,7 +27,9 @@ def load_object(reference: str, base: Path) -> Any:
         path = (base / location).resolve()
         if not path.is_file():
             raise ValueError(f"there is no file {path}")
-        module_name = "_config_" + path.stem
+        module_name = f"_config_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
+        if module_name in sys.modules:
+            return _member(sys.modules[module_name], location, name)
         spec = importlib.util.spec_from_file_location(module_name, path)
         assert spec is not None and spec.loader is not None  # a .py file always has a loader
         module = importlib.util.module_from_spec(spec)
@@ -33,6 +37,7 @@ def load_object(reference: str, base: Path) -> Any:
         try:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:  # it is the user's code: anything may come out of it
+            del sys.modules[module_name]
             raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     else:
         try:
@@ -41,6 +46,10 @@ def load_object(reference: str, base: Path) -> Any:
             raise ValueError(f"module '{error.name}' cannot be imported; is its package installed?") from error
         except (Exception, SystemExit) as error:
             raise ValueError(f"'{location}' cannot be imported: {type(error).__name__}: {error}") from error
+    return _member(module, location, name)
+
+
+def _member(module: ModuleType, location: str, name: str) -> Any:
     try:
         return getattr(module, name)
     except AttributeError:

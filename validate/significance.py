@@ -51,7 +51,10 @@ def paired_interval(differences: NDArray[np.floating[Any]], confidence: float) -
         (values,), np.mean, confidence_level=confidence, n_resamples=_RESAMPLES, method="BCa",
         rng=np.random.default_rng(_SEED), batch=max(1, 10_000_000 // values.size),
     )  # fmt: skip
-    return Interval(float(result.confidence_interval.low), float(result.confidence_interval.high), "BCa bootstrap")
+    low, high = float(result.confidence_interval.low), float(result.confidence_interval.high)
+    if math.isnan(low) or math.isnan(high):  # differences so small or so large that their cubes leave float64
+        return Interval(-math.inf, math.inf, "none")
+    return Interval(low, high, "BCa bootstrap")
 
 
 def tango_interval(more: int, fewer: int, n: int, confidence: float) -> tuple[float, float]:

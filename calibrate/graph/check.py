@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from calibrate.graph.placement import COMPUTE_OPS, CONVOLUTIONS, weight_axis
+from calibrate.graph.placement import COMPUTE_OPS, CONVOLUTIONS, is_residual, weight_axis
 
 __all__ = ["check"]
 
@@ -32,7 +32,7 @@ def check(model: ir.Model) -> list[str]:
             found += _check_placement(node)
         if node.op_type in COMPUTE_OPS:
             found += _check_layer(node)
-        if node.op_type == "Add":
+        if is_residual(node):
             found += _check_residual(node)
         if node.op_type == "Concat":
             found += _check_concat(node)
@@ -55,10 +55,12 @@ def _check_scale(node: ir.Node) -> Iterator[str]:
 
 def _check_placement(node: ir.Node) -> Iterator[str]:
     """Activations per tensor, and nothing between a convolution and what fuses into it."""
+    source = node.inputs[0]
+    if _constant(source) is not None:
+        return  # a float weight behind its own Q/DQ, as other tools write it
     scale = _constant(node.inputs[1])
     if scale is not None and scale.size != 1:
         yield f"{node.name}: an activation is quantized per channel"
-    source = node.inputs[0]
     producer = None if source is None else source.producer()
     if producer is None or producer.op_type not in CONVOLUTIONS:
         return
@@ -90,8 +92,6 @@ def _check_layer(node: ir.Node) -> Iterator[str]:
 
 def _check_residual(node: ir.Node) -> Iterator[str]:
     """An Add into which an int8 convolution fuses has its other input quantized."""
-    if any(value is None or _constant(value) is not None for value in node.inputs):
-        return
     producers = [value.producer() if value is not None else None for value in node.inputs]
     for producer, other in zip(producers, reversed(node.inputs), strict=True):
         if (
@@ -99,6 +99,7 @@ def _check_residual(node: ir.Node) -> Iterator[str]:
             and producer.op_type in CONVOLUTIONS
             and _dequantizer(producer.inputs[0]) is not None
             and len(producer.outputs[0].uses()) == 1
+            and not producer.outputs[0].is_graph_output()
             and not any(_dequantizer(value) is not None for value in node.inputs)
         ):
             name = other.name if other is not None else "?"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["COMPUTE_OPS", "CONVOLUTIONS", "Layer", "Placement", "ResidualInput", "place", "weight_axis"]
+__all__ = ["COMPUTE_OPS", "CONVOLUTIONS", "Layer", "Placement", "ResidualInput", "is_residual", "place", "weight_axis"]
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 COMPUTE_OPS = CONVOLUTIONS | {"Gemm", "MatMul"}
@@ -33,7 +33,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class ResidualInput:
-    """Input `index` of an Add, quantized as long as layer `fused_into`, which the Add fuses into, is int8."""
+    """Input `index` of an Add, to be quantized where the Add fuses into layer `fused_into` and that is int8."""
 
     node: str
     index: int
@@ -43,7 +43,10 @@ class ResidualInput:
 
 @dataclass(frozen=True)
 class Placement:
-    """All that could be quantized, in topological order, and why the other compute nodes cannot."""
+    """All that could be quantized, in topological order, and why the other compute nodes cannot.
+
+    An Add of two convolutions is among `residuals` twice, in order of preference; see `residual_inputs`.
+    """
 
     layers: tuple[Layer, ...]
     residuals: tuple[ResidualInput, ...]
@@ -51,11 +54,19 @@ class Placement:
     left_in_float: dict[str, str]
 
     def tensors(self, int8_layers: Collection[str] | None = None) -> tuple[str, ...]:
-        """Return the activations that get Q/DQ when those layers (default: all) are int8, each once."""
-        wanted = {layer.node for layer in self.layers} if int8_layers is None else int8_layers
-        names = [layer.activation for layer in self.layers if layer.node in wanted]
-        names += [residual.tensor for residual in self.residuals if residual.fused_into in wanted]
+        """Return the activations that get Q/DQ when those layers are int8 (default: whichever are), each once."""
+        layers = [layer for layer in self.layers if int8_layers is None or layer.node in int8_layers]
+        residuals = self.residuals if int8_layers is None else self.residual_inputs(int8_layers)
+        names = [*(layer.activation for layer in layers), *(residual.tensor for residual in residuals)]
         return tuple(dict.fromkeys(names))
+
+    def residual_inputs(self, int8_layers: Collection[str]) -> list[ResidualInput]:
+        """Return what to quantize when those layers are int8: at most one input of each Add."""
+        chosen: dict[str, ResidualInput] = {}
+        for residual in self.residuals:
+            if residual.fused_into in int8_layers:
+                chosen.setdefault(residual.node, residual)
+        return list(chosen.values())
 
     def scale_groups(self) -> list[frozenset[str]]:
         """Return the sets of quantized tensors that must share one scale because a Concat joins them."""
@@ -82,7 +93,7 @@ def place(model: ir.Model) -> Placement:
             else:
                 left[_name(node)] = layer
     quantizable = {layer.node for layer in layers}
-    residuals = [r for node in model.graph if (r := _residual_input(node, quantizable)) is not None]
+    residuals = [residual for node in model.graph for residual in _residual_inputs(node, quantizable)]
     concats = [
         (_output(node), *(value.name for value in node.inputs if value is not None and value.name))
         for node in model.graph
@@ -120,18 +131,36 @@ def _layer(node: ir.Node) -> Layer | str:
     return Layer(_name(node), node.op_type, str(activation.name), str(weight.name), weight_axis(node), _output(node))
 
 
-def _residual_input(node: ir.Node, quantizable: Collection[str]) -> ResidualInput | None:
-    """Return the input of a residual Add that must be quantized so that the other input's conv can fuse.
+def is_residual(node: ir.Node) -> bool:
+    """Tell whether the node adds two computed tensors of one shape, so that a convolution can take it in.
 
-    Where both inputs come from convolutions, the one computed last is fused (its input is the longer branch).
+    An Add of a constant is a bias, and one that broadcasts is computed by itself. Dimensions that are not known
+    are taken to be equal.
     """
     if node.domain != "" or node.op_type != "Add":
-        return None
+        return False
     first, second = node.inputs
     if first is None or second is None or first is second:
-        return None
+        return False
     if first.const_value is not None or second.const_value is not None:
-        return None  # a bias, not a residual
+        return False
+    if first.shape is None or second.shape is None:
+        return True
+    return len(first.shape) == len(second.shape) and all(
+        a == b for a, b in zip(first.shape, second.shape, strict=True) if isinstance(a, int) and isinstance(b, int)
+    )
+
+
+def _residual_inputs(node: ir.Node, quantizable: Collection[str]) -> list[ResidualInput]:
+    """Return the inputs of a residual Add, one of which must be quantized so that the other's conv can fuse.
+
+    Where both come from convolutions, the one computed last is preferred, and the other takes its place where
+    a plan leaves that one in float.
+    """
+    if not is_residual(node):
+        return []
+    first, second = node.inputs
+    assert first is not None and second is not None
     fusable = [
         (producer, index)
         for index, value in enumerate((first, second))
@@ -141,12 +170,9 @@ def _residual_input(node: ir.Node, quantizable: Collection[str]) -> ResidualInpu
         and len(value.uses()) == 1
         and not value.is_graph_output()
     ]
-    if not fusable:
-        return None
-    conv, index = max(fusable, key=lambda pair: _position(pair[0]))
-    residual = node.inputs[1 - index]
-    assert residual is not None
-    return ResidualInput(_name(node), 1 - index, str(residual.name), _name(conv))
+    fusable.sort(key=lambda pair: -_position(pair[0]))
+    others = (second, first)
+    return [ResidualInput(_name(node), 1 - index, str(others[index].name), _name(conv)) for conv, index in fusable]
 
 
 def _position(node: ir.Node) -> int:

@@ -12,10 +12,13 @@ __all__ = ["assign_precision", "float_precision"]
 
 _QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _FP32_ONLY = frozenset({
-    "Cast", "CastLike", "ConstantOfShape", "EyeLike", "NonMaxSuppression", "RandomNormal", "RandomNormalLike",
-    "RandomUniform", "RandomUniformLike", "Range", "Resize", "Upsample",
+    "Cast", "CastLike", "Celu", "ConstantOfShape", "DynamicQuantizeLinear", "EyeLike", "IsInf", "NonMaxSuppression",
+    "QLinearConv", "QLinearMatMul", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Range",
+    "Resize", "TfIdfVectorizer", "Upsample",
 })  # fmt: skip
 """Ops whose output type is an attribute, or with float inputs that ONNX fixes to float32."""
+
+_LARGEST = float(np.finfo(np.float16).max)
 
 
 def assign_precision(model: ir.Model, plan: QuantizationPlan, simulate: bool) -> None:
@@ -37,13 +40,13 @@ def assign_precision(model: ir.Model, plan: QuantizationPlan, simulate: bool) ->
         return half[value]
 
     for node in [node for node in graph if float_precision(node, plan) == "fp16"]:
-        if node.op_type == "QuantizeLinear" and simulate:
-            continue  # its input is rounded where it is made, and its scale is representable already
         for index, value in enumerate(node.inputs):
             if value is not None and value.dtype == ir.DataType.FLOAT:
                 node.replace_input_with(index, halved(value))
         if node.op_type == "DequantizeLinear" and simulate:
-            continue  # a product of an int8 and an fp16 scale; rounding it would not change what TensorRT fuses
+            # The product of an int8 and an fp16 scale: TensorRT fuses it into the layer and does not round it.
+            half[node.outputs[0]] = node.outputs[0]
+            continue
         for output in node.outputs:
             if output.dtype == ir.DataType.FLOAT:
                 single = _return_to_float(node, output, simulate)
@@ -65,8 +68,10 @@ _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 def _half_constant(graph: ir.Graph, value: ir.Value, simulate: bool) -> ir.Value:
+    """Return the constant in fp16; what is finite stays so (a mask of -3.4e38 times 0 would be NaN)."""
     assert value.const_value is not None
-    rounded = value.const_value.numpy().astype(np.float16)
+    array = value.const_value.numpy()
+    rounded = np.where(np.isfinite(array), np.clip(array, -_LARGEST, _LARGEST), array).astype(np.float16)
     tensor = ir.tensor(rounded.astype(np.float32) if simulate else rounded)
     constant = ir.Value(name=f"{value.name}/fp16", const_value=tensor)
     constant.dtype, constant.shape = tensor.dtype, value.shape

@@ -21,6 +21,9 @@ __all__ = ["MIN_OPSET", "prepare"]
 MIN_OPSET = 19
 """First opset in which QuantizeLinear takes fp16."""
 
+_NO_LIMIT = 2**62
+"""A weight of any size that is computed from constants (a Cast, a product) becomes a constant itself."""
+
 
 def prepare(model: ir.Model) -> ir.Model:
     """Return the model at opset >= 19 with constants and BatchNorm folded, shapes inferred, every node named.
@@ -34,8 +37,9 @@ def prepare(model: ir.Model) -> ir.Model:
         fuse_batchnorm_into_gemm_rule,
     )
 
-    if any(node.op_type in {"QuantizeLinear", "DequantizeLinear"} for node in model.graph):
+    if any(node.op_type in {"QuantizeLinear", "DequantizeLinear"} for node in model.graph.all_nodes()):
         raise JobError("the model holds QuantizeLinear nodes already; give the float model")
+    RemoveInitializersFromInputsPass()(model)  # or the BatchNorm of files older than IR version 4 is not folded
     if model.opset_imports.get("", MIN_OPSET) < MIN_OPSET:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # onnxscript says that it falls back to onnx's own converter
@@ -45,11 +49,14 @@ def prepare(model: ir.Model) -> ir.Model:
                 f"the model cannot be converted from opset {model.opset_imports['']} to {MIN_OPSET}; "
                 "export it again with a newer opset"
             )
-    optimizer.optimize_ir(model)
+    names = _fused_names(model)
+    optimizer.optimize_ir(model, input_size_limit=_NO_LIMIT)
     rules = [fuse_batchnorm_into_conv_rule, fuse_batchnorm_into_conv_transpose_rule, fuse_batchnorm_into_gemm_rule]
     rewriter.rewrite(model, rules)
+    for node in model.graph:
+        if node.op_type != "BatchNormalization":
+            node.name = names.get(str(node.outputs[0].name), node.name)
     passes = ir.passes.Sequential(
-        RemoveInitializersFromInputsPass(),
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         RemoveUnusedNodesPass(),
         TopologicalSortPass(),
@@ -57,3 +64,16 @@ def prepare(model: ir.Model) -> ir.Model:
         ShapeInferencePass(),
     )
     return passes(model).model
+
+
+def _fused_names(model: ir.Model) -> dict[str, str]:
+    """Return, by the tensor that a BatchNorm gives, the name of the layer that it fuses into.
+
+    The rewriter makes a layer with a name of its own, or none, and users know their layers by theirs.
+    """
+    fused = {}
+    for node in model.graph:
+        layer = node.inputs[0].producer() if node.op_type == "BatchNormalization" and node.inputs[0] else None
+        if layer is not None and layer.name:
+            fused[str(node.outputs[0].name)] = layer.name
+    return fused

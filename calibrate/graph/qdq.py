@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -12,6 +14,7 @@ from calibrate.plan import QuantizationPlan
 __all__ = ["insert_qdq", "quantize_weight"]
 
 _SMALLEST = {"fp32": float(np.finfo(np.float32).tiny), "fp16": float(np.finfo(np.float16).smallest_subnormal)}
+_LARGEST = {"fp32": float(np.finfo(np.float32).max), "fp16": float(np.finfo(np.float16).max)}
 _NUMPY = {"fp32": np.float32, "fp16": np.float16}
 
 
@@ -28,7 +31,7 @@ def insert_qdq(model: ir.Model, placement: Placement, plan: QuantizationPlan) ->
     quantized: dict[str, ir.Value] = {}
 
     def dequantized(tensor: str, consumer: ir.Node) -> ir.Value:
-        scale = _representable(np.float32(plan.scales[tensor]), plan)
+        scale = _representable(np.asarray(plan.scales[tensor]), plan)
         if tensor not in quantized:
             quantized[tensor] = _quantize(model.graph, values[tensor], scale)
         return _dequantize(consumer, quantized[tensor], tensor, ir.tensor(scale), None)
@@ -38,10 +41,9 @@ def insert_qdq(model: ir.Model, placement: Placement, plan: QuantizationPlan) ->
             node = nodes[layer.node]
             node.replace_input_with(0, dequantized(layer.activation, node))
             node.replace_input_with(1, _dequantized_weight(model.graph, node, values[layer.weight], layer, plan))
-    for residual in placement.residuals:
-        if residual.fused_into in plan.int8_layers:
-            add = nodes[residual.node]
-            add.replace_input_with(residual.index, dequantized(residual.tensor, add))
+    for residual in placement.residual_inputs(plan.int8_layers):
+        add = nodes[residual.node]
+        add.replace_input_with(residual.index, dequantized(residual.tensor, add))
     _drop_unused_initializers(model.graph)
 
 
@@ -54,15 +56,16 @@ def quantize_weight(
     """
     other_axes = tuple(i for i in range(weight.ndim) if i != axis)
     amax = np.abs(weight).max(axis=other_axes)
-    scales = _representable(np.where(amax > 0, amax / np.float32(127), np.float32(1)).astype(np.float32), plan)
+    scales = _representable(np.where(amax > 0, amax / np.float32(127), np.float32(1)), plan)
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
     return np.clip(np.rint(weight / scales.reshape(shape)), -128, 127).astype(np.int8), scales
 
 
-def _representable(scale: NDArray[np.float32] | np.float32, plan: QuantizationPlan) -> NDArray[np.float32]:
-    """Round scales to what the plan's float type can hold, never down to zero."""
-    rounded = np.asarray(scale).astype(_NUMPY[plan.float_precision]).astype(np.float32)
-    return np.maximum(rounded, np.float32(_SMALLEST[plan.float_precision]))
+def _representable(scale: NDArray[np.floating[Any]], plan: QuantizationPlan) -> NDArray[np.float32]:
+    """Round scales to what the plan's float type can hold, never down to zero or up to infinity."""
+    kind = plan.float_precision
+    bounded: NDArray[np.floating[Any]] = np.clip(scale, _SMALLEST[kind], _LARGEST[kind])
+    return bounded.astype(_NUMPY[kind]).astype(np.float32)
 
 
 def _quantize(graph: ir.Graph, value: ir.Value, scale: NDArray[np.float32]) -> ir.Value:
@@ -95,16 +98,9 @@ def _dequantized_weight(
 ) -> ir.Value:
     assert weight.const_value is not None
     name = f"{weight.name}/axis{layer.axis}"  # a shared weight may be used along either axis
-    int8_name = f"{name}/quantized"
-    if int8_name in graph.initializers:
-        int8 = graph.initializers[int8_name]
-        scales = graph.initializers[f"{name}/scale"].const_value
-        assert scales is not None
-    else:
-        array, scale = quantize_weight(weight.const_value.numpy(), layer.axis, plan)
-        int8 = _constant(graph, int8_name, ir.tensor(array))
-        scales = ir.tensor(scale)
-    return _dequantize(node, int8, name, scales, layer.axis)
+    array, scales = quantize_weight(weight.const_value.numpy(), layer.axis, plan)
+    int8 = _constant(graph, f"{name}/quantized", ir.tensor(array))
+    return _dequantize(node, int8, name, ir.tensor(scales), layer.axis)
 
 
 def _zero_point(graph: ir.Graph, channels: int | None) -> ir.Value:
@@ -114,12 +110,16 @@ def _zero_point(graph: ir.Graph, channels: int | None) -> ir.Value:
 
 
 def _constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    """Return the initializer called `name`, made from `tensor` where there is none yet."""
-    if name not in graph.initializers:
-        value = ir.Value(name=name, const_value=tensor)
-        _set(value, name, tensor.dtype, tensor.shape)  # type: ignore[arg-type]
-        graph.register_initializer(value)
-    return graph.initializers[name]
+    """Return the initializer that holds `tensor`: called `name`, unless the model has another one of that name."""
+    while (value := graph.initializers.get(name)) is not None:
+        held = value.const_value
+        if held is not None and held.dtype == tensor.dtype and np.array_equal(held.numpy(), tensor.numpy()):
+            return value
+        name += "_"
+    value = ir.Value(name=name, const_value=tensor)
+    _set(value, name, tensor.dtype, tensor.shape)  # type: ignore[arg-type]
+    graph.register_initializer(value)
+    return value
 
 
 def _set(value: ir.Value, name: str, dtype: ir.DataType, shape: ir.Shape | None) -> None:

@@ -30,7 +30,9 @@ _octaves = st.builds(
     lambda sign, mantissa, exponent: float(np.float32(sign * math.ldexp(mantissa, exponent))),
     st.sampled_from([-1.0, 1.0]), st.floats(0.5, 1, exclude_max=True, width=16), st.integers(-149, 127),
 )  # fmt: skip
-_special = st.sampled_from([0.0, -0.0, SMALLEST, -SMALLEST, LARGEST, -LARGEST, 1e38, 1.0, math.ldexp(1.0, -126)])
+_special = st.sampled_from(
+    [0.0, -0.0, SMALLEST, -SMALLEST, LARGEST, -LARGEST, float(np.float32(1e38)), 1.0, math.ldexp(1.0, -126)]
+)
 values = st.one_of(*(st.lists(kind | _special, max_size=40) for kind in (_any, _near_one, _octaves)))
 
 

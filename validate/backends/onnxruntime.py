@@ -76,18 +76,30 @@ class OnnxRuntimeModel:
         self.device = cpu_name()
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
 
-    def input_shape(self, name: str) -> list[int | str | None]:
-        """Return the declared shape of input `name`; a dynamic dimension is a name or None."""
-        return list(self._inputs[name].shape)
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size that the model is fixed to, or None where axis 0 of its inputs is dynamic."""
+        sizes = [i.shape[0] for i in self._inputs.values() if i.shape and isinstance(i.shape[0], int)]
+        return sizes[0] if sizes and sizes[0] > 0 else None
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run one batch; float and integer widths are converted to the model's. See `Runnable`."""
+        """Run one batch; float and integer widths are converted to the model's. See `Runnable`.
+
+        A batch smaller than a model is fixed to is filled up with its last sample, and the outputs are cut.
+        """
+        if missing := set(self.input_names) - set(inputs):
+            raise JobError(f"no array is given for model input {', '.join(sorted(missing))}")
         feeds = {name: self._convert(name, inputs[name]) for name in self.input_names}
+        size, full = len(next(iter(feeds.values()))), self.fixed_batch
+        if full is not None and size < full:
+            feeds = {name: array[np.minimum(np.arange(full), size - 1)] for name, array in feeds.items()}
         try:
             values = self._session.run(list(self.output_names), feeds)
         except Exception as error:  # onnxruntime's classes share no base but Exception
             shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
             raise JobError(f"ONNX Runtime cannot run the model on {shapes}: {_one_line(error)}") from error
+        if full is not None and size < full:
+            values = [value[:size] if value.ndim and len(value) == full else value for value in values]
         return dict(zip(self.output_names, values, strict=True))
 
     def _convert(self, name: str, array: NDArray[Any]) -> NDArray[Any]:

@@ -19,6 +19,8 @@ from validate.results import BuildResult
 
 __all__ = ["Profile", "build"]
 
+_AHEAD_OF_TIME = "tensorrt_rtx"
+
 log = logging.getLogger(__name__)
 
 Profile = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
@@ -28,37 +30,42 @@ Profile = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 def build(model: Path, profile: Profile, compute_capability: str) -> BuildResult:
     """Parse the ONNX file strongly typed and build an engine; the engine is not kept.
 
+    Takes `tensorrt` where it finds a GPU, else `tensorrt_rtx`.
+
     Args:
         model: an ONNX file; external data is found beside it.
         profile: shapes of the inputs with dynamic dimensions; others are ignored.
         compute_capability: what TensorRT-RTX builds for, e.g. ``"8.9"``; `tensorrt` builds for its own GPU.
 
     Returns:
-        `ok` None where no TensorRT is installed, False with TensorRT's own errors where it refuses.
+        `ok` None where no TensorRT can build here, False with TensorRT's own errors where it refuses.
     """
-    trt = _library()
-    if trt is None:
-        message = "not checked: neither tensorrt nor tensorrt_rtx is installed (pip install tensorrt-rtx)"
-        return BuildResult(ok=None, backend=None, version=None, message=message)
-    backend, version = trt.__name__, str(trt.__version__)
-    started = time.perf_counter()
-    errors: list[str] = []
-    logger = _logger(trt, errors)
-    ok, where = _build(trt, logger, model, profile, compute_capability, errors)
-    seconds = time.perf_counter() - started
-    message = f"built for {where}" if ok else "; ".join(errors) or "refused without a message"
-    return BuildResult(ok=ok, backend=backend, version=version, message=message, seconds=round(seconds, 2))
-
-
-def _library() -> ModuleType | None:
-    for name in ("tensorrt", "tensorrt_rtx"):
+    reasons = []
+    for name in ("tensorrt", _AHEAD_OF_TIME):
+        errors: list[str] = []
         try:
-            return importlib.import_module(name)
+            trt = importlib.import_module(name)
+            builder = trt.Builder(_logger(trt, errors))
         except ModuleNotFoundError:
+            reasons.append(f"{name} is not installed")
             continue
-        except (ImportError, OSError, RuntimeError) as error:
-            log.warning("%s is installed but cannot be loaded: %s", name, error)
-    return None
+        except (ImportError, OSError, RuntimeError, TypeError) as error:  # TypeError: pybind's, without a GPU
+            reasons.append(f"{name} cannot start here ({errors[0] if errors else error})")
+            continue
+        if not _can_build_for(trt, compute_capability):
+            reasons.append(f"{name} {trt.__version__} cannot build for compute capability {compute_capability}")
+            continue
+        started = time.perf_counter()
+        where = _build(trt, builder, model, profile, compute_capability, errors)
+        return BuildResult(
+            ok=where is not None,
+            backend=name,
+            version=str(trt.__version__),
+            message=f"built for {where}" if where else "; ".join(errors) or "refused without a message",
+            seconds=round(time.perf_counter() - started, 2),
+        )
+    message = f"not checked: {' and '.join(reasons)} (tensorrt-rtx needs no GPU)"
+    return BuildResult(ok=None, backend=None, version=None, message=message)
 
 
 def _logger(trt: ModuleType, errors: list[str]) -> Any:
@@ -75,36 +82,38 @@ def _logger(trt: ModuleType, errors: list[str]) -> Any:
     return Collector()
 
 
+def _can_build_for(trt: ModuleType, compute_capability: str) -> bool:
+    """Tell whether the library can; `tensorrt` builds for the GPU of the machine and is not asked."""
+    return trt.__name__ != _AHEAD_OF_TIME or _sm(compute_capability) in trt.ComputeCapability.__members__
+
+
+def _sm(compute_capability: str) -> str:
+    return "SM" + compute_capability.replace(".", "")
+
+
 def _build(
-    trt: ModuleType, logger: Any, model: Path, profile: Profile, compute_capability: str, errors: list[str]
-) -> tuple[bool, str]:
-    builder = trt.Builder(logger)
-    if builder is None:
-        return False, ""
+    trt: ModuleType, builder: Any, model: Path, profile: Profile, compute_capability: str, errors: list[str]
+) -> str | None:
+    """Return what the engine was built for, or None where TensorRT refused; `errors` then says why."""
+    # From TensorRT 11 on every network is strongly typed and the flag is ignored; before, it is needed.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
+    parser = trt.OnnxParser(network, builder.logger)
     if not parser.parse_from_file(str(model)):
-        errors.extend(parser.get_error(i).desc() for i in range(parser.num_errors))
-        return False, ""
+        # A description alone may be "false"; the error as a whole names the node too.
+        errors[:] = [" ".join(str(parser.get_error(i)).split()) for i in range(parser.num_errors)] or errors
+        return None
     config = builder.create_builder_config()
     where = "the GPU of this machine"
-    if hasattr(config, "set_compute_capability"):
-        capability = getattr(trt.ComputeCapability, "SM" + compute_capability.replace(".", ""), None)
-        if capability is None:
-            errors.append(f"{trt.__name__} {trt.__version__} cannot build for compute capability {compute_capability}")
-            return False, ""
+    if trt.__name__ == _AHEAD_OF_TIME:
         config.num_compute_capabilities = 1
-        config.set_compute_capability(capability, 0)
+        config.set_compute_capability(trt.ComputeCapability.__members__[_sm(compute_capability)], 0)
         where = f"compute capability {compute_capability}, ahead of time"
-    config.add_optimization_profile(_optimization_profile(builder, network, profile))
-    engine = builder.build_serialized_network(network, config)
-    return engine is not None, where
-
-
-def _optimization_profile(builder: Any, network: Any, profile: Profile) -> Any:
+    dynamic = [t.name for t in map(network.get_input, range(network.num_inputs)) if -1 in tuple(t.shape)]
+    if missing := set(dynamic) - set(profile):
+        errors.append(f"the profile gives no shapes for input {', '.join(sorted(missing))}, whose shape is dynamic")
+        return None
     optimization = builder.create_optimization_profile()
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        if -1 in tuple(tensor.shape):
-            optimization.set_shape(tensor.name, *profile[tensor.name])
-    return optimization
+    for name in dynamic:
+        optimization.set_shape(name, *profile[name])
+    config.add_optimization_profile(optimization)
+    return where if builder.build_serialized_network(network, config) is not None else None

@@ -31,6 +31,8 @@ class Classification:
         wanted = np.asarray(labels)
         if wanted.ndim != 1 or not np.issubdtype(wanted.dtype, np.integer):
             raise ValueError(f"labels must be class indices, but the first is {labels[0]!r}")
+        if len(wanted) != len(logits):
+            raise ValueError(f"{len(wanted)} labels cannot be paired with an output of shape {logits.shape}")
         if wanted.min() < 0 or wanted.max() >= logits.shape[1]:
             raise ValueError(
                 f"label {int(wanted.max() if wanted.min() >= 0 else wanted.min())} is outside the model's "

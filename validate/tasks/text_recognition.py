@@ -45,9 +45,12 @@ class TextRecognition:
 
     def scores(self, outputs: Outputs, labels: Sequence[Any]) -> NDArray[np.float64]:
         """Return 1.0 where the decoded text is the label, else 0.0; 0.0 where any probability is NaN."""
+        for label in labels:
+            if not isinstance(label, str):
+                raise ValueError(f"labels must be texts, but one is {label!r}")
         probabilities = next(iter(outputs.values()))
-        finite = ~np.isnan(probabilities).any(axis=(1, 2))
         matches = [text == label for text, label in zip(self.decode(probabilities), labels, strict=True)]
+        finite = ~np.isnan(probabilities).any(axis=(1, 2))
         return (np.array(matches) & finite).astype(np.float64)
 
     def errors(self, outputs: Outputs, reference: Outputs) -> NDArray[np.float64]:

@@ -1,0 +1,130 @@
+"""What a run logs, read back from a real MLflow server on sqlite."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+    from tests.conftest import Job, Models
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A run's results, and what the server holds of it."""
+
+    results: dict[str, Any]
+    output: Path
+    client: MlflowClient
+    parent: Run
+    children: dict[str, Run]
+
+    def candidate(self, name: str) -> dict[str, Any]:
+        return next(c for c in self.results["candidates"] if c["name"] == name)
+
+    def artifacts(self, run: Run) -> dict[str, int]:
+        return {file.path: file.file_size for file in self.client.list_artifacts(run.info.run_id)}
+
+
+@pytest.fixture(scope="module")
+def logged(server: str, new_job: Callable[[], Job], models: Models) -> Logged:
+    """Run the job whose layer has to be put back, so that three candidates are logged."""
+    from mlflow import MlflowClient
+
+    job = new_job()
+    completed = job.run(
+        f"model.onnx={models.planted}", "quantization.strategies=[minmax, mse]", "tracking.experiment=from-a-test",
+        f"tracking.uri={server}",
+    )  # fmt: skip
+    assert completed.returncode == 0, completed.stderr
+    client = MlflowClient(tracking_uri=server)
+    experiment = client.get_experiment_by_name("from-a-test")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
+    assert len(children) == len(runs) - 1
+    results = json.loads((job.output / "results.json").read_text(encoding="utf-8"))
+    return Logged(results, job.output, client, parents[0], {run.info.run_name: run for run in children})
+
+
+def test_every_candidate_is_a_run_nested_in_the_job(logged: Logged) -> None:
+    names = [candidate["name"] for candidate in logged.results["candidates"]]
+    assert len(names) == 3
+    assert set(logged.children) == set(names)
+    assert logged.parent.info.run_name == "tiny"
+
+
+def test_every_run_is_finished(logged: Logged) -> None:
+    assert {run.info.status for run in (logged.parent, *logged.children.values())} == {"FINISHED"}
+
+
+def test_the_job_carries_the_decision_and_what_was_judged(logged: Logged) -> None:
+    results = logged.results
+    tags, params = logged.parent.data.tags, logged.parent.data.params
+    assert tags["gate.decision"] == results["verdict"]["decision"] == "GO"
+    assert tags["selected"] == results["selected"]
+    assert params["model.sha256"] == results["model"]["sha256"]
+    assert params["model.parameters"] == str(results["model"]["parameters"])
+    assert params["task"] == "classification"
+    assert (params["calib.samples"], params["validation.samples"]) == ("30", "200")
+    assert params["calib.digest"] != params["validation.digest"]
+
+
+def test_the_job_carries_the_metrics_of_the_reference_and_of_the_selected(logged: Logged) -> None:
+    metrics = logged.parent.data.metrics
+    selected = logged.candidate(logged.results["selected"])["accuracy"]
+    assert metrics["eval/top1_float"] == pytest.approx(logged.results["reference"]["accuracy"]["value"])
+    assert metrics["eval/top1"] == pytest.approx(selected["value"])
+    assert metrics["eval/top1_drop_ci_high"] == pytest.approx(selected["ci_high"])
+    assert metrics["perf/float_latency_p50_ms"] > 0
+
+
+def test_every_candidate_carries_its_own_numbers(logged: Logged) -> None:
+    for name, run in logged.children.items():
+        candidate, metrics, params = logged.candidate(name), run.data.metrics, run.data.params
+        accuracy = candidate["accuracy"]
+        assert metrics["eval/top1"] == pytest.approx(accuracy["value"])
+        assert metrics["eval/top1_drop"] == pytest.approx(accuracy["drop"])
+        assert metrics["eval/top1_drop_ci_low"] == pytest.approx(accuracy["ci_low"])
+        assert metrics["size_bytes"] == candidate["size_bytes"]
+        assert metrics["perf/latency_p50_ms"] == pytest.approx(candidate["latency"]["p50_ms"])
+        assert params["calib.strategy"] == candidate["strategy"]
+        assert params["plan.hash"] == candidate["plan_hash"]
+        assert {key: int(params[f"nodes.{key}"]) for key in ("int8", "fp16", "fp32")} == candidate["nodes"]
+        assert int(params["fallback.layers"]) == len(candidate["float_layers"])
+        assert run.data.tags["tensorrt_build"] == "true"
+
+
+def test_one_candidate_is_tagged_as_selected(logged: Logged) -> None:
+    tagged = [name for name, run in logged.children.items() if run.data.tags["selected"] == "true"]
+    assert tagged == [logged.results["selected"]]
+
+
+def test_the_error_of_every_layer_is_logged_over_its_depth(logged: Logged) -> None:
+    for name, run in logged.children.items():
+        history = logged.client.get_metric_history(run.info.run_id, "layer_sqnr_db")
+        finite = {
+            layer["depth"]: layer["sqnr_db"]
+            for layer in logged.candidate(name)["layers"]
+            if isinstance(layer["sqnr_db"], float)
+        }
+        assert len(finite) >= 3
+        assert {point.step: point.value for point in history} == pytest.approx(finite)
+
+
+def test_the_files_are_artifacts(logged: Logged) -> None:
+    files = logged.artifacts(logged.parent)
+    for name in ("results.json", "plan.json", "report.html", "model.int8.onnx"):
+        assert files[name] == (logged.output / name).stat().st_size
+    for name, run in logged.children.items():
+        assert logged.artifacts(run) == {f"{name}.json": (logged.output / "plans" / f"{name}.json").stat().st_size}
