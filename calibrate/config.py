@@ -194,6 +194,15 @@ class Config(_Section):
     latency: LatencyConfig = LatencyConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @model_validator(mode="after")
+    def _margin_is_a_fraction(self) -> Config:
+        if self.task.is_rate and self.policy.max_drop >= 1:
+            raise ValueError(
+                f"policy.max_drop is {self.policy.max_drop:g}, which allows any drop of a rate; "
+                f"five percentage points are written 0.05"
+            )
+        return self
+
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Return the config in `path`, with each override ``dotted.key=value`` (value in YAML) applied.
@@ -255,12 +264,13 @@ def _sentence(path: Path, tree: yaml.Node, error: Any, overridden: Sequence[tupl
     elif error["type"] == "union_tag_invalid":
         location = [*location, "type"]
         message = f" should be one of {error['ctx']['expected_tags']}, not {error['ctx']['tag']!r}"
-    return f"{_where(path, tree, location, overridden)}: {'.'.join(map(str, location))}{message}"
+    key = ".".join(map(str, location))
+    return f"{_where(path, tree, location, overridden)}: {key}{message if key else message.removeprefix(': ')}"
 
 
 def _without_branches(location: Sequence[str | int]) -> list[str | int]:
     """Return the keys of the config in a location, without the branches of unions that pydantic puts between."""
-    branch = {"task": 1, "quantization": 3}.get(str(location[0]))
+    branch = {"task": 1, "quantization": 3}.get(str(location[0])) if location else None
     return [part for index, part in enumerate(location) if index != branch]
 
 

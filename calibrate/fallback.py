@@ -9,7 +9,7 @@ from calibrate.plan import Precision, QuantizationPlan
 
 __all__ = ["fallback_plans"]
 
-_REDUCTION = 4
+_REDUCTION = 8
 """By how much each trial cuts the error that the layers left in int8 add up to."""
 
 
@@ -18,8 +18,8 @@ def fallback_plans(
 ) -> Iterator[tuple[QuantizationPlan, list[str]]]:
     """Yield plans with more and more of the worst layers in `precision`, and those layers, worst first.
 
-    The first puts back as many layers as it takes for the remaining effects to sum to a quarter of all, the next
-    to a sixteenth, and so on. So it is quick where few layers do the harm and where many do. The caller
+    The first puts back as many layers as it takes for the remaining effects to sum to an eighth of all, the next
+    to a sixty-fourth, and so on. So it is quick where few layers do the harm and where many do. The caller
     stops at the first plan that meets the policy; it ends after `max_trials`, or where no layer would be left in
     int8: that is the float model, and no answer to whether INT8 may be released.
 

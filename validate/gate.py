@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from validate.results import Accuracy, BuildResult, CandidateAccuracy, Decision, IntegerKernels, Rule, Verdict
 
-__all__ = ["Policy", "decide", "no_candidate"]
+__all__ = ["Policy", "decide"]
 
 
 class Policy(BaseModel):
@@ -57,15 +57,6 @@ def decide(
     return Verdict(decision=decision, reasons=[rule.message for rule in deciding], rules=rules)
 
 
-def no_candidate(reason: str) -> Verdict:
-    """Return the verdict where there is nothing to judge; it is never a GO."""
-    return Verdict(
-        decision=Decision.INCONCLUSIVE,
-        reasons=[reason],
-        rules=[Rule(name="accuracy", outcome="not_measured", message=reason)],
-    )
-
-
 def _accuracy_rule(name: str, policy: Policy, reference: Accuracy, accuracy: CandidateAccuracy) -> Rule:
     margin = policy.max_drop
     numbers = (reference.value, accuracy.value, accuracy.drop)
@@ -76,6 +67,12 @@ def _accuracy_rule(name: str, policy: Policy, reference: Accuracy, accuracy: Can
             message=f"{accuracy.metric} could not be measured ({samples} samples, value {accuracy.value})",
         )  # fmt: skip
     show = _percent if accuracy.is_rate else _plain
+    if accuracy.is_rate and accuracy.higher_is_better and reference.value <= margin:
+        return Rule(
+            name=name, outcome="not_measured",
+            message=f"the float model's {accuracy.metric} is only {show(reference.value)}, so that no drop could reach "
+            f"the {show(margin)} that the policy allows; check labels and preprocessing",
+        )  # fmt: skip
     found = (
         f"{accuracy.metric} is {show(accuracy.value)}, {show(reference.value)} in float, on {accuracy.n} samples: "
         f"a drop of {show(accuracy.drop)}, between {show(accuracy.ci_low)} and {show(accuracy.ci_high)} "

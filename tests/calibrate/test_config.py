@@ -77,6 +77,12 @@ def test_a_whole_config_loads_with_its_defaults(folder: Path) -> None:
     assert config.data.validation.arguments == {"n": 8}
 
 
+def test_a_margin_that_allows_everything_is_refused(folder: Path) -> None:
+    message = refusal(written(folder, BASE), "policy.max_drop=5")
+    assert "policy.max_drop is 5" in message
+    assert "0.05" in message
+
+
 # Mistakes in the file
 
 MISTAKES = {

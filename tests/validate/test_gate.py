@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from validate.gate import Policy, decide, no_candidate
+from validate.gate import Policy, decide
 from validate.results import Accuracy, BuildResult, CandidateAccuracy, Decision, IntegerKernels, Verdict
 
 GO, NO_GO, INCONCLUSIVE = Decision.GO, Decision.NO_GO, Decision.INCONCLUSIVE
@@ -185,13 +185,6 @@ def test_an_open_question_says_how_many_samples_would_settle_it() -> None:
     assert "vary too much" in reason
 
 
-def test_no_candidate_is_never_a_go() -> None:
-    verdict = no_candidate("every candidate failed")
-    assert verdict.decision is INCONCLUSIVE
-    assert verdict.reasons == ["every candidate failed"]
-    assert [rule.outcome for rule in verdict.rules] == ["not_measured"]
-
-
 @pytest.mark.parametrize(
     "policy",
     [
@@ -240,9 +233,8 @@ def test_a_go_means_what_it_says(
     measured = None if integer is None else IntegerKernels(runtime="r", accuracy=integer, difference=0.0)
     verdict = judge(accuracy, build=build, integer=measured, float_model=float_model, required=required, margin=margin)
     judged = [accuracy] if integer is None else [accuracy, integer]
-    known = [
-        a.n > 0 and float_model.n > 0 and all(map(math.isfinite, (a.value, a.drop, float_model.value))) for a in judged
-    ]
+    works = float_model.n > 0 and float_model.value > margin
+    known = [a.n > 0 and works and all(map(math.isfinite, (a.value, a.drop, float_model.value))) for a in judged]
     may_go = (build.ok or (build.ok is None and not required)) and all(
         k and a.ci_high < margin for k, a in zip(known, judged, strict=True)
     )
@@ -253,3 +245,10 @@ def test_a_go_means_what_it_says(
     assert (verdict.decision is NO_GO) == refuted
     assert verdict.reasons
     assert all(verdict.reasons)
+
+
+@pytest.mark.parametrize("value", [0.0, MARGIN])
+def test_a_float_model_that_does_not_work_is_never_a_go(value: float) -> None:
+    verdict = judge(candidate(0.0, 0.001, value=0.0), float_model=reference(value))
+    assert verdict.decision is INCONCLUSIVE
+    assert "labels and preprocessing" in verdict.reasons[0]

@@ -56,6 +56,8 @@ class OnnxRuntimeModel:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ERROR_ONLY
         options.intra_op_num_threads = threads
+        # Threads that spin between operators take the cores that decode the next batch.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if arithmetic == "float":
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:

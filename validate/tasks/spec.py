@@ -20,6 +20,11 @@ _METADATA = "metadata:"
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @property
+    def is_rate(self) -> bool:
+        """Whether the task's metric is a share in [0, 1]."""
+        return True
+
 
 class ClassificationSpec(_Spec):
     """Top-k accuracy; the first output holds logits or probabilities, the label is a class index."""
@@ -88,6 +93,11 @@ class CustomSpec(_Spec):
             raise ValueError(f"'{value}' does not return an object with name, metric, scores and errors")
         location, _, name = value.rpartition(":")
         return f"{(base / location).resolve()}:{name}" if location.endswith(".py") else value
+
+    @property
+    def is_rate(self) -> bool:
+        """Whether the task's metric is a share in [0, 1]."""
+        return self.make({}).metric.is_rate
 
     def make(self, metadata: Mapping[str, str]) -> Task:
         """Return the user's task."""

@@ -254,12 +254,15 @@ def test_residual_where_a_float_convolution_is_the_other_branch(prepared, normal
         ("float[N, 4, 8, 8] y", f"c = {CONV} (x, w) y = Add(c, offset)"),
         ("float[N, 4, 8, 8] c, float[N, 4, 8, 8] y", f"c = {CONV} (x, w) y = Add(c, x)"),
         ("float[N, 4, 8, 8] y", f"c = {CONV} (x, w) r = Relu(c) y = Add(r, x)"),
+        ("float[N, 4, 8, 8] y", f"c = {CONV} (x, w) n = Neg(c) s = Add(c, x) y = Add(s, n)"),
+        ("float[N, 4, 8, 8] y", "m = MatMul(x, v) y = Add(m, x)"),
     ],
-    ids=["broadcast", "bias", "graph-output", "activation-between"],
+    ids=["broadcast", "bias", "graph-output", "activation-between", "used-twice", "matrix-product"],
 )
 def test_an_add_that_does_not_fuse_needs_no_quantized_input(prepared, normal, make_plan, outputs, body):
-    constants = {"w": normal(4, 4, 3, 3)} | ({"offset": normal(4, 8, 8)} if "offset" in body else {})
-    model = prepared(f"g (float[N, 4, 8, 8] x) => ({outputs}) {{ {body} }}", **constants)
+    constants = {"w": normal(4, 4, 3, 3), "v": normal(8, 8), "offset": normal(1, 4, 8, 8)}
+    used = {name: array for name, array in constants.items() if f" {name})" in body}
+    model = prepared(f"g (float[N, 4, 8, 8] x) => ({outputs}) {{ {body} }}", **used)
     placement = place(model)
     assert check(apply(make_plan(placement), model, placement)) == []
 
@@ -270,6 +273,28 @@ def test_scales_of_a_concat(good):
     assert quantize.inputs[0] is concat.outputs[0]
     set_constant(good, quantize, 1, np.float32(0.06))
     assert check(good) == ["concat: its inputs and its output have different scales"]
+
+
+def test_inputs_of_a_concat_that_is_not_quantized_itself(prepared, normal, make_plan):
+    """They are quantized for other layers, and each may have its own scale."""
+    graph = """g (float[N, 4, 8, 8] x) => (float[N, 8, 8, 8] j, float[N, 4, 8, 8] p, float[N, 4, 8, 8] q) {
+        a = Relu(x) b = Neg(x)
+        p = Conv(a, w1) q = Conv(b, w2)
+        j = Concat <axis = 1> (a, b)
+    }"""
+    model = prepared(graph, w1=normal(4, 4, 1, 1), w2=normal(4, 4, 1, 1))
+    placement = place(model)
+    assert check(apply(make_plan(placement, {"a": 0.1, "b": 0.2}), model, placement)) == []
+
+
+def test_a_cast_behind_dequantize_linear_is_looked_through(good):
+    """As other tools write int8 layers with fp16 around them."""
+    head = node(good, "head")
+    for index in (0, 1):
+        cast = ir.node("Cast", [head.inputs[index]], {"to": ir.DataType.FLOAT}, name=f"cast{index}")
+        good.graph.insert_before(head, cast)
+        head.replace_input_with(index, cast.outputs[0])
+        assert check(good) == []
 
 
 def test_every_violation_is_reported(good):

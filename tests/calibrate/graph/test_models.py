@@ -22,6 +22,7 @@ from calibrate.statistics import Statistics
 from validate.backends.onnxruntime import OnnxRuntimeModel
 from validate.backends.tensorrt import build
 from validate.data import Batch
+from validate.exceptions import JobError
 from validate.imports import load_object, resolve_path
 
 torch = pytest.importorskip("torch", reason="exports PyTorch models")
@@ -71,6 +72,11 @@ class Encoder(torch.nn.Module):
 def encoder() -> Any:
     torch.manual_seed(0)
     return Encoder()
+
+
+class Broken(torch.nn.Module):
+    def forward(self, x: Any) -> Any:
+        raise ValueError("the third wheel\nis missing")
 
 
 @dataclass
@@ -126,6 +132,11 @@ def _constant_weights(graph: onnx.GraphProto) -> int:
         elif node.op_type in {"Conv", "ConvTranspose", "Gemm", "MatMul"}:
             count += node.input[1] in constants
     return count
+
+
+def test_a_module_that_cannot_be_exported_says_why(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"cannot export .*test_models\.py:Broken to ONNX: the third wheel$"):
+        export_torch(f"{__file__}:Broken", {"x": np.ones((2, 3), np.float32)}, tmp_path / "model.onnx")
 
 
 def test_prepared_model_computes_the_same(case: Case) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -105,6 +106,20 @@ def test_constants_become_initializers_and_weights_are_constants(parse, run, nor
     after = prepare(ir.from_proto(before))
     assert ops(after) == {"MatMul": 2}
     assert len(place(after).layers) == 2
+    assert_same(run(after, x=x), expected)
+
+
+def test_weights_in_a_file_of_their_own_are_taken_in(parse, run, normal, tmp_path):
+    """torch.onnx.export writes them so by default; what is made from the model must not look for that file."""
+    before = parse("g (float[N, 4] x) => (float[N, 6] y) { y = MatMul(x, w) }", w=normal(4, 6))
+    x = normal(2, 4)
+    expected = run(before, x=x)
+    path = tmp_path / "model.onnx"
+    onnx.save(before, path, save_as_external_data=True, location="weights", size_threshold=0)
+    model = ir.load(path)
+    assert (tmp_path / "weights").is_file()
+    after = prepare(model)
+    (tmp_path / "weights").unlink()
     assert_same(run(after, x=x), expected)
 
 
