@@ -16,7 +16,6 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -25,7 +24,7 @@ from calibrate.plan import FloatPrecision
 from validate.data import DataSource, ImagePreprocessing
 from validate.exceptions import UsageError
 from validate.gate import Policy
-from validate.imports import load_object, resolve_path
+from validate.imports import CallableReference, ExistingPath
 from validate.tasks.spec import TaskSpec
 
 __all__ = ["Config", "load"]
@@ -35,38 +34,18 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-def _base(info: ValidationInfo) -> Path:
-    return Path((info.context or {}).get("base", "."))
-
-
-def _absolute_callable(reference: str, info: ValidationInfo) -> str:
-    """Check that the callable can be imported; make its file's path absolute."""
-    if not callable(load_object(reference, _base(info))):
-        raise ValueError(f"'{reference}' is not callable")
-    location, _, name = reference.rpartition(":")
-    return f"{(_base(info) / location).resolve()}:{name}" if location.endswith(".py") else reference
-
-
 class ModelConfig(_Section):
     """The float model: an ONNX file, or a PyTorch module that is exported to one."""
 
-    onnx: str | None = Field(default=None, description="an ONNX file; package:NAME/file for one in a Python package")
-    torch: str | None = Field(
+    onnx: ExistingPath | None = Field(
+        default=None, description="an ONNX file; package:NAME/file for one in a Python package"
+    )
+    torch: CallableReference | None = Field(
         default=None, description="module:name or file.py:name, called without arguments, returns an nn.Module"
     )
     inputs: list[str] | None = Field(
         default=None, min_length=1, description="names of a PyTorch module's inputs, in the order of forward()"
     )
-
-    @field_validator("onnx")
-    @classmethod
-    def _exists(cls, value: str | None, info: ValidationInfo) -> str | None:
-        return None if value is None else str(resolve_path(value, _base(info)))
-
-    @field_validator("torch")
-    @classmethod
-    def _importable(cls, value: str | None, info: ValidationInfo) -> str | None:
-        return None if value is None else _absolute_callable(value, info)
 
     @model_validator(mode="after")
     def _one_model(self) -> ModelConfig:
@@ -84,18 +63,13 @@ class DataConfig(_Section):
     validation: DataSource = Field(description="labelled samples that the verdict is made on, and nothing else")
     label: str | None = Field(default="label", description="column of the label")
     image: ImagePreprocessing | None = Field(default=None, description="preprocessing of an image column")
-    preprocess: str | None = Field(
+    preprocess: CallableReference | None = Field(
         default=None, description="module:name or file.py:name; row -> array, or mapping from input name to array"
     )
     batch_size: int = Field(default=8, ge=1)
     allow_overlap: bool = Field(
         default=False, description="accept samples that are in both sets; the verdict then flatters the candidate"
     )
-
-    @field_validator("preprocess")
-    @classmethod
-    def _importable(cls, value: str | None, info: ValidationInfo) -> str | None:
-        return None if value is None else _absolute_callable(value, info)
 
     @model_validator(mode="after")
     def _one_preprocessing(self) -> DataConfig:

@@ -20,10 +20,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from validate.exceptions import JobError
-from validate.imports import load_object, resolve_path
+from validate.imports import CallableReference, ExistingPath, load_object
 
 __all__ = ["Batch", "DataSource", "ImagePreprocessing", "Preprocess", "Sample", "SampleStream"]
 
@@ -32,19 +32,17 @@ Row = Mapping[str, Any]
 Preprocess = Callable[[Row], Array | Mapping[str, Array]]
 
 
-def _base(info: ValidationInfo) -> Path:
-    return Path((info.context or {}).get("base", "."))
-
-
 class DataSource(BaseModel):
     """Where the samples of one split come from: exactly one of the first four keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    parquet: str | None = Field(default=None, description="a parquet file, or a folder of them")
-    imagefolder: str | None = Field(default=None, description="a folder with one subfolder of images per class")
+    parquet: ExistingPath | None = Field(default=None, description="a parquet file, or a folder of them")
+    imagefolder: ExistingPath | None = Field(
+        default=None, description="a folder with one subfolder of images per class"
+    )
     hub: str | None = Field(default=None, description="a data set on the Hugging Face hub, owner/name")
-    callable: str | None = Field(
+    callable: CallableReference | None = Field(
         default=None, description="module:name or file.py:name; called with `arguments`, returns rows (mappings)"
     )
     subset: str | None = Field(default=None, description="configuration of a hub data set")
@@ -52,21 +50,6 @@ class DataSource(BaseModel):
     revision: str | None = Field(default=None, description="commit or tag of a hub data set; pin it")
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of `callable`")
     limit: int | None = Field(default=None, ge=1, description="take the first so many rows only")
-
-    @field_validator("parquet", "imagefolder")
-    @classmethod
-    def _exists(cls, value: str | None, info: ValidationInfo) -> str | None:
-        return None if value is None else str(resolve_path(value, _base(info)))
-
-    @field_validator("callable")
-    @classmethod
-    def _absolute(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is None:
-            return None
-        if not callable(load_object(value, _base(info))):
-            raise ValueError(f"'{value}' is not callable")
-        location, _, name = value.rpartition(":")
-        return f"{(_base(info) / location).resolve()}:{name}" if location.endswith(".py") else value
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSource:

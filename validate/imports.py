@@ -1,4 +1,7 @@
-"""Python objects and files that a config names."""
+"""Python objects and files that a config names, and the field types by which it names them.
+
+A relative path starts at the folder that the validation context gives as ``base``.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
-__all__ = ["load_object", "resolve_path"]
+from pydantic import AfterValidator, ValidationInfo
+
+__all__ = ["CallableReference", "ExistingPath", "config_folder", "load_object", "resolve_path"]
 
 _PACKAGE = "package:"
 
@@ -76,3 +81,27 @@ def resolve_path(reference: str, base: Path) -> Path:
     if not path.exists():
         raise ValueError(f"{path.resolve()} does not exist")
     return path.resolve()
+
+
+def config_folder(info: ValidationInfo) -> Path:
+    """Return the folder at which relative paths of the config under validation start."""
+    return Path((info.context or {}).get("base", "."))
+
+
+def _existing(reference: str, info: ValidationInfo) -> str:
+    return str(resolve_path(reference, config_folder(info)))
+
+
+def _callable(reference: str, info: ValidationInfo) -> str:
+    base = config_folder(info)
+    if not callable(load_object(reference, base)):
+        raise ValueError(f"'{reference}' is not callable")
+    location, _, name = reference.rpartition(":")
+    return f"{(base / location).resolve()}:{name}" if location.endswith(".py") else reference
+
+
+ExistingPath = Annotated[str, AfterValidator(_existing)]
+"""A path as `resolve_path` takes it; absolute after validation."""
+
+CallableReference = Annotated[str, AfterValidator(_callable)]
+"""A reference as `load_object` takes it, to something callable; with an absolute path after validation."""

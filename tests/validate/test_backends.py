@@ -69,7 +69,7 @@ class TestOnnxRuntime:
             runnable = OnnxRuntimeModel(source)
             assert runnable.input_names == ("x",)
             assert runnable.output_names == ("y", "z")
-            assert runnable.input_shape("x") == ["N", 4]
+            assert runnable.fixed_batch is None
             outputs = runnable.run({"x": x})
             np.testing.assert_allclose(outputs["y"], x @ weight, atol=1e-6)
             np.testing.assert_allclose(outputs["z"], np.maximum(x @ weight, 0), atol=1e-6)
@@ -133,6 +133,27 @@ class TestOnnxRuntime:
         model = OnnxRuntimeModel(parse(LINEAR, w=weight).SerializeToString())
         turned = np.asfortranarray(x)[::-1]
         np.testing.assert_allclose(model.run({"x": turned})["y"], turned @ weight, atol=1e-6)
+
+    @pytest.mark.parametrize("size", [1, 4, 5])
+    def test_a_smaller_batch_than_a_model_is_fixed_to(self, weight, x, size):
+        """It is filled up, and nothing of that shows; outputs without a batch axis are left as they are."""
+        graph = LINEAR.replace("N,", "5,").replace(") {", ", int64[2] s) { s = Shape(x)")
+        model = OnnxRuntimeModel(parse(graph, w=weight).SerializeToString())
+        assert model.fixed_batch == 5
+        outputs = model.run({"x": x[:size]})
+        np.testing.assert_allclose(outputs["y"], x[:size] @ weight, atol=1e-6)
+        np.testing.assert_allclose(outputs["z"], np.maximum(x[:size] @ weight, 0), atol=1e-6)
+        assert outputs["s"].tolist() == [5, 4]
+
+    def test_a_larger_batch_than_a_model_is_fixed_to_is_refused(self, weight):
+        model = OnnxRuntimeModel(parse(LINEAR.replace("N,", "2,"), w=weight).SerializeToString())
+        with pytest.raises(JobError, match="cannot run the model on x"):
+            model.run({"x": np.ones((3, 4), np.float32)})
+
+    def test_an_input_without_axes(self, x):
+        graph = "g (float factor, float[5, 4] x) => (float[5, 4] y) { y = Mul(x, factor) }"
+        model = OnnxRuntimeModel(parse(graph).SerializeToString())
+        np.testing.assert_array_equal(model.run({"factor": np.float32(2), "x": x})["y"], 2 * x)
 
     @pytest.mark.parametrize("shape", [(5, 3), (4,), (2, 4, 1)])
     def test_a_wrong_shape_is_refused(self, weight, shape):

@@ -92,15 +92,17 @@ class OnnxRuntimeModel:
         if missing := set(self.input_names) - set(inputs):
             raise JobError(f"no array is given for model input {', '.join(sorted(missing))}")
         feeds = {name: self._convert(name, inputs[name]) for name in self.input_names}
-        size, full = len(next(iter(feeds.values()))), self.fixed_batch
-        if full is not None and size < full:
+        full = size = self.fixed_batch or 0
+        if full:
+            size = min(len(array) for array in feeds.values() if array.ndim)
+        if size < full:
             feeds = {name: array[np.minimum(np.arange(full), size - 1)] for name, array in feeds.items()}
         try:
             values = self._session.run(list(self.output_names), feeds)
         except Exception as error:  # onnxruntime's classes share no base but Exception
             shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
             raise JobError(f"ONNX Runtime cannot run the model on {shapes}: {_one_line(error)}") from error
-        if full is not None and size < full:
+        if size < full:
             values = [value[:size] if value.ndim and len(value) == full else value for value in values]
         return dict(zip(self.output_names, values, strict=True))
 
@@ -108,7 +110,7 @@ class OnnxRuntimeModel:
         wanted = np.dtype(_NUMPY_TYPES.get(self._inputs[name].type, array.dtype))
         if array.dtype != wanted and array.dtype.kind != wanted.kind and {array.dtype.kind, wanted.kind} != {"i", "u"}:
             raise JobError(f"model input {name} is {wanted}, but the preprocessing gives {array.dtype}")
-        return np.ascontiguousarray(array, wanted)
+        return np.asarray(array, wanted, order="C")
 
 
 def cpu_name() -> str:

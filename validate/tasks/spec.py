@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from validate.exceptions import JobError
-from validate.imports import load_object, resolve_path
+from validate.imports import CallableReference, config_folder, load_object, resolve_path
 from validate.tasks.base import Task
 
 __all__ = ["ClassificationSpec", "CustomSpec", "TaskSpec", "TextRecognitionSpec"]
@@ -54,7 +54,7 @@ class TextRecognitionSpec(_Spec):
     def _exists(cls, value: str, info: ValidationInfo) -> str:
         if value.startswith(_METADATA):
             return value
-        return str(resolve_path(value, Path((info.context or {}).get("base", "."))))
+        return str(resolve_path(value, config_folder(info)))
 
     def make(self, metadata: Mapping[str, str]) -> Task:
         """Return the task. Raises JobError where the model's metadata lacks the key."""
@@ -78,21 +78,18 @@ class CustomSpec(_Spec):
     """A task of the user's own: a callable without arguments that returns a `validate.tasks.base.Task`."""
 
     type: Literal["custom"]
-    callable: str = Field(description="module:name or file.py:name")
+    callable: CallableReference = Field(description="module:name or file.py:name")
 
     @field_validator("callable")
     @classmethod
-    def _makes_a_task(cls, value: str, info: ValidationInfo) -> str:
-        base = Path((info.context or {}).get("base", "."))
-        make = load_object(value, base)
+    def _makes_a_task(cls, value: str) -> str:
         try:
-            task = make()
+            task = load_object(value, Path())()
         except Exception as error:  # it is the user's code: anything may come out of it
             raise ValueError(f"'{value}' cannot be called without arguments: {error}") from error
         if not isinstance(task, Task):
             raise ValueError(f"'{value}' does not return an object with name, metric, scores and errors")
-        location, _, name = value.rpartition(":")
-        return f"{(base / location).resolve()}:{name}" if location.endswith(".py") else value
+        return value
 
     @property
     def is_rate(self) -> bool:
