@@ -7,6 +7,7 @@ import logging
 import shlex
 import sys
 from enum import IntEnum
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,6 +60,9 @@ def run(
 
     from validate.exceptions import JobError, UsageError
 
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character must not end a job
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     console, errors = Console(), Console(stderr=True)
     folder: Path | None = None
     try:
@@ -116,14 +120,13 @@ def _run(config: Config, folder: Path, console: Console) -> ExitCode:
 
 
 def _track(results: Results, folder: Path, uri: str, config: Config, journal: Journal) -> str | None:
-    """Log to MLflow and say where to look. A server that fails costs a warning: the results are on disk."""
-    from mlflow.exceptions import MlflowException
-
+    """Log to MLflow and say where to look. A server that fails costs a warning: the verdict is on disk and stands."""
     from reports import tracking
 
     try:
         tracking.log_results(results, folder, uri, config.tracking.experiment, config.name)
-    except (MlflowException, ImportError, OSError) as error:  # ImportError: the driver of a database
+    except Exception as error:
+        logging.getLogger(__name__).exception("MLflow did not take the results")
         journal.warn(f"MLflow at {uri} did not take the results: {_plain(error).splitlines()[0]}")
         return None
     return tracking.ui_command(uri)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 
@@ -26,15 +27,15 @@ def fallback_plans(
     Args:
         effects: of every int8 layer on the task's error, worst first.
     """
-    layers, removed = list(effects), list(accumulate(effects.values()))
-    if not layers:
-        return
-    total, count = removed[-1], 0
+    # A layer whose error is not finite goes first, and must not make all others look like nothing.
+    broken = sum(not math.isfinite(effect) for effect in effects.values())
+    layers, removed = list(effects), list(accumulate(list(effects.values())[broken:]))
+    total, count = removed[-1] if removed else 0.0, 0
     for trial in range(1, max_trials + 1):
         enough = total * (1 - _REDUCTION**-trial)
-        reached = next((k for k, sum_so_far in enumerate(removed, 1) if sum_so_far >= enough), len(layers))
-        count = max(count + 1, reached)
-        if count >= len(layers):
+        reached = broken + next((k for k, sum_so_far in enumerate(removed, 1) if sum_so_far >= enough), 0)
+        last, count = count, min(max(count + 1, reached), len(layers) - 1)
+        if count <= last:
             return
         back = layers[:count]
         yield plan.with_layers(frozenset(back), precision, f"{plan.name}+{count}{precision}"), back

@@ -30,6 +30,7 @@ class Inputs:
 
     info: ModelInfo
     reference: OnnxRuntimeModel
+    path: Path
     prepared: ir.Model
     placement: Placement
     task: Task
@@ -70,13 +71,28 @@ class Seen:
                     )
             yield batch
 
+    def again(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches of a later pass; JobError where a sample is not the one that was seen before."""
+        for batch in batches:
+            for index, content in enumerate(batch.contents, batch.first):
+                if content != self.order[index]:
+                    raise JobError(
+                        f"sample {index} is another one than on the first pass over the data, so that models cannot be "
+                        "compared on it; make the source and the preprocessing give the same every time (seed them)"
+                    )
+            yield batch
+
     def digest(self) -> str:
         """Return a SHA-256 over all samples in their order."""
         return hashlib.sha256(b"".join(self.order)).hexdigest()
 
-    def profile(self) -> Profile:
-        """Return for every input the smallest (batch 1), usual and largest shape."""
-        return {name: ((1, *self.smallest[name][1:]), large, large) for name, large in self.largest.items()}
+    def profile(self, fixed_batch: int | None) -> Profile:
+        """Return for every input the smallest (batch 1, or what the model is fixed to), usual and largest shape."""
+        shapes = {}
+        for name, (most, *inner) in self.largest.items():
+            largest = (fixed_batch or most, *inner)
+            shapes[name] = ((fixed_batch or 1, *self.smallest[name][1:]), largest, largest)
+        return shapes
 
 
 def load_inputs(config: Config, folder: Path) -> Inputs:
@@ -104,10 +120,12 @@ def load_inputs(config: Config, folder: Path) -> Inputs:
     if not placement.layers:
         reasons = "; ".join(f"{node}: {why}" for node, why in list(placement.left_in_float.items())[:3])
         raise JobError(f"{path} has no layer that can be int8 ({reasons or 'no Conv, ConvTranspose, Gemm or MatMul'})")
-    info = ModelInfo(path=str(path), sha256=sha256, nodes=prepared.graph.num_nodes(), parameters=parameters)
+    info = ModelInfo(
+        path=config.model.torch or str(path), sha256=sha256, nodes=prepared.graph.num_nodes(), parameters=parameters
+    )
     batch_size = reference.fixed_batch or config.data.batch_size
     return Inputs(
-        info, reference, prepared, placement, config.task.make(reference.metadata),
+        info, reference, path, prepared, placement, config.task.make(reference.metadata),
         _stream(config, "calibration", reference.input_names, batch_size),
         _stream(config, "validation", reference.input_names, batch_size),
     )  # fmt: skip

@@ -5,6 +5,7 @@ config -> model + data -> float reference -> statistics -> plans -> candidates -
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -30,13 +31,18 @@ from calibrate.statistics import Statistics
 from reports import html
 from validate.backends.onnxruntime import OnnxRuntimeModel
 from validate.data import Batch, SampleStream
+from validate.errors import SignalNoise
 from validate.evaluate import OutputStore, accuracy, evaluate
+from validate.exceptions import JobError
 from validate.gate import decide
 from validate.results import Candidate, Decision, Reference, Results, Verdict
 from validate.significance import paired_interval
-from validate.tasks.base import Metric, Outputs
+from validate.tasks.base import Outputs
 
 __all__ = ["run"]
+
+_PREPARED_DB = 60.0
+"""Float32 rounds differently in a folded graph, which leaves far more than this; a wrong conversion leaves less."""
 
 
 def run(config: Config, output: Path, command: str, journal: Journal) -> Results:
@@ -64,26 +70,25 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
             ]
 
         # 3. Every candidate is measured; samples that the verdict does not use pick the one that it is about.
-        bench = Bench(
-            config, inputs, journal, scores, outputs, len(seen_calibration.order), seen_validation.profile(), folder
-        )
+        bench = Bench(config, inputs, journal, scores, outputs, seen_calibration, seen_validation, folder)
         first_look, each_trial = _confidences(config)
         candidates = [bench.candidate(plan, [], first_look) for plan in plans]
+        with journal.stage("latency", "time the float model"):
+            latency, latency_reason = bench.latency(inputs.path)
         reference = Reference(
-            accuracy=accuracy(inputs.task.metric, scores), latency=bench.latencies()[0],
-            latency_reason=None if config.latency.runs else "latency.runs is 0 in the config",
-        )  # fmt: skip
+            accuracy=accuracy(inputs.task.metric, scores), latency=latency, latency_reason=latency_reason
+        )
         selected = min(candidates, key=lambda candidate: candidate.selection_error)
         verdict = _verdict(config, reference, selected)
 
         # 4. Where it misses the policy, its worst layers go back to FP16 until it does not.
-        if verdict.decision is not Decision.GO and _fallback_can_help(config, inputs.task.metric, scores.size, verdict):
+        if verdict.decision is not Decision.GO and _fallback_can_help(config, inputs, scores.size, verdict, journal):
             for plan, trial in _fallback(config, bench, plans[candidates.index(selected)], each_trial):
                 plans.append(plan)
                 candidates.append(trial)
                 trial_verdict = _verdict(config, reference, trial)
                 # Where none is a GO, the verdict is about the one that came closest.
-                if trial_verdict.decision is Decision.GO or trial.accuracy.ci_high < selected.accuracy.ci_high:
+                if _closeness(trial, trial_verdict) < _closeness(selected, verdict):
                     selected, verdict = trial, trial_verdict
                 if verdict.decision is Decision.GO:
                     break
@@ -114,7 +119,10 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
 def _observe(
     config: Config, inputs: Inputs, validation: Seen, calibration: Seen, journal: Journal
 ) -> tuple[dict[str, Statistics], OutputStore]:
-    """Return the statistics of every tensor that a plan may quantize, and the float model's outputs."""
+    """Return the statistics of every tensor that a plan may quantize, and the prepared float model's outputs.
+
+    Raises JobError where the prepared model does not compute what the given one does.
+    """
     tensors = inputs.placement.tensors()
     model = OnnxRuntimeModel(serialize(expose(inputs.prepared, tensors)))
     stored = OutputStore()
@@ -122,14 +130,32 @@ def _observe(
     with journal.stage("observe", f"observe {len(tensors)} tensors") as advance:
 
         def on_batch(batch: Batch, outputs: Outputs) -> None:
+            if batch.first == 0:
+                _check_prepared(inputs, batch, outputs)
             stored.append({name: outputs[name] for name in inputs.reference.output_names})
             advance(len(batch))
 
         batches = watch(journal.forward("observe", inputs.calibration.batches()))
         statistics = observe(model, tensors, batches, on_batch)
+    if overlap := len(calibration.contents.keys() & validation.contents.keys()):
+        journal.warn(
+            f"{overlap} samples are in both sets, as data.allow_overlap permits; the verdict is too favourable"
+        )
     for tensor in sorted(unquantizable(statistics)):
         journal.warn(f"tensor {tensor} was zero for every calibration sample; what it feeds stays in float")
     return statistics, stored
+
+
+def _check_prepared(inputs: Inputs, batch: Batch, outputs: Outputs) -> None:
+    """Hold a batch of the prepared model against the model as given, so that no pass over the graph can break it."""
+    for name, expected in inputs.reference.run(batch.inputs).items():
+        error = SignalNoise()
+        error.add(expected, outputs[name])
+        if error.db < _PREPARED_DB:
+            raise JobError(
+                f"output {name} of the model changes when its graph is prepared for quantization (SQNR {error.db:.1f} "
+                "dB); export the model again with opset 19 or newer, so that it need not be converted"
+            )
 
 
 def _confidences(config: Config) -> tuple[float, float]:
@@ -147,14 +173,21 @@ def _fallback(
 ) -> Iterator[tuple[QuantizationPlan, Candidate]]:
     """Rank the layers of a plan, then measure plans with more and more of them in FP16."""
     journal, samples = bench.journal, config.fallback.samples
-    total = len(plan.int8_layers) * min(samples, bench.selection_samples)
+    total = len(plan.int8_layers) * min(samples, len(bench.calibration.order))
     with journal.stage("rank", f"rank {len(plan.int8_layers)} layers", total) as advance:
-        effects = rank_layers(plan, lambda p: bench.errors(p, samples, "rank", advance))
+        effects = rank_layers(plan, lambda p: bench.ranking_errors(p, samples, advance))
     for trial, layers in fallback_plans(plan, effects, "fp16", config.fallback.max_trials):
         yield trial, bench.candidate(trial, layers, confidence)
 
 
-def _fallback_can_help(config: Config, metric: Metric, samples: int, verdict: Verdict) -> bool:
+def _closeness(candidate: Candidate, verdict: Verdict) -> tuple[int, float]:
+    """Return what sorts candidates by how close they came to a GO, closest first."""
+    order = [Decision.GO, Decision.INCONCLUSIVE, Decision.NO_GO]
+    kernels = candidate.integer_kernels
+    return order.index(verdict.decision), max(candidate.accuracy.drop, kernels.accuracy.drop if kernels else -math.inf)
+
+
+def _fallback_can_help(config: Config, inputs: Inputs, samples: int, verdict: Verdict, journal: Journal) -> bool:
     """Tell whether more layers in FP16 could turn the verdict into a GO.
 
     Not where something else than accuracy holds it up, and not where the samples are so few that even a candidate
@@ -162,11 +195,18 @@ def _fallback_can_help(config: Config, metric: Metric, samples: int, verdict: Ve
     """
     if config.fallback.max_trials == 0:
         return False
-    if metric.is_rate:
+    if not any(rule.name.startswith("accuracy") and rule.outcome in {"fail", "undecided"} for rule in verdict.rules):
+        return False
+    if inputs.task.metric.is_rate:
         unchanged = paired_interval(np.zeros(samples), _confidences(config)[1])
         if unchanged.high >= config.policy.max_drop:
+            journal.warn(
+                f"no layers were put back to FP16: with {samples} validation samples even a candidate without a "
+                f"single changed answer has an interval up to {unchanged.high:.4f}, beyond policy.max_drop "
+                f"{config.policy.max_drop:g}; give more samples, or lower fallback.max_trials"
+            )
             return False
-    return any(rule.name.startswith("accuracy") and rule.outcome in {"fail", "undecided"} for rule in verdict.rules)
+    return True
 
 
 def _verdict(config: Config, reference: Reference, candidate: Candidate) -> Verdict:

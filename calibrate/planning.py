@@ -20,7 +20,9 @@ _LEVELS = 127
 
 def strategy_name(strategy: Strategy) -> str:
     """Return the name by which a strategy appears in results, e.g. ``percentile-99.99``."""
-    return f"percentile-{strategy.percentile:g}" if isinstance(strategy, PercentileStrategy) else strategy
+    if isinstance(strategy, PercentileStrategy):
+        return f"percentile-{strategy.percentile!r}".removesuffix(".0")
+    return strategy
 
 
 def make_plan(

@@ -61,6 +61,11 @@ def rows_that_hang(n, seed, marker):
         yield row
 
 
+def rows_of_another_seed_on_every_pass(n, seed, passes=[]):
+    passes.append(None)
+    yield from rows(n, seed + len(passes))
+
+
 def rows_that_exit(n, seed):
     yield from rows(n, seed)
     raise SystemExit(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,8 @@ def evaluate(model: Runnable, task: Task, batches: Iterable[Batch], on_batch: On
     """Return the task's score of every sample, shape (n,). Raises JobError where a label cannot be used."""
     scores: list[NDArray[np.float64]] = []
     for batch in batches:
-        try:
-            scores.append(task.scores(model.run(batch.inputs), batch.labels))
-        except ValueError as error:
-            raise JobError(f"task {task.name} cannot score sample {batch.first} and following: {error}") from error
+        outputs = model.run(batch.inputs)
+        scores.append(_per_sample(task, batch, partial(task.scores, outputs, batch.labels)))
         on_batch(len(batch))
     return np.concatenate(scores)
 
@@ -68,10 +67,23 @@ def reference_errors(
     stored = iter(reference)
     for batch in batches:
         expected = {name: array[: len(batch)] for name, array in next(stored).items()}
-        errors.append(task.errors(model.run(batch.inputs), expected))
+        outputs = model.run(batch.inputs)
+        errors.append(_per_sample(task, batch, partial(task.errors, outputs, expected)))
         on_batch(len(batch))
     values = np.concatenate(errors)
     return np.where(np.isnan(values), np.inf, values)
+
+
+def _per_sample(task: Task, batch: Batch, call: Callable[[], NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Return what the task says of each sample. Raises JobError where it cannot, or says less or more."""
+    where = f"task {task.name} cannot score sample {batch.first} and following"
+    try:
+        values = np.asarray(call(), np.float64)
+    except ValueError as error:
+        raise JobError(f"{where}: {error}") from error
+    if values.shape != (len(batch),):
+        raise JobError(f"{where}: it gives shape {values.shape} for {len(batch)} samples, not one number for each")
+    return values
 
 
 def accuracy(metric: Metric, scores: NDArray[np.float64]) -> Accuracy:

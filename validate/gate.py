@@ -67,10 +67,11 @@ def _accuracy_rule(name: str, policy: Policy, reference: Accuracy, accuracy: Can
             message=f"{accuracy.metric} could not be measured ({samples} samples, value {accuracy.value})",
         )  # fmt: skip
     show = _percent if accuracy.is_rate else _plain
-    if accuracy.is_rate and accuracy.higher_is_better and reference.value <= margin:
+    room = reference.value if accuracy.higher_is_better else 1 - reference.value
+    if accuracy.is_rate and room <= margin:
         return Rule(
             name=name, outcome="not_measured",
-            message=f"the float model's {accuracy.metric} is only {show(reference.value)}, so that no drop could reach "
+            message=f"the float model's {accuracy.metric} is {show(reference.value)}, so that no drop could reach "
             f"the {show(margin)} that the policy allows; check labels and preprocessing",
         )  # fmt: skip
     found = (

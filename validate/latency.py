@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,28 +17,26 @@ __all__ = ["measure"]
 _WARM_UP = 3
 
 
-def measure(models: Sequence[Runnable], inputs: Mapping[str, NDArray[Any]], runs: int) -> list[Latency]:
-    """Time single calls on the same inputs, the models in turn, so that drift of the machine hits all alike.
+def measure(model: Runnable, inputs: Mapping[str, NDArray[Any]], runs: int) -> Latency:
+    """Time single calls on the same inputs, after a warm-up.
 
     Args:
-        models: what to time; each is warmed up first.
+        model: what to time.
         inputs: one batch, batch on axis 0.
-        runs: timed calls per model, >= 1.
+        runs: timed calls, >= 1.
+
+    Raises:
+        JobError: the model cannot run them.
     """
-    for model in models:
-        for _ in range(_WARM_UP):
-            model.run(inputs)
-    milliseconds = np.empty((len(models), runs))
+    for _ in range(_WARM_UP):
+        model.run(inputs)
+    milliseconds = np.empty(runs)
     for run in range(runs):
-        for index, model in enumerate(models):
-            started = time.perf_counter()
-            model.run(inputs)
-            milliseconds[index, run] = 1e3 * (time.perf_counter() - started)
-    batch_size = len(next(iter(inputs.values())))
-    return [
-        Latency(
-            runtime=model.runtime, device=model.device, batch_size=batch_size, runs=runs,
-            p50_ms=float(p50), p90_ms=float(p90), p99_ms=float(p99),
-        )
-        for model, (p50, p90, p99) in zip(models, np.percentile(milliseconds, [50, 90, 99], axis=1).T, strict=True)
-    ]  # fmt: skip
+        started = time.perf_counter()
+        model.run(inputs)
+        milliseconds[run] = 1e3 * (time.perf_counter() - started)
+    p50, p90, p99 = map(float, np.percentile(milliseconds, [50, 90, 99]))
+    return Latency(
+        runtime=model.runtime, device=model.device, batch_size=len(next(iter(inputs.values()))), runs=runs,
+        p50_ms=p50, p90_ms=p90, p99_ms=p99,
+    )  # fmt: skip

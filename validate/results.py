@@ -185,7 +185,7 @@ class Verdict(Record):
 
 
 class ForwardPasses(Record):
-    """How often a stage ran models over samples; every run of any model counts."""
+    """How often a stage ran models over samples. Every run over data counts, of any model; timed calls do not."""
 
     stage: str
     passes: int = Field(ge=0)

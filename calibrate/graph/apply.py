@@ -46,12 +46,12 @@ def count_nodes(plan: QuantizationPlan, model: ir.Model) -> NodeCounts:
     return NodeCounts(int8=counts["int8"], fp16=counts["fp16"], fp32=counts["fp32"])
 
 
-def expose(model: ir.Model, tensors: tuple[str, ...], keep_outputs: bool = True) -> ir.Model:
-    """Return a copy of a model with inner tensors among its outputs, or as its only ones."""
+def expose(model: ir.Model, tensors: tuple[str, ...]) -> ir.Model:
+    """Return a copy of a model with inner tensors among its outputs."""
     result = model.clone()
     values = {value.name: value for node in result.graph for value in node.outputs}
     values |= {value.name: value for value in result.graph.inputs}
-    outputs = [value.name for value in result.graph.outputs] if keep_outputs else []
+    outputs = [value.name for value in result.graph.outputs]
     wanted = [values[name] for name in dict.fromkeys([*outputs, *tensors])]
     result.graph.outputs.clear()
     result.graph.outputs.extend(wanted)

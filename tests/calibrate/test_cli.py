@@ -233,6 +233,12 @@ def test_one_sample_is_inconclusive_and_exits_3(inconclusive: Run) -> None:
 
 def test_an_overlap_that_the_config_allows_is_no_error(inconclusive: Run) -> None:
     assert inconclusive.results["config"]["data"]["allow_overlap"] is True
+    assert any("1 samples are in both sets" in warning for warning in inconclusive.results["warnings"])
+
+
+def test_a_fallback_that_cannot_help_is_not_tried_and_says_so(inconclusive: Run) -> None:
+    assert not any(candidate["float_layers"] for candidate in inconclusive.results["candidates"])
+    assert any("no layers were put back to FP16" in warning for warning in inconclusive.results["warnings"])
 
 
 def test_the_layer_that_int8_ruins_is_put_back_to_fp16(repaired: Run) -> None:
@@ -318,6 +324,10 @@ def assert_failed_cleanly(job: Job, code: int, stderr: str, *said: str) -> None:
         (["data.validation.arguments.n=0"], ["the validation set has no samples"]),
         (["data.validation.arguments.label_offset=1"], ["label 5 is outside the model's 5 classes"]),
         (["model.onnx=junk.onnx"], ["junk.onnx", "ONNX"]),
+        (
+            ["data.validation.callable=data.py:rows_of_another_seed_on_every_pass"],
+            ["sample 0 is another one than on the first pass", "seed them"],
+        ),
         (["data.validation.callable=data.py:rows_that_exit"], ["sys.exit(0)"]),
     ],
 )

@@ -87,8 +87,7 @@ class TestOnnxRuntime:
         by_float, by_integer = (OnnxRuntimeModel(model, kind).runtime for kind in ("float", "integer"))
         assert by_float.startswith("onnxruntime ")
         assert "float" in by_float
-        assert "integer" in by_integer
-        assert "integer" not in by_float
+        assert "default session" in by_integer
         device = OnnxRuntimeModel(model).device
         assert device.endswith(("(with VNNI)", "(without VNNI)"))
         assert ("with VNNI" in device) == ("vnni" in Path("/proc/cpuinfo").read_text())

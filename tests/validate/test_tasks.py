@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -55,6 +55,7 @@ _logits = hnp.arrays(
 def test_top_k_is_counted_class_by_class(logits: NDArray[np.float32], k: int, data: st.DataObject) -> None:
     """A label is hit where fewer than k classes are before it: higher ones, and equal ones of a lower index."""
     rows, classes = logits.shape
+    assume(k < classes)
     labels = data.draw(st.lists(st.integers(0, classes - 1), min_size=rows, max_size=rows))
     expected = []
     for row, label in zip(logits.tolist(), labels, strict=True):
@@ -71,10 +72,16 @@ def test_of_equal_logits_the_lower_class_wins() -> None:
     assert [Classification(2).scores(out(tie), [label])[0] for label in range(4)] == [0, 1, 1, 0]
 
 
+@pytest.mark.parametrize("k", [4, 5])
+def test_a_top_k_that_every_answer_meets_is_refused(k: int) -> None:
+    with pytest.raises(ValueError, match=f"top_k is {k}, but the model has only 4 classes"):
+        Classification(k).scores(out([[1.0, 2.0, 3.0, 4.0]]), [0])
+
+
 @pytest.mark.parametrize("label", [0, 1, 2])
 def test_a_sample_with_a_nan_logit_is_wrong_and_others_are_not(label: int) -> None:
     logits = [[math.nan, 0.0, 0.0], [math.nan] * 3, [0.0, 0.0, math.nan], np.eye(3)[label]]
-    for k in (1, 3):
+    for k in (1, 2):
         assert Classification(k).scores(out(logits), [label] * 4).tolist() == [0, 0, 0, 1]
 
 

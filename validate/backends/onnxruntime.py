@@ -73,7 +73,7 @@ class OnnxRuntimeModel:
         self.output_names = available if outputs is None else tuple(outputs)
         if unknown := set(self.output_names) - set(available):
             raise JobError(f"the model has no output called {', '.join(sorted(unknown))}")
-        kind = "float arithmetic" if arithmetic == "float" else "integer kernels"
+        kind = "float arithmetic" if arithmetic == "float" else "default session"
         self.runtime = f"onnxruntime {onnxruntime.__version__} ({kind})"
         self.device = cpu_name()
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)

@@ -38,6 +38,8 @@ class Classification:
                 f"label {int(wanted.max() if wanted.min() >= 0 else wanted.min())} is outside the model's "
                 f"{logits.shape[1]} classes"
             )
+        if self.top_k >= logits.shape[1]:
+            raise ValueError(f"top_k is {self.top_k}, but the model has only {logits.shape[1]} classes")
         best = np.argsort(-logits, axis=1, kind="stable")[:, : self.top_k]
         hit: NDArray[np.bool_] = (best == wanted[:, None]).any(axis=1) & ~np.isnan(logits).any(axis=1)
         return hit.astype(np.float64)
