@@ -68,6 +68,8 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
                 make_plan(s, statistics, inputs.placement, inputs.info.sha256, config.quantization.float_precision)
                 for s in config.quantization.strategies
             ]
+        if not plans[0].int8_layers:
+            raise JobError("every tensor that could be quantized was zero on all calibration samples; check the data")
 
         # 3. Every candidate is measured; samples that the verdict does not use pick the one that it is about.
         bench = Bench(config, inputs, journal, scores, outputs, seen_calibration, seen_validation, folder)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import onnx_ir as ir
 from onnx_ir.passes.common import (
     LiftConstantsToInitializersPass,
@@ -42,9 +40,7 @@ def prepare(model: ir.Model) -> ir.Model:
     ir.external_data.load_to_model(model)  # or a file made from it would look for the weights beside itself
     RemoveInitializersFromInputsPass()(model)  # or the BatchNorm of files older than IR version 4 is not folded
     if model.opset_imports.get("", MIN_OPSET) < MIN_OPSET:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # onnxscript says that it falls back to onnx's own converter
-            version_converter.convert_version(model, MIN_OPSET, fallback=True)
+        version_converter.convert_version(model, MIN_OPSET, fallback=True)
         if model.opset_imports[""] < MIN_OPSET:
             raise JobError(
                 f"the model cannot be converted from opset {model.opset_imports['']} to {MIN_OPSET}; "

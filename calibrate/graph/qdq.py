@@ -44,7 +44,6 @@ def insert_qdq(model: ir.Model, placement: Placement, plan: QuantizationPlan) ->
     for residual in placement.residual_inputs(plan.int8_layers):
         add = nodes[residual.node]
         add.replace_input_with(residual.index, dequantized(residual.tensor, add))
-    _drop_unused_initializers(model.graph)
 
 
 def quantize_weight(
@@ -129,9 +128,3 @@ def _set(value: ir.Value, name: str, dtype: ir.DataType, shape: ir.Shape | None)
 def _values(model: ir.Model) -> list[ir.Value]:
     produced = [value for node in model.graph for value in node.outputs]
     return [*model.graph.inputs, *model.graph.initializers.values(), *produced]
-
-
-def _drop_unused_initializers(graph: ir.Graph) -> None:
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del graph.initializers[name]
