@@ -12,8 +12,6 @@ from validate.results import Candidate, Results
 
 __all__ = ["default_uri", "log_results", "ui_command"]
 
-log = logging.getLogger(__name__)
-
 DEFAULT_URI = "sqlite:///mlflow.db"
 _MAX_METRICS = 1000  # of one request to a tracking server
 

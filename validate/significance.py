@@ -16,7 +16,7 @@ from scipy import optimize, stats
 __all__ = ["Interval", "paired_interval", "tango_interval"]
 
 _MIN_BOOTSTRAP = 30
-"""Below this a bootstrap knows too little of the spread: at 5 samples its 95% intervals missed 15% of the time."""
+"""Below this a bootstrap knows too little of the spread, and its intervals are too narrow."""
 _RESAMPLES = 9999
 _SEED = 0  # the same scores always give the same interval
 
