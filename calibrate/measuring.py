@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calibrate.config import Config
-from calibrate.graph.apply import apply, count_nodes, expose, serialize
+from calibrate.graph.apply import apply, count_nodes, detach, expose, write
 from calibrate.graph.check import check
 from calibrate.journal import Journal
 from calibrate.loading import Inputs, Seen
@@ -51,7 +51,7 @@ class Bench:
         self, plan: QuantizationPlan, samples: int, advance: Callable[[int], None]
     ) -> NDArray[np.float64]:
         """Return the task's error of a plan on each of the first `samples` calibration samples."""
-        return self._errors(OnnxRuntimeModel(serialize(self._simulated(plan))), samples, "rank", advance)
+        return self._errors(OnnxRuntimeModel(detach(self._simulated(plan))), samples, "rank", advance)
 
     def candidate(self, plan: QuantizationPlan, float_layers: list[str], confidence: float) -> Candidate:
         """Measure all there is to know of a plan."""
@@ -60,12 +60,12 @@ class Bench:
         deployed = apply(plan, inputs.prepared, inputs.placement)
         if violations := check(deployed):
             raise JobError(f"plan {plan.name} breaks TensorRT's rules, which is a bug of ours: {violations[0]}")
-        serialize(deployed, path)
+        write(deployed, path)
         samples = len(self.scores) * (2 if self.config.target.device == "cpu" else 1)
         simulated = self._simulated(plan)
         with journal.bar(plan.name, len(self.calibration.order) + samples + 3) as advance:
             with journal.timed("evaluate"):
-                model = OnnxRuntimeModel(serialize(simulated))
+                model = OnnxRuntimeModel(detach(simulated))
                 error = float(self._errors(model, None, "select", advance).mean())
                 accuracy = self._accuracy(model, confidence, "evaluate", advance)
                 kernels = self._integer_kernels(path, accuracy, confidence, advance)
@@ -120,8 +120,7 @@ class Bench:
         inputs = self.inputs
         outputs = tuple(layer.output for layer in inputs.placement.layers)
         reference, candidate = (
-            OnnxRuntimeModel(serialize(expose(model, outputs)), outputs=outputs)
-            for model in (inputs.prepared, simulated)
+            OnnxRuntimeModel(detach(expose(model, outputs)), outputs=outputs) for model in (inputs.prepared, simulated)
         )
         batches = inputs.calibration.limited(self.config.compare_samples).batches()
         sqnr = layer_sqnr(reference, candidate, outputs, self.journal.forward("compare", batches, models=2))

@@ -19,17 +19,15 @@ import numpy as np
 from calibrate.config import Config
 from calibrate.environment import environment
 from calibrate.fallback import fallback_plans
-from calibrate.graph.apply import expose, serialize
 from calibrate.journal import Journal
 from calibrate.loading import Inputs, Seen, load_inputs
 from calibrate.measuring import Bench
-from calibrate.observe import observe
+from calibrate.observe import observable, observe, workers
 from calibrate.plan import QuantizationPlan
 from calibrate.planning import make_plan, unquantizable
 from calibrate.sensitivity import rank_layers
 from calibrate.statistics import Statistics
 from reports import html
-from validate.backends.onnxruntime import OnnxRuntimeModel
 from validate.data import Batch, SampleStream
 from validate.errors import SignalNoise
 from validate.evaluate import OutputStore, accuracy, evaluate
@@ -126,7 +124,7 @@ def _observe(
     Raises JobError where the prepared model does not compute what the given one does.
     """
     tensors = inputs.placement.tensors()
-    model = OnnxRuntimeModel(serialize(expose(inputs.prepared, tensors)))
+    side_by_side, threads = workers()
     stored = OutputStore()
     watch = calibration.watch if config.data.allow_overlap else partial(calibration.apart_from, validation)
     with journal.stage("observe", f"observe {len(tensors)} tensors") as advance:
@@ -134,11 +132,13 @@ def _observe(
         def on_batch(batch: Batch, outputs: Outputs) -> None:
             if batch.first == 0:
                 _check_prepared(inputs, batch, outputs)
-            stored.append({name: outputs[name] for name in inputs.reference.output_names})
+            stored.append(dict(outputs))
             advance(len(batch))
 
+        source = observable(inputs.prepared, tensors, threads)
         batches = watch(journal.forward("observe", inputs.calibration.batches()))
-        statistics = observe(model, tensors, batches, on_batch)
+        observation = observe(source, batches, on_batch, side_by_side)
+    statistics = observation.statistics
     if overlap := len(calibration.contents.keys() & validation.contents.keys()):
         journal.warn(
             f"{overlap} samples are in both sets, as data.allow_overlap permits; the verdict is too favourable"

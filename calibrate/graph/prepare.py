@@ -37,7 +37,6 @@ def prepare(model: ir.Model) -> ir.Model:
 
     if any(node.op_type in {"QuantizeLinear", "DequantizeLinear"} for node in model.graph.all_nodes()):
         raise JobError("the model holds QuantizeLinear nodes already; give the float model")
-    ir.external_data.load_to_model(model)  # or a file made from it would look for the weights beside itself
     RemoveInitializersFromInputsPass()(model)  # or the BatchNorm of files older than IR version 4 is not folded
     if model.opset_imports.get("", MIN_OPSET) < MIN_OPSET:
         version_converter.convert_version(model, MIN_OPSET, fallback=True)

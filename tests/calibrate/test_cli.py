@@ -316,7 +316,7 @@ def assert_failed_cleanly(job: Job, code: int, stderr: str, *said: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["data.calibration.arguments.nan_at=13"], ["activation image ", "calibration sample 13"]),
+        (["data.calibration.arguments.nan_at=13"], ["activation image, an input of the model, ", "calibration sample 13"]),
         (
             ["data.calibration.arguments={n: 20, seed: 2, first: 190}"],
             ["calibration sample 0 is also validation sample 190", "data.allow_overlap"],

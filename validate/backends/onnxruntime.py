@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from validate.exceptions import JobError
 
-__all__ = ["Arithmetic", "OnnxRuntimeModel", "cpu_name"]
+__all__ = ["Arithmetic", "DetachedModel", "OnnxRuntimeModel", "cpu_name", "write_optimized"]
 
 Arithmetic = Literal["float", "integer"]
 
@@ -33,14 +34,28 @@ _ERROR_ONLY = 3  # ONNX Runtime's severity levels: 0 verbose .. 4 fatal
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class DetachedModel:
+    """A model whose large weights stay where they are: a session reads them there, and no size limit holds.
+
+    Attributes:
+        graph: the bytes of an ONNX file in which the weights are external data.
+        weights: by initializer name.
+    """
+
+    graph: bytes
+    weights: Mapping[str, NDArray[Any]]
+
+
 class OnnxRuntimeModel:
-    """An ONNX file or serialized model in a session; see `Runnable`.
+    """An ONNX file or a model in memory in a session; see `Runnable`.
 
     Args:
-        model: a path (needed for models with external data) or the bytes of an ONNX file.
+        model: a path (needed for files with external data), the bytes of an ONNX file, or a detached model.
         arithmetic: how Q/DQ is computed; without Q/DQ there is no difference.
         outputs: which outputs to compute; all of the graph's by default.
         threads: intra-op threads; 0 lets ONNX Runtime choose.
+        optimize: False runs the graph as it is.
 
     Raises:
         JobError: the file cannot be loaded, or an output is not there.
@@ -48,25 +63,22 @@ class OnnxRuntimeModel:
 
     def __init__(
         self,
-        model: Path | bytes,
+        model: Path | bytes | DetachedModel,
         arithmetic: Arithmetic = "float",
         outputs: Sequence[str] | None = None,
         threads: int = 0,
+        optimize: bool = True,
     ) -> None:
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ERROR_ONLY
         options.intra_op_num_threads = threads
+        if not optimize:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         # Threads that spin between operators take the cores that decode the next batch.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if arithmetic == "float":
             options.add_session_config_entry("session.disable_quant_qdq", "1")
-        try:
-            self._session = onnxruntime.InferenceSession(
-                model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's classes share no base but Exception
-            name = "the model" if isinstance(model, bytes) else str(model)
-            raise JobError(f"ONNX Runtime cannot load {name}: {_one_line(error)}") from error
+        self._session = _session(model, options)
+        self._weights = model.weights if isinstance(model, DetachedModel) else {}  # the session reads them here
         self._inputs = {i.name: i for i in self._session.get_inputs()}
         self.input_names = tuple(self._inputs)
         available = tuple(o.name for o in self._session.get_outputs())
@@ -111,6 +123,31 @@ class OnnxRuntimeModel:
         if array.dtype != wanted and array.dtype.kind != wanted.kind and {array.dtype.kind, wanted.kind} != {"i", "u"}:
             raise JobError(f"model input {name} is {wanted}, but the preprocessing gives {array.dtype}")
         return np.asarray(array, wanted, order="C")
+
+
+def write_optimized(model: DetachedModel, path: Path) -> None:
+    """Write the graph that ONNX Runtime makes of a model for this CPU; it is good for no other machine."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.optimized_model_filepath = str(path)
+    _session(model, options)
+
+
+def _session(model: Path | bytes | DetachedModel, options: Any) -> Any:
+    options.log_severity_level = _ERROR_ONLY
+    source: str | bytes
+    if isinstance(model, DetachedModel):
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in model.weights.values()]
+        options.add_external_initializers(list(model.weights), values)
+        source, name = model.graph, "the model"
+    elif isinstance(model, bytes):
+        source, name = model, "the model"
+    else:
+        source = name = str(model)
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's classes share no base but Exception
+        raise JobError(f"ONNX Runtime cannot load {name}: {_one_line(error)}") from error
 
 
 def cpu_name() -> str:

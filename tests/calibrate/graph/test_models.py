@@ -11,12 +11,12 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from calibrate.graph.apply import apply, count_nodes, expose, serialize
+from calibrate.graph.apply import apply, count_nodes, serialize, write
 from calibrate.graph.check import check
 from calibrate.graph.placement import Placement, place
 from calibrate.graph.prepare import prepare
 from calibrate.model import export_torch, read
-from calibrate.observe import observe
+from calibrate.observe import observable, observe
 from calibrate.planning import make_plan
 from calibrate.statistics import Statistics
 from validate.backends.onnxruntime import OnnxRuntimeModel
@@ -116,9 +116,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         export_torch(f"{__file__}:{name}", inputs, path)
     prepared = prepare(read(path))
     placement = place(prepared)
-    observed = OnnxRuntimeModel(serialize(expose(prepared, placement.tensors())), threads=1)
     batch = Batch(inputs, [None, None], [b"0", b"1"], 0)
-    statistics = observe(observed, placement.tensors(), [batch], lambda batch, outputs: None)
+    statistics = observe(observable(prepared, placement.tensors()), [batch], lambda batch, outputs: None).statistics
     return Case(name, path, prepared, placement, statistics, inputs)
 
 
@@ -185,7 +184,7 @@ def test_tensorrt_builds_what_the_plan_becomes(case: Case, tmp_path: Path, mixed
     assert serialize(case.prepared) == before
     assert check(deployed) == []
     path = tmp_path / "model.onnx"
-    serialize(deployed, path)
+    write(deployed, path)
     onnx.checker.check_model(str(path), full_check=True)
     nodes = count_nodes(plan, case.prepared)
     assert nodes.int8 == len(plan.int8_layers) > 0
