@@ -3,3 +3,5 @@
 What judges a model lives in `validate`, what shows results in `reports`; both are imported from here and
 import nothing from here.
 """
+
+__version__ = "0.1.0"

@@ -6,10 +6,12 @@ import json
 import logging
 import shlex
 import sys
+from collections.abc import Callable
 from enum import IntEnum
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -27,7 +29,18 @@ app = typer.Typer(
     help="Decide whether a neural network may be released in INT8 on NVIDIA GPUs, and at what price.",
 )  # fmt: skip
 
-_OURS = ("results.json", "plan.json", "plans", "model.int8.onnx", "report.html", "run.log")
+_OURS = (
+    "results.json", "plan.json", "plans", "statistics.npz", "model.int8.onnx", "model.int8.onnx.data", "report.html",
+    "run.log",
+)  # fmt: skip
+
+
+ConfigArgument = Annotated[Path, typer.Argument(help="the job, in YAML", show_default=False)]
+OverridesOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key, e.g. policy.max_drop=0.01")
+]
+PlanArgument = Annotated[Path, typer.Argument(help="plan, as run and plan write it", show_default=False)]
+ModelArgument = Annotated[Path, typer.Argument(help="float ONNX model", show_default=False)]
 
 
 class ExitCode(IntEnum):
@@ -42,57 +55,93 @@ class ExitCode(IntEnum):
 
 @app.callback()
 def main() -> None:
-    """Exit codes: 0 GO, 1 NO-GO, 2 bad usage or config, 3 INCONCLUSIVE, 4 the job failed."""
+    """Exit codes: 0 GO, 1 NO-GO, 2 bad usage or config, 3 INCONCLUSIVE, 4 the job failed.
+
+    Steps other than run end with 0, 2 or 4.
+    """
 
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(help="the job, in YAML", show_default=False)],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key, e.g. policy.max_drop=0.01")
-    ] = None,
+    config: ConfigArgument,
+    overrides: OverridesOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="output folder [default: runs/NAME of the config]")
     ] = None,
 ) -> None:
     """Calibrate, compare, put back to FP16, judge: the whole job."""
-    from rich.console import Console
-
-    from validate.exceptions import JobError, UsageError
-
-    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character must not end a job
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    console, errors = Console(), Console(stderr=True)
     folder: Path | None = None
-    try:
-        from calibrate.config import load
 
-        settings = load(config, overrides or [])
+    def job(console: Console) -> ExitCode:
+        nonlocal folder
+        settings = _config(config, overrides)
         folder = output or Path("runs") / settings.name
         _start_folder(folder)
-        code = _run(settings, folder, console)
-    except UsageError as error:
-        errors.print(f"[red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
-        code = ExitCode.USAGE
-    except JobError as error:
-        logging.getLogger(__name__).exception("the job failed")
-        errors.print(f"[red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
-        code = ExitCode.FAILED
-    except KeyboardInterrupt:
-        decided = folder is not None and (folder / "results.json").exists()
-        what = f"the results are in {folder}, but MLflow may lack some" if decided else "nothing was decided"
-        errors.print(f"[red]interrupted[/]: {what}", highlight=False, soft_wrap=True)
-        code = ExitCode.FAILED
-    except SystemExit as error:  # from the user's own callables; its status must not pass for a verdict
-        errors.print(f"[red]error:[/] code that the config names called sys.exit({error.code!r})", highlight=False)
-        code = ExitCode.FAILED
-    except Exception as error:  # a bug of ours, or of the user's own callables: the traceback goes to the log
-        logging.getLogger(__name__).critical("unexpected error", exc_info=True)
-        where = f"; the traceback is in {folder / 'run.log'}" if folder else ""
-        errors.print(f"[red]error:[/] {type(error).__name__}: {_plain(error)}{where}", highlight=False, soft_wrap=True)
-        code = ExitCode.FAILED
-    raise typer.Exit(code)
+        return _run(settings, folder, console)
+
+    def interrupted() -> str:
+        if folder is not None and (folder / "results.json").exists():
+            return f"the results are in {folder}, but MLflow may lack some"
+        return "nothing was decided"
+
+    _guarded(job, lambda: folder, interrupted)
+
+
+@app.command()
+def observe(
+    config: ConfigArgument,
+    overrides: OverridesOption = None,
+    output: Annotated[Path, typer.Option("--output", help="file to write")] = Path("statistics.npz"),
+) -> None:
+    """Write the statistics of the calibration set to a file."""
+    _step(lambda console: _commands().observe(_config(config, overrides), output, console))
+
+
+@app.command()
+def plan(
+    config: ConfigArgument,
+    statistics: Annotated[list[Path], typer.Argument(help="what observe wrote; several are merged")],
+    overrides: OverridesOption = None,
+    output: Annotated[Path, typer.Option("--output", help="folder of the plans")] = Path("plans"),
+) -> None:
+    """Make a plan of statistics for every strategy of the config, without inference."""
+    _step(lambda console: _commands().plan(_config(config, overrides), statistics, output, console))
+
+
+@app.command()
+def apply(
+    plan: PlanArgument,
+    model: ModelArgument,
+    output: Annotated[Path, typer.Option("--output", help="ONNX file to write")] = Path("model.int8.onnx"),
+) -> None:
+    """Write a plan into its float model, as Q/DQ nodes that TensorRT accepts."""
+    _step(lambda console: _commands().apply(plan, model, output, console))
+
+
+@app.command()
+def inspect(model: ModelArgument) -> None:
+    """Show which nodes of a model can be quantized, which not, and why."""
+    _step(lambda console: _commands().inspect(model, console))
+
+
+@app.command()
+def export_cache(
+    plan: PlanArgument,
+    tensorrt: Annotated[str, typer.Option("--tensorrt", help="version that will read it, e.g. 8.6.1")],
+    output: Annotated[Path, typer.Option("--output", help="file to write")] = Path("calibration.cache"),
+) -> None:
+    """Write a plan as a calibration cache for TensorRT 10 and older."""
+    _step(lambda console: _commands().export_cache(plan, output, tensorrt, console))
+
+
+@app.command()
+def import_cache(
+    cache: Annotated[Path, typer.Argument(help="calibration cache of TensorRT 10 or older", show_default=False)],
+    model: ModelArgument,
+    output: Annotated[Path, typer.Option("--output", help="plan to write")] = Path("plan.json"),
+) -> None:
+    """Make a plan of a calibration cache and its float model."""
+    _step(lambda console: _commands().import_cache(cache, model, output, console))
 
 
 @app.command()
@@ -101,6 +150,76 @@ def schema() -> None:
     from calibrate.config import Config
 
     print(json.dumps(Config.model_json_schema(), indent=2))
+
+
+def _guarded(
+    job: Callable[[Console], ExitCode], folder: Callable[[], Path | None], interrupted: Callable[[], str]
+) -> NoReturn:
+    """Do a job and exit with its code; whatever goes wrong is said in one sentence.
+
+    Args:
+        job: takes the terminal.
+        folder: where the job's log is, once there is one.
+        interrupted: what to say of the job when it is interrupted.
+    """
+    from rich.console import Console
+
+    from validate.exceptions import JobError, UsageError
+
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character must not end a job
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    console, errors = Console(), Console(stderr=True)
+    try:
+        code = job(console)
+    except UsageError as error:
+        errors.print(f"[red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        code = ExitCode.USAGE
+    except JobError as error:
+        logging.getLogger(__name__).exception("the job failed")
+        errors.print(f"[red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        code = ExitCode.FAILED
+    except KeyboardInterrupt:
+        errors.print(f"[red]interrupted[/]: {interrupted()}", highlight=False, soft_wrap=True)
+        code = ExitCode.FAILED
+    except SystemExit as error:  # from the user's own callables; its status must not pass for a verdict
+        errors.print(f"[red]error:[/] code that the config names called sys.exit({error.code!r})", highlight=False)
+        code = ExitCode.FAILED
+    except Exception as error:  # a bug of ours, or of the user's own callables: the traceback goes to the log
+        logging.getLogger(__name__).critical("unexpected error", exc_info=True)
+        log = folder()
+        where = f"; the traceback is in {log / 'run.log'}" if log else ""
+        errors.print(f"[red]error:[/] {type(error).__name__}: {_plain(error)}{where}", highlight=False, soft_wrap=True)
+        code = ExitCode.FAILED
+    raise typer.Exit(code)
+
+
+def _step(job: Callable[[Console], None]) -> NoReturn:
+    """Do one step of a run. It has no log, so that only a bug's traceback is shown."""
+    logging.basicConfig(level=logging.CRITICAL, format="%(message)s", force=True)
+
+    def done(console: Console) -> ExitCode:
+        try:
+            job(console)
+        except OSError as error:  # a file that cannot be written: those that are read have errors of their own
+            from validate.exceptions import UsageError
+
+            raise UsageError(f"{error.filename} cannot be written: {error.strerror}") from error
+        return ExitCode.GO
+
+    _guarded(done, lambda: None, lambda: "nothing was written")
+
+
+def _config(path: Path, overrides: list[str] | None) -> Config:
+    from calibrate.config import load
+
+    return load(path, overrides or [])
+
+
+def _commands() -> ModuleType:
+    from calibrate import commands
+
+    return commands
 
 
 def _run(config: Config, folder: Path, console: Console) -> ExitCode:

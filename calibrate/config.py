@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from calibrate.plan import FloatPrecision
+from calibrate.plan import QuantizationRules
 from validate.data import DataSource, ImagePreprocessing
 from validate.exceptions import UsageError
 from validate.gate import Policy
@@ -89,23 +89,23 @@ def _kind_of_strategy(value: Any) -> str:
 
 
 Strategy = Annotated[
-    Annotated[Literal["minmax", "entropy", "mse"], Tag("name")] | Annotated[PercentileStrategy, Tag("percentile")],
+    Annotated[Literal["minmax", "entropy", "mse", "auto"], Tag("name")]
+    | Annotated[PercentileStrategy, Tag("percentile")],
     Discriminator(_kind_of_strategy),  # one sentence for one mistake, not one for every branch of the union
 ]
 
 
-class QuantizationConfig(_Section):
+class QuantizationConfig(QuantizationRules):
     """How candidates are made."""
 
     strategies: list[Strategy] = Field(
         default=[
             "minmax", PercentileStrategy(percentile=99.9), PercentileStrategy(percentile=99.99),
-            PercentileStrategy(percentile=99.999), "entropy", "mse",
+            PercentileStrategy(percentile=99.999), "entropy", "mse", "auto",
         ],
         min_length=1,
         description="each gives one candidate; a percentile is written {percentile: 99.99}",
     )  # fmt: skip
-    float_precision: FloatPrecision = Field(default="fp32", description="type of everything that is not int8")
 
     @field_validator("strategies")
     @classmethod
@@ -244,7 +244,7 @@ def _sentence(path: Path, tree: yaml.Node, error: Any, overridden: Sequence[tupl
 
 def _without_branches(location: Sequence[str | int]) -> list[str | int]:
     """Return the keys of the config in a location, without the branches of unions that pydantic puts between."""
-    branch = {"task": 1, "quantization": 3}.get(str(location[0])) if location else None
+    branch = 1 if location[:1] == ("task",) else 3 if location[:2] == ("quantization", "strategies") else None
     return [part for index, part in enumerate(location) if index != branch]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from calibrate.config import Config
 from calibrate.graph.placement import Placement, place
 from calibrate.graph.prepare import prepare
 from calibrate.model import export_torch, file_hash, read
+from calibrate.plan import QuantizationRules
 from validate.backends.onnxruntime import OnnxRuntimeModel
 from validate.backends.tensorrt import Profile
 from validate.data import Batch, Preprocess, SampleStream
@@ -21,21 +23,29 @@ from validate.imports import load_object
 from validate.results import ModelInfo
 from validate.tasks.base import Task
 
-__all__ = ["Inputs", "Seen", "load_inputs"]
+__all__ = ["FloatModel", "Inputs", "Seen", "load_inputs", "load_model", "onnx_file"]
+
+
+@dataclass(frozen=True)
+class FloatModel:
+    """The user's model, and where it can be quantized."""
+
+    info: ModelInfo
+    path: Path
+    prepared: ir.Model
+    placement: Placement
 
 
 @dataclass(frozen=True)
 class Inputs:
     """All that a run starts from."""
 
-    info: ModelInfo
+    model: FloatModel
     reference: OnnxRuntimeModel
-    path: Path
-    prepared: ir.Model
-    placement: Placement
     task: Task
     calibration: SampleStream
     validation: SampleStream
+    preprocessing_sha256: str
 
 
 @dataclass
@@ -100,15 +110,45 @@ def load_inputs(config: Config, folder: Path) -> Inputs:
 
     Raises JobError where one of them cannot be used.
     """
-    if config.model.onnx:
-        path = Path(config.model.onnx)
-    else:
-        path = folder / "model.onnx"
-        names = tuple(config.model.inputs or ())
-        example = next(iter(_stream(config, "calibration", names, config.data.batch_size).batches()))
-        export_torch(str(config.model.torch), example.inputs, path)
+    path = onnx_file(config, folder)
     model = read(path)
     reference = OnnxRuntimeModel(path)
+    batch_size = reference.fixed_batch or config.data.batch_size
+    return Inputs(
+        load_model(path, config.quantization, model, config.model.torch), reference,
+        config.task.make(reference.metadata),
+        _stream(config, "calibration", reference.input_names, batch_size),
+        _stream(config, "validation", reference.input_names, batch_size),
+        _preprocessing_hash(config),
+    )  # fmt: skip
+
+
+def onnx_file(config: Config, folder: Path) -> Path:
+    """Return the path of the config's model; a PyTorch model is exported to ``model.onnx`` in `folder`."""
+    if config.model.onnx:
+        return Path(config.model.onnx)
+    path = folder / "model.onnx"
+    names = tuple(config.model.inputs or ())
+    example = next(iter(_stream(config, "calibration", names, config.data.batch_size).batches()))
+    export_torch(str(config.model.torch), example.inputs, path)
+    return path
+
+
+def load_model(
+    path: Path, rules: QuantizationRules, model: ir.Model | None = None, name: str | None = None
+) -> FloatModel:
+    """Prepare a model and find where it can be quantized.
+
+    Args:
+        path: of the ONNX file.
+        rules: what the user wants left in float.
+        model: what was read from the file already.
+        name: by which the user knows the model, where that is not the file.
+
+    Raises:
+        JobError: it cannot be read or prepared, or has no layer that can be int8.
+    """
+    model = model or read(path)
     sha256 = file_hash(path, model)
     prepared = prepare(model)
     parameters = sum(
@@ -116,19 +156,25 @@ def load_inputs(config: Config, folder: Path) -> Inputs:
         for value in prepared.graph.initializers.values()
         if value.const_value is not None and value.const_value.dtype.is_floating_point()
     )
-    placement = place(prepared)
+    placement = place(prepared, rules)
     if not placement.layers:
         reasons = "; ".join(f"{node}: {why}" for node, why in list(placement.left_in_float.items())[:3])
         raise JobError(f"{path} has no layer that can be int8 ({reasons or 'no Conv, ConvTranspose, Gemm or MatMul'})")
-    info = ModelInfo(
-        path=config.model.torch or str(path), sha256=sha256, nodes=prepared.graph.num_nodes(), parameters=parameters
-    )
-    batch_size = reference.fixed_batch or config.data.batch_size
-    return Inputs(
-        info, reference, path, prepared, placement, config.task.make(reference.metadata),
-        _stream(config, "calibration", reference.input_names, batch_size),
-        _stream(config, "validation", reference.input_names, batch_size),
-    )  # fmt: skip
+    info = ModelInfo(path=name or str(path), sha256=sha256, nodes=prepared.graph.num_nodes(), parameters=parameters)
+    return FloatModel(info, path, prepared, placement)
+
+
+def _preprocessing_hash(config: Config) -> str:
+    """Return the SHA-256 of what turns a row into model inputs: its settings, or the file that its code is in."""
+    data = config.data
+    digest = hashlib.sha256()
+    if data.preprocess:
+        source = getattr(sys.modules[load_object(data.preprocess, Path()).__module__], "__file__", None)
+        digest.update(data.preprocess.rpartition(":")[2].encode())
+        digest.update(Path(source).read_bytes() if source else b"")
+    elif data.image:
+        digest.update(data.image.model_dump_json().encode())
+    return digest.hexdigest()
 
 
 def _stream(config: Config, split: str, input_names: tuple[str, ...], batch_size: int) -> SampleStream:

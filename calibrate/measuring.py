@@ -56,9 +56,10 @@ class Bench:
     def candidate(self, plan: QuantizationPlan, float_layers: list[str], confidence: float) -> Candidate:
         """Measure all there is to know of a plan."""
         inputs, journal = self.inputs, self.journal
-        path = self.folder / f"{plan.name}.onnx"
-        deployed = apply(plan, inputs.prepared, inputs.placement)
-        if violations := check(deployed):
+        path = self.folder / plan.name / "model.int8.onnx"
+        path.parent.mkdir()
+        deployed = apply(plan, inputs.model.prepared, inputs.model.placement)
+        if violations := check(deployed, inputs.model.placement.excluded):
             raise JobError(f"plan {plan.name} breaks TensorRT's rules, which is a bug of ours: {violations[0]}")
         write(deployed, path)
         samples = len(self.scores) * (2 if self.config.target.device == "cpu" else 1)
@@ -83,12 +84,13 @@ class Bench:
             name=plan.name, strategy=plan.strategy, plan=f"plans/{plan.name}.json", plan_hash=plan.hash,
             float_layers=float_layers, selection_error=error, accuracy=accuracy, integer_kernels=kernels,
             latency=latency, latency_reason=latency_reason,
-            nodes=count_nodes(plan, inputs.prepared), size_bytes=path.stat().st_size,
+            nodes=count_nodes(plan, inputs.model.prepared),
+            size_bytes=sum(file.stat().st_size for file in path.parent.iterdir()),
             tensorrt_build=tensorrt_build, layers=layers,
         )  # fmt: skip
 
     def _simulated(self, plan: QuantizationPlan) -> ir.Model:
-        return apply(plan, self.inputs.prepared, self.inputs.placement, simulate=True)
+        return apply(plan, self.inputs.model.prepared, self.inputs.model.placement, simulate=True)
 
     def _errors(
         self, model: OnnxRuntimeModel, samples: int | None, stage: str, advance: Callable[[int], None]
@@ -118,19 +120,20 @@ class Bench:
 
     def _layers(self, plan: QuantizationPlan, simulated: ir.Model) -> list[LayerError]:
         inputs = self.inputs
-        outputs = tuple(layer.output for layer in inputs.placement.layers)
+        outputs = tuple(layer.output for layer in inputs.model.placement.layers)
         reference, candidate = (
-            OnnxRuntimeModel(detach(expose(model, outputs)), outputs=outputs) for model in (inputs.prepared, simulated)
+            OnnxRuntimeModel(detach(expose(model, outputs)), outputs=outputs)
+            for model in (inputs.model.prepared, simulated)
         )
         batches = inputs.calibration.limited(self.config.compare_samples).batches()
         sqnr = layer_sqnr(reference, candidate, outputs, self.journal.forward("compare", batches, models=2))
-        depth = {node.name: index for index, node in enumerate(inputs.prepared.graph)}
+        depth = {node.name: index for index, node in enumerate(inputs.model.prepared.graph)}
         return [
             LayerError(
                 node=layer.node, op_type=layer.op_type, tensor=layer.output, depth=depth[layer.node],
                 precision=plan.layers[layer.node], sqnr_db=sqnr[layer.output],
             )
-            for layer in inputs.placement.layers
+            for layer in inputs.model.placement.layers
         ]  # fmt: skip
 
     def latency(self, model: Path) -> tuple[Latency | None, str | None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,17 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from calibrate.config import Config
+from calibrate.config import Config, QuantizationConfig
 from calibrate.environment import environment
 from calibrate.fallback import fallback_plans
+from calibrate.graph.placement import Placement
 from calibrate.journal import Journal
 from calibrate.loading import Inputs, Seen, load_inputs
 from calibrate.measuring import Bench
-from calibrate.observe import observable, observe, workers
+from calibrate.observe import Observation, observable, observe, workers
+from calibrate.origin import Origin
 from calibrate.plan import QuantizationPlan
-from calibrate.planning import make_plan, unquantizable
+from calibrate.planning import make_plan, scale_changes, unquantizable
 from calibrate.sensitivity import rank_layers
-from calibrate.statistics import Statistics
+from calibrate.store import StoredStatistics, write_statistics
 from reports import html
 from validate.data import Batch, SampleStream
 from validate.errors import SignalNoise
@@ -37,7 +39,7 @@ from validate.results import Candidate, Decision, Reference, Results, Verdict
 from validate.significance import paired_interval
 from validate.tasks.base import Outputs
 
-__all__ = ["run"]
+__all__ = ["make_origin", "make_plans", "observe_calibration_set", "run"]
 
 _PREPARED_DB = 60.0
 """Float32 rounds differently in a folded graph, which leaves far more than this; a wrong conversion leaves less."""
@@ -60,21 +62,24 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
             scores = evaluate(inputs.reference, inputs.task, batches, advance)
 
         # 2. One pass over the calibration set gives the statistics that every strategy is a function of.
-        statistics, outputs = _observe(config, inputs, seen_validation, seen_calibration, journal)
+        watch = seen_calibration.watch
+        if not config.data.allow_overlap:
+            watch = partial(seen_calibration.apart_from, seen_validation)
+        observation, outputs = observe_calibration_set(inputs, watch, journal)
+        if overlap := len(seen_calibration.contents.keys() & seen_validation.contents.keys()):
+            journal.warn(
+                f"{overlap} samples are in both sets, as data.allow_overlap permits; the verdict is too favourable"
+            )
+        origin = make_origin(inputs, seen_calibration)
         with journal.stage("plan", "find scales"):
-            plans = [
-                make_plan(s, statistics, inputs.placement, inputs.info.sha256, config.quantization.float_precision)
-                for s in config.quantization.strategies
-            ]
-        if not plans[0].int8_layers:
-            raise JobError("every tensor that could be quantized was zero on all calibration samples; check the data")
+            plans = make_plans(config.quantization, observation, inputs.model.placement, origin, journal)
 
         # 3. Every candidate is measured; samples that the verdict does not use pick the one that it is about.
         bench = Bench(config, inputs, journal, scores, outputs, seen_calibration, seen_validation, folder)
         first_look, each_trial = _confidences(config)
         candidates = [bench.candidate(plan, [], first_look) for plan in plans]
         with journal.stage("latency", "time the float model"):
-            latency, latency_reason = bench.latency(inputs.path)
+            latency, latency_reason = bench.latency(inputs.model.path)
         reference = Reference(
             accuracy=accuracy(inputs.task.metric, scores), latency=latency, latency_reason=latency_reason
         )
@@ -96,7 +101,7 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         results = Results(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             command=command,
-            model=inputs.info,
+            model=inputs.model.info,
             task=inputs.task.name,
             data={
                 "calibration": _describe(inputs.calibration, seen_calibration),
@@ -112,47 +117,76 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
             warnings=journal.warnings,
             config=config.model_dump(mode="json"),
         )
+        write_statistics(StoredStatistics(observation, origin, len(seen_calibration.order)), output / "statistics.npz")
         _write(results, plans, folder, output)
     return results
 
 
-def _observe(
-    config: Config, inputs: Inputs, validation: Seen, calibration: Seen, journal: Journal
-) -> tuple[dict[str, Statistics], OutputStore]:
+def observe_calibration_set(
+    inputs: Inputs, watch: Callable[[Iterable[Batch]], Iterator[Batch]], journal: Journal
+) -> tuple[Observation, OutputStore]:
     """Return the statistics of every tensor that a plan may quantize, and the prepared float model's outputs.
 
     Raises JobError where the prepared model does not compute what the given one does.
     """
-    tensors = inputs.placement.tensors()
+    tensors = inputs.model.placement.tensors()
     side_by_side, threads = workers()
     stored = OutputStore()
-    watch = calibration.watch if config.data.allow_overlap else partial(calibration.apart_from, validation)
     with journal.stage("observe", f"observe {len(tensors)} tensors") as advance:
+        expected = _reference_outputs(inputs)
 
         def on_batch(batch: Batch, outputs: Outputs) -> None:
             if batch.first == 0:
-                _check_prepared(inputs, batch, outputs)
+                _check_prepared(expected, outputs)
             stored.append(dict(outputs))
             advance(len(batch))
 
-        source = observable(inputs.prepared, tensors, threads)
+        source = observable(inputs.model.prepared, tensors, threads)
         batches = watch(journal.forward("observe", inputs.calibration.batches()))
         observation = observe(source, batches, on_batch, side_by_side)
-    statistics = observation.statistics
-    if overlap := len(calibration.contents.keys() & validation.contents.keys()):
-        journal.warn(
-            f"{overlap} samples are in both sets, as data.allow_overlap permits; the verdict is too favourable"
-        )
-    for tensor in sorted(unquantizable(statistics)):
-        journal.warn(f"tensor {tensor} was zero for every calibration sample; what it feeds stays in float")
-    return statistics, stored
+    for tensor, reason in sorted(unquantizable(observation.statistics).items()):
+        journal.warn(f"tensor {tensor} {reason}; what it feeds stays in float")
+    return observation, stored
 
 
-def _check_prepared(inputs: Inputs, batch: Batch, outputs: Outputs) -> None:
+def make_origin(inputs: Inputs, calibration: Seen) -> Origin:
+    """Return what plans are made from."""
+    return Origin(
+        model_sha256=inputs.model.info.sha256,
+        data_sha256=calibration.digest(),
+        preprocessing_sha256=inputs.preprocessing_sha256,
+    )
+
+
+def make_plans(
+    config: QuantizationConfig, observation: Observation, placement: Placement, origin: Origin, journal: Journal
+) -> list[QuantizationPlan]:
+    """Return a plan for every strategy, and warn where its scales had not settled."""
+    plans = []
+    for strategy in config.strategies:
+        plan = make_plan(strategy, observation.statistics, placement, origin, config)
+        if not plan.int8_layers:
+            raise JobError("every tensor that could be quantized was zero on all calibration samples; check the data")
+        if not (settling := scale_changes(plan, strategy, observation)).settled:
+            journal.warn(f"{plan.name}: {settling}; give more calibration samples")
+        plans.append(plan)
+    return plans
+
+
+def _reference_outputs(inputs: Inputs) -> Outputs:
+    """Run the model as given on the first batch, and let go of it: a large model is not held twice."""
+    stream = inputs.calibration
+    first = next(iter(stream.limited(stream.batch_size).batches()))
+    outputs = inputs.reference.run(first.inputs)
+    inputs.reference.release()
+    return outputs
+
+
+def _check_prepared(expected: Outputs, outputs: Outputs) -> None:
     """Hold a batch of the prepared model against the model as given, so that no pass over the graph can break it."""
-    for name, expected in inputs.reference.run(batch.inputs).items():
+    for name, values in expected.items():
         error = SignalNoise()
-        error.add(expected, outputs[name])
+        error.add(values, outputs[name])
         if error.db < _PREPARED_DB:
             raise JobError(
                 f"output {name} of the model changes when its graph is prepared for quantization (SQNR {error.db:.1f} "
@@ -230,6 +264,7 @@ def _write(results: Results, plans: list[QuantizationPlan], candidates: Path, ou
         plan.write(output / "plans" / f"{plan.name}.json")
     selected = next(plan for plan in plans if plan.name == results.selected)
     selected.write(output / "plan.json")
-    shutil.copyfile(candidates / f"{selected.name}.onnx", output / "model.int8.onnx")
+    for file in (candidates / selected.name).iterdir():  # a large model's weights are beside it
+        shutil.copyfile(file, output / file.name)
     html.write(results, output / "report.html")
     results.write(output / "results.json")

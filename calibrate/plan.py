@@ -4,35 +4,71 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-__all__ = ["FloatPrecision", "Precision", "QuantizationPlan"]
+from calibrate.origin import Origin
+from validate.exceptions import JobError
+
+__all__ = ["Exclusion", "FloatPrecision", "Precision", "QuantizationPlan", "QuantizationRules"]
 
 Precision = Literal["int8", "fp16", "fp32"]
 FloatPrecision = Literal["fp16", "fp32"]
 
 
-class QuantizationPlan(BaseModel):
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Exclusion(_Data):
+    """Nodes that are to stay in float: they get their float inputs even where an int8 node shares them."""
+
+    names: list[str] = Field(default=[], description="node names")
+    patterns: list[str] = Field(default=[], description="regular expressions, searched for in node names")
+    op_types: list[str] = Field(default=[], description="ONNX operators, e.g. Gemm")
+
+    @field_validator("patterns")
+    @classmethod
+    def _regular(cls, patterns: list[str]) -> list[str]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+        return patterns
+
+
+class QuantizationRules(_Data):
+    """What the user decides of a plan; the rest follows from the model and the data."""
+
+    float_precision: FloatPrecision = Field(
+        default="fp32", description="type of everything that is not int8, and of the float side of int8 layers"
+    )
+    weights: Literal["per_channel", "per_tensor"] = Field(
+        default="per_channel", description="one weight scale per output channel, or one in all"
+    )
+    attention: bool = Field(
+        default=False, description="quantize products of two activations too, as in attention (MatMul)"
+    )
+    exclude: Exclusion = Field(default=Exclusion(), description="nodes that stay in float")
+
+
+class QuantizationPlan(QuantizationRules):
     """A scale per tensor and a precision per layer, for one model.
 
     Symmetric int8, zero point 0: ``q = clip(round_half_even(x / scale), -128, 127)``, ``scale = threshold / 127``.
-    Weights have no scales here: they are a function of the weights themselves (largest |w| per output channel).
+    Weights have no scales here: they are a function of the weights themselves (their largest |w|).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     name: str
     strategy: str = Field(description="what chose the scales")
-    model_sha256: str = Field(description="hash of the float model that the plan is for")
+    origin: Origin = Field(description="what the plan was made from")
     scales: dict[str, float] = Field(description="activation scale by tensor name, per tensor")
     layers: dict[str, Precision] = Field(
         description="precision of every layer that could be int8, by node name, in topological order"
-    )
-    float_precision: FloatPrecision = Field(
-        description="precision of all other nodes, and of the float side of int8 layers"
     )
 
     @field_validator("scales")
@@ -50,8 +86,9 @@ class QuantizationPlan(BaseModel):
 
     @property
     def hash(self) -> str:
-        """SHA-256 of everything that decides the file that the plan makes; its name does not."""
-        return hashlib.sha256(self.model_dump_json(exclude={"name"}).encode()).hexdigest()
+        """SHA-256 of everything that decides the file that the plan makes; its name and its data do not."""
+        content = self.model_dump_json(exclude={"name", "origin"}) + self.origin.model_sha256
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def with_layers(self, names: frozenset[str], precision: Precision, name: str) -> QuantizationPlan:
         """Return the plan called `name` with those layers in another precision."""
@@ -61,3 +98,17 @@ class QuantizationPlan(BaseModel):
     def write(self, path: Path) -> None:
         """Write as JSON."""
         path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> QuantizationPlan:
+        """Read what `write` wrote. Raises JobError where the file is not a plan, or one of another version."""
+        try:
+            plan = cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise JobError(f"plan {path} cannot be read: {error.strerror}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise JobError(f"{path} is not a plan: {f'{where}: ' if where else ''}{first['msg']}") from error
+        plan.origin.require_version(f"plan {path}")
+        return plan

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
 
 from calibrate.config import PercentileStrategy, Strategy
 from calibrate.graph.placement import Placement
-from calibrate.plan import FloatPrecision, QuantizationPlan
+from calibrate.observe import Observation
+from calibrate.origin import Origin
+from calibrate.plan import QuantizationPlan, QuantizationRules
 from calibrate.statistics import Statistics
+from calibrate.strategies.auto import auto
 from calibrate.strategies.entropy import entropy
 from calibrate.strategies.minmax import minmax
 from calibrate.strategies.mse import mse
 from calibrate.strategies.percentile import percentile
 
-__all__ = ["make_plan", "strategy_name", "unquantizable"]
+__all__ = ["Settling", "make_plan", "plan_of_scales", "scale_changes", "strategy_name", "unquantizable"]
 
 _LEVELS = 127
+_SETTLED = 0.1
+"""Relative change of a scale that is too small to matter."""
 
 
 def strategy_name(strategy: Strategy) -> str:
@@ -29,35 +38,88 @@ def make_plan(
     strategy: Strategy,
     statistics: Mapping[str, Statistics],
     placement: Placement,
-    model_sha256: str,
-    float_precision: FloatPrecision,
+    origin: Origin,
+    rules: QuantizationRules,
 ) -> QuantizationPlan:
-    """Return the plan with every layer in int8 whose activation has a range.
-
-    Tensors that a Concat joins share the widest of their scales.
-    """
+    """Return the plan with every layer in int8 whose activations have a range."""
     threshold = _threshold_function(strategy)
     dead = unquantizable(statistics)
     scales = {name: threshold(s) / _LEVELS for name, s in statistics.items() if name not in dead}
+    return plan_of_scales(strategy_name(strategy), scales, placement, origin, rules)
+
+
+def plan_of_scales(
+    strategy: str, scales: Mapping[str, float], placement: Placement, origin: Origin, rules: QuantizationRules
+) -> QuantizationPlan:
+    """Return the plan with every layer in int8 that has all its scales.
+
+    Tensors that a Concat joins share the widest of their scales.
+    """
+    shared = dict(scales)
     for group in placement.scale_groups():
-        members = group & scales.keys()
-        scales |= dict.fromkeys(members, max((scales[name] for name in members), default=0.0))
-    blocked = {layer.node for layer in placement.layers if layer.activation in dead}
-    blocked |= {residual.fused_into for residual in placement.residuals if residual.tensor in dead}
-    name = strategy_name(strategy)
+        members = group & shared.keys()
+        shared |= dict.fromkeys(members, max((shared[name] for name in members), default=0.0))
+    blocked = {layer.node for layer in placement.layers if not shared.keys() >= set(layer.activations)}
+    blocked |= {residual.fused_into for residual in placement.residuals if residual.tensor not in shared}
     return QuantizationPlan(
-        name=name,
-        strategy=name,
-        model_sha256=model_sha256,
-        scales=scales,
-        layers={layer.node: float_precision if layer.node in blocked else "int8" for layer in placement.layers},
-        float_precision=float_precision,
+        name=strategy,
+        strategy=strategy,
+        origin=origin,
+        scales=shared,
+        layers={layer.node: rules.float_precision if layer.node in blocked else "int8" for layer in placement.layers},
+        **{name: getattr(rules, name) for name in QuantizationRules.model_fields},
     )
 
 
-def unquantizable(statistics: Mapping[str, Statistics]) -> set[str]:
-    """Return the tensors that were zero throughout, for which no scale exists; their layers stay in float."""
-    return {name for name, s in statistics.items() if s.amax == 0}
+def unquantizable(statistics: Mapping[str, Statistics]) -> dict[str, str]:
+    """Return the tensors for which no scale exists, and why; their layers stay in float."""
+    return {
+        name: "was zero for every calibration sample" if s.count else "was computed for no calibration sample"
+        for name, s in statistics.items()
+        if s.amax == 0
+    }
+
+
+@dataclass(frozen=True)
+class Settling:
+    """By how much the scales of a plan changed over the last doubling of the samples, relative to what they are.
+
+    Attributes:
+        median, most, worst: over the tensors: the 50th and the 90th percentile, and the maximum; NaN where there
+            was only one batch, so that nothing can be said.
+        tensor: the one that changed most.
+    """
+
+    median: float
+    most: float
+    worst: float
+    tensor: str
+
+    @property
+    def settled(self) -> bool:
+        """Nine in ten tensors changed by at most `_SETTLED`."""
+        return self.most <= _SETTLED
+
+    def __str__(self) -> str:
+        if math.isnan(self.most):
+            return "all samples are in one batch, so that it is not known if the scales had settled"
+        return (
+            f"over the last doubling of the samples one scale in ten still changed by more than {self.most:.0%} "
+            f"(median {self.median:.1%}, most {self.worst:.0%} at tensor {self.tensor})"
+        )
+
+
+def scale_changes(plan: QuantizationPlan, strategy: Strategy, observation: Observation) -> Settling:
+    """Return how a plan's scales differ from those that half of its samples give."""
+    half, rest = observation.halves
+    if not any(s.count for s in rest.values()):
+        return Settling(math.nan, math.nan, math.nan, "")
+    threshold = _threshold_function(strategy)
+    scale = {name: threshold(s) / _LEVELS for name, s in observation.statistics.items() if name in plan.scales}
+    changes = {name: abs(threshold(half[name]) / _LEVELS / scale[name] - 1) for name in scale}
+    median, most = np.quantile(list(changes.values()), [0.5, 0.9])
+    tensor = max(changes, key=lambda name: changes[name])
+    return Settling(float(median), float(most), changes[tensor], tensor)
 
 
 def _threshold_function(strategy: Strategy) -> Callable[[Statistics], float]:
@@ -65,4 +127,4 @@ def _threshold_function(strategy: Strategy) -> Callable[[Statistics], float]:
         percent = strategy.percentile
         # A percentile of a mostly-zero tensor is 0, which is no scale: nothing is clipped then.
         return lambda statistics: percentile(statistics, percent) or minmax(statistics)
-    return {"minmax": minmax, "entropy": entropy, "mse": mse}[strategy]
+    return {"minmax": minmax, "entropy": entropy, "mse": mse, "auto": auto}[strategy]

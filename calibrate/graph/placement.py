@@ -7,28 +7,42 @@ Add whose other input is a convolution is quantized too; a Concat and its inputs
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
+from calibrate.plan import Exclusion, QuantizationRules
+from validate.exceptions import JobError
+
 __all__ = ["COMPUTE_OPS", "CONVOLUTIONS", "Layer", "Placement", "ResidualInput", "is_residual", "place", "weight_axis"]
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 COMPUTE_OPS = CONVOLUTIONS | {"Gemm", "MatMul"}
+_NO_WISHES = QuantizationRules()
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A node whose activation (input 0) and constant weight (input 1) can be int8."""
+    """A node whose inputs can be int8: an activation (input 0) and a constant weight (input 1).
+
+    Where `axis` is None, input 1 is an activation too (attention).
+    """
 
     node: str
     op_type: str
     activation: str
     weight: str
-    axis: int
+    axis: int | None
     output: str
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """The inputs that are activations."""
+        return (self.activation,) if self.axis is not None else (self.activation, self.weight)
 
 
 @dataclass(frozen=True)
@@ -52,12 +66,17 @@ class Placement:
     residuals: tuple[ResidualInput, ...]
     concats: tuple[tuple[str, ...], ...]
     left_in_float: dict[str, str]
+    excluded: frozenset[str]
+    """Names of all nodes, not only of compute nodes, that the user excluded."""
 
     def tensors(self, int8_layers: Collection[str] | None = None) -> tuple[str, ...]:
         """Return the activations that get Q/DQ when those layers are int8 (default: whichever are), each once."""
         layers = [layer for layer in self.layers if int8_layers is None or layer.node in int8_layers]
         residuals = self.residuals if int8_layers is None else self.residual_inputs(int8_layers)
-        names = [*(layer.activation for layer in layers), *(residual.tensor for residual in residuals)]
+        names = [
+            *(name for layer in layers for name in layer.activations),
+            *(residual.tensor for residual in residuals),
+        ]
         return tuple(dict.fromkeys(names))
 
     def residual_inputs(self, int8_layers: Collection[str]) -> list[ResidualInput]:
@@ -81,25 +100,52 @@ class Placement:
         return groups
 
 
-def place(model: ir.Model) -> Placement:
-    """Return where Q/DQ can go in a prepared model. Subgraphs (If, Loop, Scan) are left alone."""
+def place(model: ir.Model, rules: QuantizationRules = _NO_WISHES) -> Placement:
+    """Return where Q/DQ can go in a prepared model. Subgraphs (If, Loop, Scan) are left alone.
+
+    Raises JobError where the rules exclude a node that is not there.
+    """
     layers: list[Layer] = []
     left: dict[str, str] = {}
+    excluded = _excluded(model, rules.exclude)
     for node in model.graph:
         if node.domain == "" and node.op_type in COMPUTE_OPS:
-            layer = _layer(node)
+            layer = "excluded by quantization.exclude" if node.name in excluded else _layer(node, rules.attention)
             if isinstance(layer, Layer):
                 layers.append(layer)
             else:
                 left[_name(node)] = layer
     quantizable = {layer.node for layer in layers}
-    residuals = [residual for node in model.graph for residual in _residual_inputs(node, quantizable)]
+    others = [node for node in model.graph if node.name not in excluded]
+    residuals = [residual for node in others for residual in _residual_inputs(node, quantizable)]
     concats = [
         (_output(node), *(value.name for value in node.inputs if value is not None and value.name))
-        for node in model.graph
+        for node in others
         if node.domain == "" and node.op_type == "Concat"
     ]
-    return Placement(tuple(layers), tuple(residuals), tuple(concats), left)
+    return Placement(tuple(layers), tuple(residuals), tuple(concats), left, excluded)
+
+
+def _excluded(model: ir.Model, exclude: Exclusion) -> frozenset[str]:
+    """Return the names of the excluded nodes. Whatever matches none is a mistake, and one that would go unseen."""
+    nodes = list(model.graph)
+    names = [_name(node) for node in nodes]
+    matches = {
+        f"names: no node is called {name!r}{_suggestion(name, names)}": {name} & set(names) for name in exclude.names
+    }
+    for pattern in exclude.patterns:
+        matches[f"patterns: {pattern!r} is in no node's name"] = set(filter(re.compile(pattern).search, names))
+    for op_type in exclude.op_types:
+        matches[f"op_types: the model has no {op_type}"] = {_name(n) for n in nodes if n.op_type == op_type}
+    for mistake, found in matches.items():
+        if not found:
+            raise JobError(f"quantization.exclude.{mistake} (python -m calibrate inspect lists the nodes)")
+    return frozenset().union(*matches.values())
+
+
+def _suggestion(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def weight_axis(node: ir.Node) -> int:
@@ -111,15 +157,21 @@ def weight_axis(node: ir.Node) -> int:
     return 1  # ConvTranspose (in, out / group, ...) and MatMul (in, out)
 
 
-def _layer(node: ir.Node) -> Layer | str:
+def _layer(node: ir.Node, attention: bool) -> Layer | str:
     """Return the layer, or the reason why the node stays in float."""
     activation, weight = node.inputs[0], node.inputs[1]
     if activation is None or weight is None:
         return "an input is missing"
-    if weight.const_value is None or not weight.is_initializer():
-        return "its second input is computed, not a constant weight"
     if activation.const_value is not None:
         return "its first input is a constant"
+    if weight.const_value is None or not weight.is_initializer():
+        if node.op_type != "MatMul":
+            return "its second input is computed, not a constant weight"
+        if not attention:
+            return "both its inputs are computed, as in attention; quantization.attention: true quantizes it"
+        if activation.dtype != ir.DataType.FLOAT or weight.dtype != ir.DataType.FLOAT:
+            return f"its inputs are {activation.dtype} and {weight.dtype}, not float32"
+        return Layer(_name(node), node.op_type, str(activation.name), str(weight.name), None, _output(node))
     if weight.dtype != ir.DataType.FLOAT:
         return f"its weight is {weight.dtype}, not float32"
     if node.op_type == "MatMul" and len(weight.const_value.shape) != 2:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from calibrate.graph.placement import Layer, Placement
+from calibrate.graph.placement import Placement
 from calibrate.plan import QuantizationPlan
 
 __all__ = ["insert_qdq", "quantize_weight"]
@@ -39,8 +39,13 @@ def insert_qdq(model: ir.Model, placement: Placement, plan: QuantizationPlan) ->
     for layer in placement.layers:
         if layer.node in plan.int8_layers:
             node = nodes[layer.node]
-            node.replace_input_with(0, dequantized(layer.activation, node))
-            node.replace_input_with(1, _dequantized_weight(model.graph, node, values[layer.weight], layer, plan))
+            dequantized_inputs = {name: dequantized(name, node) for name in layer.activations}
+            node.replace_input_with(0, dequantized_inputs[layer.activation])
+            if layer.axis is None:
+                node.replace_input_with(1, dequantized_inputs[layer.weight])
+            else:
+                weight = _dequantized_weight(model.graph, node, values[layer.weight], layer.axis, plan)
+                node.replace_input_with(1, weight)
     for residual in placement.residual_inputs(plan.int8_layers):
         add = nodes[residual.node]
         add.replace_input_with(residual.index, dequantized(residual.tensor, add))
@@ -49,14 +54,16 @@ def insert_qdq(model: ir.Model, placement: Placement, plan: QuantizationPlan) ->
 def quantize_weight(
     weight: NDArray[np.float32], axis: int, plan: QuantizationPlan
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Return the int8 weight and its scales along `axis`, shape (weight.shape[axis],).
+    """Return the int8 weight and its scales along `axis`, shape (weight.shape[axis],), or its one scale, shape ().
 
-    ``scale = max |w| / 127`` per channel; a channel of zeros gets scale 1, since any positive scale is exact.
+    ``scale = max |w| / 127`` per channel, or over all where the plan's weights are per tensor; zeros alone get
+    scale 1, since any positive scale is exact.
     """
-    other_axes = tuple(i for i in range(weight.ndim) if i != axis)
-    amax = np.abs(weight).max(axis=other_axes)
+    per_channel = plan.weights == "per_channel"
+    reduced = tuple(i for i in range(weight.ndim) if i != axis or not per_channel)
+    amax = np.abs(weight).max(axis=reduced)
     scales = _representable(np.where(amax > 0, amax / np.float32(127), np.float32(1)), plan)
-    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
+    shape = [-1 if i == axis else 1 for i in range(weight.ndim)] if per_channel else []
     return np.clip(np.rint(weight / scales.reshape(shape)), -128, 127).astype(np.int8), scales
 
 
@@ -93,13 +100,13 @@ def _dequantize(consumer: ir.Node, value: ir.Value, name: str, scale: ir.TensorP
 
 
 def _dequantized_weight(
-    graph: ir.Graph, node: ir.Node, weight: ir.Value, layer: Layer, plan: QuantizationPlan
+    graph: ir.Graph, node: ir.Node, weight: ir.Value, axis: int, plan: QuantizationPlan
 ) -> ir.Value:
     assert weight.const_value is not None
-    name = f"{weight.name}/axis{layer.axis}"  # a shared weight may be used along either axis
-    array, scales = quantize_weight(weight.const_value.numpy(), layer.axis, plan)
+    name = f"{weight.name}/axis{axis}"  # a shared weight may be used along either axis
+    array, scales = quantize_weight(weight.const_value.numpy(), axis, plan)
     int8 = _constant(graph, f"{name}/quantized", ir.tensor(array))
-    return _dequantize(node, int8, name, ir.tensor(scales), layer.axis)
+    return _dequantize(node, int8, name, ir.tensor(scales), axis if scales.ndim else None)
 
 
 def _zero_point(graph: ir.Graph, channels: int | None) -> ir.Value:

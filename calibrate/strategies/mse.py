@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from calibrate.statistics import Statistics
 
-__all__ = ["mse"]
+__all__ = ["expected_errors", "mse"]
 
 LEVELS = 127
 _COARSE, _FINE = 64, 32
@@ -22,36 +22,57 @@ def mse(statistics: Statistics) -> float:
     Searched by a sweep over (0, amax], refined twice around the best; in the tensor's unit. Verified against a
     brute-force search in the tests.
     """
-    counts = statistics.histogram().astype(np.float64)
-    counts[0] -= statistics.zeros
     amax = statistics.amax
-    if amax == 0:
-        return 0.0
-    centres = (np.arange(counts.size) + 0.5) * statistics.width
-    filled = counts > 0
-    counts, centres = counts[filled], centres[filled]
+    counts, centres = _filled(statistics)
     if counts.size == 0:
         return amax
     step = amax / _COARSE
     thresholds = np.arange(1, _COARSE + 1) * step
     for _ in range(3):
-        best = thresholds[np.argmin(_expected_error(counts, centres, thresholds))]
+        rounding, clipping = _errors(counts, centres, thresholds)
+        best = thresholds[np.argmin(rounding + clipping)]
         low, high = max(best - step, step / _FINE), min(best + step, amax)
         thresholds = np.linspace(low, high, _FINE)
         step = (high - low) / (_FINE - 1)
     return float(best)
 
 
+def expected_errors(
+    statistics: Statistics, thresholds: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the sums of squared errors by rounding, of |x| <= t, and by clipping, of |x| > t, for every threshold.
+
+    Args:
+        statistics: of at least one value.
+        thresholds: positive, shape (n,), as are both results.
+    """
+    return _errors(*_filled(statistics), thresholds)  # type: ignore[no-any-return]
+
+
+def _filled(statistics: Statistics) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return counts and centres of the bins that hold values other than exact zeros."""
+    counts = statistics.histogram().astype(np.float64)
+    counts[0] -= statistics.zeros
+    centres = ((np.arange(counts.size) + 0.5) * statistics.width).astype(np.float64)
+    filled = counts > 0
+    return counts[filled], centres[filled]
+
+
 @numba.njit(cache=True)
-def _expected_error(
+def _errors(
     counts: NDArray[np.float64], centres: NDArray[np.float64], thresholds: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    errors = np.zeros(thresholds.size)
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    rounding, clipping = np.zeros(thresholds.size), np.zeros(thresholds.size)
     for t in range(thresholds.size):
         scale = thresholds[t] / LEVELS
+        # Centres ascend; all that are beyond the threshold become it.
+        rounded = np.searchsorted(centres, thresholds[t], side="right")
         total = 0.0
-        for i in range(counts.size):
-            quantized = min(np.rint(centres[i] / scale), LEVELS) * scale
-            total += counts[i] * (centres[i] - quantized) ** 2
-        errors[t] = total
-    return errors
+        for i in range(rounded):
+            total += counts[i] * (centres[i] - np.rint(centres[i] / scale) * scale) ** 2
+        rounding[t] = total
+        total = 0.0
+        for i in range(rounded, counts.size):
+            total += counts[i] * (centres[i] - thresholds[t]) ** 2
+        clipping[t] = total
+    return rounding, clipping

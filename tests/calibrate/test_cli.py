@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "validate" / "results.schema.json").read_text(encoding="utf-8"))
-FILES = {"results.json", "plan.json", "plans", "model.int8.onnx", "report.html", "run.log"}
+FILES = {"results.json", "plan.json", "plans", "model.int8.onnx", "report.html", "run.log", "statistics.npz"}
 
 # What the issue promises to other programs, name by name.
 CONTRACT = {
@@ -160,7 +160,7 @@ def test_the_selected_files_belong_together(go: Run) -> None:
     output, selected = go.job.output, go.selected
     assert (output / "plan.json").read_bytes() == (output / selected["plan"]).read_bytes()
     assert (output / "model.int8.onnx").stat().st_size == selected["size_bytes"]
-    assert json.loads((output / "plan.json").read_text())["model_sha256"] == go.results["model"]["sha256"]
+    assert json.loads((output / "plan.json").read_text())["origin"]["model_sha256"] == go.results["model"]["sha256"]
     assert {c["plan"] for c in go.results["candidates"]} == {"plans/minmax.json", "plans/percentile-99.9.json"}
 
 
@@ -316,7 +316,10 @@ def assert_failed_cleanly(job: Job, code: int, stderr: str, *said: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["data.calibration.arguments.nan_at=13"], ["activation image, an input of the model, ", "calibration sample 13"]),
+        (
+            ["data.calibration.arguments.nan_at=13"],
+            ["activation image, an input of the model, ", "calibration sample 13"],
+        ),
         (
             ["data.calibration.arguments={n: 20, seed: 2, first: 190}"],
             ["calibration sample 0 is also validation sample 190", "data.allow_overlap"],

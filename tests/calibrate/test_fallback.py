@@ -7,6 +7,7 @@ import pytest
 
 from calibrate.config import PercentileStrategy
 from calibrate.fallback import fallback_plans
+from calibrate.origin import Origin
 from calibrate.plan import QuantizationPlan
 from calibrate.planning import strategy_name
 from calibrate.sensitivity import rank_layers
@@ -15,7 +16,7 @@ from calibrate.sensitivity import rank_layers
 def plan_of(layers: int) -> QuantizationPlan:
     names = [f"layer{i}" for i in range(layers)]
     return QuantizationPlan(
-        name="mse", strategy="mse", model_sha256="0", scales={}, layers=dict.fromkeys(names, "int8"),
+        name="mse", strategy="mse", origin=Origin(model_sha256="0"), scales={}, layers=dict.fromkeys(names, "int8"),
         float_precision="fp32",
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from calibrate.graph.apply import apply, expose, serialize
 from calibrate.graph.placement import place
 from calibrate.graph.prepare import prepare
+from calibrate.origin import Origin
 from calibrate.plan import QuantizationPlan
 from validate.backends.onnxruntime import OnnxRuntimeModel
 from validate.compare import layer_sqnr
@@ -129,7 +130,7 @@ def test_a_planted_fault_is_the_first_bad_layer(weights, x, broken):
         for index, (layer, array) in enumerate(zip(placement.layers, inputs, strict=True))
     }
     plan = QuantizationPlan(
-        name="planted", strategy="by hand", model_sha256="0", scales=scales, float_precision="fp32",
+        name="planted", strategy="by hand", origin=Origin(model_sha256="0"), scales=scales, float_precision="fp32",
         layers={layer.node: "int8" for layer in placement.layers},
     )  # fmt: skip
     tensors = [layer.output for layer in placement.layers]

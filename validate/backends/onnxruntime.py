@@ -77,8 +77,10 @@ class OnnxRuntimeModel:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if arithmetic == "float":
             options.add_session_config_entry("session.disable_quant_qdq", "1")
-        self._session = _session(model, options)
-        self._weights = model.weights if isinstance(model, DetachedModel) else {}  # the session reads them here
+        self._session: Any = _session(model, options)
+        self._weights: Mapping[str, NDArray[Any]] = (
+            model.weights if isinstance(model, DetachedModel) else {}
+        )  # the session reads them here
         self._inputs = {i.name: i for i in self._session.get_inputs()}
         self.input_names = tuple(self._inputs)
         available = tuple(o.name for o in self._session.get_outputs())
@@ -117,6 +119,10 @@ class OnnxRuntimeModel:
         if size < full:
             values = [value[:size] if value.ndim and len(value) == full else value for value in values]
         return dict(zip(self.output_names, values, strict=True))
+
+    def release(self) -> None:
+        """Free the session's memory. Names and metadata stay; it cannot be run any more."""
+        self._session, self._weights = None, {}
 
     def _convert(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
         wanted = np.dtype(_NUMPY_TYPES.get(self._inputs[name].type, array.dtype))

@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from calibrate.graph.apply import serialize
 from calibrate.graph.placement import Placement
 from calibrate.graph.prepare import prepare
+from calibrate.origin import Origin
 from calibrate.plan import FloatPrecision, Precision, QuantizationPlan
 
 Array = NDArray[Any]
@@ -78,7 +79,7 @@ def make_plan() -> MakePlan:
             scales = dict.fromkeys(placement.tensors(), scales)
         precisions: dict[str, Precision] = {layer.node: "int8" for layer in placement.layers}
         return QuantizationPlan(
-            name="plan", strategy="by hand", model_sha256="0", scales=dict(scales),
+            name="plan", strategy="by hand", origin=Origin(model_sha256="0"), scales=dict(scales),
             layers=precisions | dict(layers or {}), float_precision=float_precision,
         )  # fmt: skip
 

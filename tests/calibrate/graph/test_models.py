@@ -17,6 +17,8 @@ from calibrate.graph.placement import Placement, place
 from calibrate.graph.prepare import prepare
 from calibrate.model import export_torch, read
 from calibrate.observe import observable, observe
+from calibrate.origin import Origin
+from calibrate.plan import QuantizationRules
 from calibrate.planning import make_plan
 from calibrate.statistics import Statistics
 from validate.backends.onnxruntime import OnnxRuntimeModel
@@ -175,7 +177,13 @@ def test_every_residual_connection_is_found(case: Case) -> None:
 def test_tensorrt_builds_what_the_plan_becomes(case: Case, tmp_path: Path, mixed: bool, float_precision: Any) -> None:
     """All layers in int8, and with every third back in fp16; for any batch size."""
     pytest.importorskip("tensorrt_rtx", reason="asks TensorRT's own builder; pip install tensorrt-rtx")
-    plan = make_plan("minmax", case.statistics, case.placement, "0", float_precision)
+    plan = make_plan(
+        "minmax",
+        case.statistics,
+        case.placement,
+        Origin(model_sha256="0"),
+        QuantizationRules(float_precision=float_precision),
+    )
     assert set(plan.layers.values()) == {"int8"}
     if mixed:
         plan = plan.with_layers(frozenset(list(plan.layers)[::3]), "fp16", "mixed")
@@ -202,7 +210,13 @@ def test_tensorrt_builds_what_the_plan_becomes(case: Case, tmp_path: Path, mixed
 @pytest.mark.parametrize("float_precision", ["fp32", "fp16"])
 def test_quantization_costs_little(case: Case, float_precision: Any) -> None:
     """With every scale at its tensor, int8 is near the float model; the OCR model is known to suffer."""
-    plan = make_plan("minmax", case.statistics, case.placement, "0", float_precision)
+    plan = make_plan(
+        "minmax",
+        case.statistics,
+        case.placement,
+        Origin(model_sha256="0"),
+        QuantizationRules(float_precision=float_precision),
+    )
     simulated = OnnxRuntimeModel(serialize(apply(plan, case.prepared, case.placement, simulate=True)), threads=1)
     expected = OnnxRuntimeModel(case.exported, threads=1).run(case.inputs)
     for name, actual in simulated.run(case.inputs).items():

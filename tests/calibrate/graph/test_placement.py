@@ -40,8 +40,8 @@ def test_layer(prepared, normal, node, input_shape, weight_shape, axis):
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("t = Transpose <perm = [0, 2, 1]> (x) [layer] y = MatMul(x, t)", "its second input is computed"),
-        ("[layer] y = MatMul(square, x)", "its second input is computed"),
+        ("t = Transpose <perm = [0, 2, 1]> (x) [layer] y = MatMul(x, t)", "both its inputs are computed"),
+        ("[layer] y = MatMul(square, x)", "its first input is a constant"),
         ("[layer] y = MatMul(x, batched)", "its weight is not a matrix"),
         ("[layer] y = MatMul(x, broken)", "its weight holds a NaN or an infinity"),
         ("d = Cast <to = 11> (x) [layer] e = MatMul(d, double) y = Cast <to = 1> (e)", "its weight is DOUBLE"),

@@ -154,7 +154,7 @@ def test_what_onnx_fixes_to_fp32_stays_so(prepared, normal, make_plan):
 @pytest.mark.parametrize("opset", range(MIN_OPSET, min(25, onnx.defs.onnx_opset_version()) + 1))
 def test_every_op_that_has_no_fp16_stays_fp32(make_plan, opset):
     """By ONNX's own schemas. LayerNormalization's further outputs are for training."""
-    plan = make_plan(Placement((), (), (), {}), float_precision="fp16")
+    plan = make_plan(Placement((), (), (), {}, frozenset()), float_precision="fp16")
     names = {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""}
     seen = set()
     for name in names:

@@ -13,6 +13,8 @@ from pydantic import ValidationError
 from calibrate.graph.apply import apply, serialize
 from calibrate.graph.placement import place
 from calibrate.graph.qdq import quantize_weight
+from calibrate.origin import Origin
+from calibrate.plan import QuantizationRules
 from calibrate.planning import make_plan as plan_from_statistics
 from calibrate.statistics import Statistics
 from validate.backends.onnxruntime import OnnxRuntimeModel
@@ -301,7 +303,8 @@ def test_tensors_that_a_concat_joins_get_the_widest_scale(prepared, normal):
     for tensor in placement.tensors():
         statistics[tensor] = Statistics()
         statistics[tensor].update(np.linspace(0, ranges.get(tensor, 20.0), 100, dtype=np.float32))
-    result = deployed(plan_from_statistics("minmax", statistics, placement, "0", "fp32"), model, placement)
+    plan = plan_from_statistics("minmax", statistics, placement, Origin(model_sha256="0"), QuantizationRules())
+    result = deployed(plan, model, placement)
     constants = initializers(result)
     scales = {n.input[0]: constants[n.input[1]] for n in result.graph.node if n.op_type == "QuantizeLinear"}
     assert scales["a"] == scales["b"] == scales["j"] == np.float32(10 / 127)
@@ -361,7 +364,7 @@ class TestWeights:
 def _no_layers():
     from calibrate.graph.placement import Placement
 
-    return Placement((), (), (), {})
+    return Placement((), (), (), {}, frozenset())
 
 
 class TestScales:
