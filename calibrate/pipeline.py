@@ -168,7 +168,7 @@ def make_plans(
         if not plan.int8_layers:
             raise JobError("every tensor that could be quantized was zero on all calibration samples; check the data")
         if not (settling := scale_changes(plan, strategy, observation)).settled:
-            journal.warn(f"{plan.name}: {settling}; give more calibration samples")
+            journal.warn(f"{plan.name}: {settling}; more calibration samples may help")
         plans.append(plan)
     return plans
 

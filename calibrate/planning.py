@@ -104,7 +104,7 @@ class Settling:
         if math.isnan(self.most):
             return "all samples are in one batch, so that it is not known if the scales had settled"
         return (
-            f"over the last doubling of the samples one scale in ten still changed by more than {self.most:.0%} "
+            f"from half of the samples to all, one scale in ten still changed by more than {self.most:.0%} "
             f"(median {self.median:.1%}, most {self.worst:.0%} at tensor {self.tensor})"
         )
 

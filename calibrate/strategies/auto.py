@@ -21,8 +21,9 @@ def auto(statistics: Statistics) -> float:
 
     R is the expected squared error of the values that are rounded and C that of those that are clipped, over the
     histogram as in `mse`. With equal weights `mse` would win for every tensor. Rounding errors are independent of
-    one another and average out in the sums that a layer computes; clipping errors all point the same way. The
-    factor was chosen by measured end accuracy; docs/strategies.md has the table.
+    one another and average out in the sums that a layer computes; clipping errors all point the same way. Of 45
+    criteria, none was measurably better than `mse` on every model, and this one ties with it: docs/strategies.md has
+    the table.
     """
     candidates = [minmax(statistics), entropy(statistics), mse(statistics)]
     if statistics.amax == 0:

@@ -81,7 +81,8 @@ class OnnxRuntimeModel:
         self._weights: Mapping[str, NDArray[Any]] = (
             model.weights if isinstance(model, DetachedModel) else {}
         )  # the session reads them here
-        self._inputs = {i.name: i for i in self._session.get_inputs()}
+        # Not the runtime's own objects, which would keep the session alive after release().
+        self._inputs = {i.name: (str(i.type), list(i.shape)) for i in self._session.get_inputs()}
         self.input_names = tuple(self._inputs)
         available = tuple(o.name for o in self._session.get_outputs())
         self.output_names = available if outputs is None else tuple(outputs)
@@ -95,7 +96,7 @@ class OnnxRuntimeModel:
     @property
     def fixed_batch(self) -> int | None:
         """The batch size that the model is fixed to, or None where axis 0 of its inputs is dynamic."""
-        sizes = [i.shape[0] for i in self._inputs.values() if i.shape and isinstance(i.shape[0], int)]
+        sizes = [shape[0] for _, shape in self._inputs.values() if shape and isinstance(shape[0], int)]
         return sizes[0] if sizes and sizes[0] > 0 else None
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -125,7 +126,7 @@ class OnnxRuntimeModel:
         self._session, self._weights = None, {}
 
     def _convert(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
-        wanted = np.dtype(_NUMPY_TYPES.get(self._inputs[name].type, array.dtype))
+        wanted = np.dtype(_NUMPY_TYPES.get(self._inputs[name][0], array.dtype))
         if array.dtype != wanted and array.dtype.kind != wanted.kind and {array.dtype.kind, wanted.kind} != {"i", "u"}:
             raise JobError(f"model input {name} is {wanted}, but the preprocessing gives {array.dtype}")
         return np.asarray(array, wanted, order="C")
