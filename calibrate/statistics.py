@@ -35,7 +35,7 @@ class NonFiniteError(ValueError):
         self.row = row
 
 
-@dataclass
+@dataclass(eq=False)
 class Statistics:
     """Statistics of all values seen of one tensor.
 

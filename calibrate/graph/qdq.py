@@ -39,7 +39,7 @@ def insert_qdq(model: ir.Model, placement: Placement, plan: QuantizationPlan) ->
     for layer in placement.layers:
         if layer.node in plan.int8_layers:
             node = nodes[layer.node]
-            dequantized_inputs = {name: dequantized(name, node) for name in layer.activations}
+            dequantized_inputs = {name: dequantized(name, node) for name in dict.fromkeys(layer.activations)}
             node.replace_input_with(0, dequantized_inputs[layer.activation])
             if layer.axis is None:
                 node.replace_input_with(1, dequantized_inputs[layer.weight])
