@@ -1,6 +1,6 @@
 """Calibration side by side: this toolkit, ONNX Runtime's calibrators, and NVIDIA ModelOpt where it is installed.
 
-    python benchmarks/calibration.py                 # prints the tables that stand in benchmarks/README.md
+    python benchmarks/calibration.py                 # prints the tables that stand in README.md
 
 Two parts. Ratios inside one process: a pass over the data against plain inference, on one thread and on two. Whole
 commands: each tool in a process of its own, bound to one core, from its start to its thresholds. Numba's compilation
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -211,7 +210,9 @@ def main() -> None:
     if arguments.tool:
         data = np.load(arguments.model.with_name("images.npy"), mmap_mode="r")
         TOOLS[arguments.tool](arguments.model, Images(data, arguments.images))
-        print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+        # Not getrusage, which keeps the peak of the process that this one was forked from.
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        print(json.dumps({"peak": int(status["VmHWM"].split()[0]) / 1024}))
         return
 
     from validate.backends.onnxruntime import cpu_name
