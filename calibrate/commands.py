@@ -24,13 +24,15 @@ from calibrate.pipeline import make_origin, make_plans, observe_calibration_set
 from calibrate.plan import QuantizationPlan, QuantizationRules
 from calibrate.planning import plan_of_scales
 from calibrate.store import StoredStatistics, merged, write_statistics
-from validate.exceptions import JobError
+from validate.exceptions import JobError, UsageError
 
 __all__ = ["apply", "export_cache", "import_cache", "inspect", "observe", "plan"]
 
 
 def observe(config: Config, output: Path, console: Console) -> None:
     """Write the statistics of the calibration set to a file."""
+    if not output.parent.is_dir():  # said before the work, not after it
+        raise UsageError(f"{output} cannot be written: there is no folder {output.parent}")
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder, Journal(console) as journal:
         with journal.stage("load", "load and prepare the model"):
             inputs = load_inputs(config, Path(folder))

@@ -15,6 +15,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from calibrate.origin import Origin
@@ -66,10 +67,15 @@ def write_cache(plan: QuantizationPlan, path: Path, tensorrt: str) -> None:
         tensorrt: the version that will read it, e.g. ``8.6.1``; TensorRT rejects a cache of another version.
 
     Raises:
-        UsageError: no such version reads calibration caches.
+        UsageError: no such version reads calibration caches, the format cannot hold a tensor's name, or `path` is a
+            file that is no cache.
     """
+    if path.exists() and not path.read_bytes()[:4] == b"TRT-":
+        raise UsageError(f"{path} is there and is not a calibration cache; name another file with --output")
+    if unwritable := [name for name in plan.scales if {"\n", "\r"} & set(name)]:
+        raise UsageError(f"a calibration cache cannot hold the name {unwritable[0]!r}; rename the tensor in the model")
     lines = [f"TRT-{_version_number(tensorrt)}-EntropyCalibration2"]
-    lines += [f"{tensor}: {struct.pack('>f', scale).hex()}" for tensor, scale in plan.scales.items()]
+    lines += [f"{tensor}: {struct.pack('>f', _single(scale)).hex()}" for tensor, scale in plan.scales.items()]
     content = ("\n".join(lines) + "\n").encode()
     path.write_bytes(content)
     beside = _Companion(cache_sha256=hashlib.sha256(content).hexdigest(), origin=plan.origin)
@@ -84,11 +90,11 @@ def read_cache(path: Path) -> CalibrationCache:
     """
     try:
         content = path.read_bytes()
-        header, *lines = content.decode("utf-8").splitlines()
+        header, *lines = content.decode("utf-8").split("\n")
     except OSError as error:
         raise JobError(f"calibration cache {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # not UTF-8, or empty
-        raise JobError(f"{path} is not a calibration cache: it is empty or not text") from error
+    except ValueError as error:
+        raise JobError(f"{path} is not a calibration cache: it is no UTF-8 text") from error
     if not _HEADER.fullmatch(header.strip()):
         raise JobError(f"{path} is not a calibration cache: line 1 is not a header like TRT-8601-EntropyCalibration2")
     scales: dict[str, float] = {}
@@ -107,6 +113,12 @@ def read_cache(path: Path) -> CalibrationCache:
         else:
             unusable.append(tensor)
     return CalibrationCache(scales, unusable, _read_companion(path, content))
+
+
+def _single(scale: float) -> float:
+    """Return the nearest scale that float32 can hold, neither zero nor infinite."""
+    limits = np.finfo(np.float32)
+    return min(max(scale, float(limits.smallest_subnormal)), float(limits.max))
 
 
 def _read_companion(path: Path, content: bytes) -> Origin | None:

@@ -156,10 +156,13 @@ def observe(
 
 
 def _not_finite(source: Observable, tensor: str, batch: Batch, values: NDArray[Any], row: int) -> JobError:
-    per_sample = values.ndim > 0 and len(values) == len(batch)
     node = source.tensors[tensor]
+    if values.ndim > 0 and len(values) == len(batch):
+        where = f"calibration sample {batch.first + row}"
+    else:  # rows that are not samples: tokens, for one
+        where = f"one of calibration samples {batch.first} to {batch.first + len(batch) - 1}"
     return JobError(
         f"activation {tensor}, {f'the output of node {node}' if node else 'an input of the model'}, is not finite for "
-        f"calibration sample {batch.first + row * per_sample}; the float model overflows there, or the "
+        f"{where}; the float model overflows there, or the "
         "preprocessing is wrong"
     )

@@ -116,7 +116,8 @@ def scale_changes(plan: QuantizationPlan, strategy: Strategy, observation: Obser
         return Settling(math.nan, math.nan, math.nan, "")
     threshold = _threshold_function(strategy)
     scale = {name: threshold(s) / _LEVELS for name, s in observation.statistics.items() if name in plan.scales}
-    changes = {name: abs(threshold(half[name]) / _LEVELS / scale[name] - 1) for name in scale}
+    # A tensor that half of the samples did not reach had no scale then: all of it is new.
+    changes = {n: abs(threshold(half[n]) / _LEVELS / scale[n] - 1) if half[n].count else 1.0 for n in scale}
     median, most = np.quantile(list(changes.values()), [0.5, 0.9])
     tensor = max(changes, key=lambda name: changes[name])
     return Settling(float(median), float(most), changes[tensor], tensor)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from calibrate.observe import Observation
 from calibrate.origin import Origin
@@ -19,6 +22,13 @@ from calibrate.statistics import MAX_BINS, Statistics
 from validate.exceptions import JobError
 
 __all__ = ["StoredStatistics", "merged", "read_statistics", "write_statistics"]
+
+
+_DAMAGED = (
+    AttributeError, EOFError, KeyError, RuntimeError, TypeError, ValueError, tokenize.TokenError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
+"""What numpy and zipfile raise on a file that is something else, or has a bit flipped."""
 
 
 class _Header(BaseModel):
@@ -29,6 +39,7 @@ class _Header(BaseModel):
     origin: Origin
     samples: int = Field(ge=1)
     tensors: list[str]
+    arrays_sha256: str = Field(description="of the arrays, since a zip's checksum misses what it does not cover")
 
 
 @dataclass(frozen=True)
@@ -44,16 +55,21 @@ def write_statistics(stored: StoredStatistics, path: Path) -> None:
     """Write statistics; the file is there only when it is complete."""
     halves = stored.observation.halves
     tensors = list(halves[0])
-    header = _Header(origin=stored.origin, samples=stored.samples, tensors=tensors)
     per_half = [[half[name] for name in tensors] for half in halves]
+    bins = np.array([[s.bins for s in half] for half in per_half], np.int64)
+    counts = np.array([[(s.count, s.zeros, s.exponent) for s in half] for half in per_half], np.int64)
+    extremes = np.array([[(s.minimum, s.maximum) for s in half] for half in per_half], np.float64)
+    header = _Header(
+        origin=stored.origin, samples=stored.samples, tensors=tensors, arrays_sha256=_digest(bins, counts, extremes)
+    )
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("wb") as file:
         np.savez_compressed(
             file,
             header=np.frombuffer(header.model_dump_json().encode(), np.uint8),
-            bins=np.array([[s.bins for s in half] for half in per_half], np.int64),
-            counts=np.array([[(s.count, s.zeros, s.exponent) for s in half] for half in per_half], np.int64),
-            extremes=np.array([[(s.minimum, s.maximum) for s in half] for half in per_half], np.float64),
+            bins=bins,
+            counts=counts,
+            extremes=extremes,
         )
     partial.replace(path)
 
@@ -66,12 +82,13 @@ def read_statistics(path: Path) -> StoredStatistics:
             bins, counts, extremes = file["bins"], file["counts"], file["extremes"]
     except OSError as error:
         raise JobError(f"statistics {path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, zipfile.BadZipFile, ValidationError) as error:
+    except _DAMAGED as error:
         raise JobError(f"{path} is not a statistics file; python -m calibrate observe writes one") from error
     header.origin.require_version(f"statistics {path}")
     shape = (2, len(header.tensors))
-    if (bins.shape, counts.shape, extremes.shape) != ((*shape, MAX_BINS), (*shape, 3), (*shape, 2)):
-        raise JobError(f"statistics {path} is damaged: its arrays do not fit its {len(header.tensors)} tensors")
+    fits = (bins.shape, counts.shape, extremes.shape) == ((*shape, MAX_BINS), (*shape, 3), (*shape, 2))
+    if not fits or _digest(bins, counts, extremes) != header.arrays_sha256:
+        raise JobError(f"statistics {path} is damaged: its arrays are not those that were written; observe again")
     first, second = (
         {name: _statistics(bins[h, t], counts[h, t], extremes[h, t]) for t, name in enumerate(header.tensors)}
         for h in range(2)
@@ -105,6 +122,10 @@ def merged(files: Sequence[Path]) -> StoredStatistics:
     origin = first.origin.model_copy(update={"data_sha256": joint})
     observation = reduce(Observation.merge, (part.observation for part in parts))
     return StoredStatistics(observation, origin, sum(part.samples for part in parts))
+
+
+def _digest(*arrays: NDArray[Any]) -> str:
+    return hashlib.sha256(b"".join(f"{a.dtype.str}{a.shape}".encode() + a.tobytes() for a in arrays)).hexdigest()
 
 
 def _statistics(bins: NDArray[np.int64], counts: NDArray[np.int64], extremes: NDArray[np.float64]) -> Statistics:

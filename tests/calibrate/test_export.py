@@ -160,6 +160,29 @@ def test_a_scale_is_rounded_to_the_nearest_float32(tmp_path: Path) -> None:
 # Reading what TensorRT writes
 
 
+def test_a_scale_beyond_float32_is_the_nearest_that_it_holds(tmp_path: Path) -> None:
+    assert written(tmp_path / "c", {"a": 1e39, "b": 1e-50})[1:-1] == ["a: 7f7fffff", "b: 00000001"]
+
+
+@pytest.mark.parametrize("name", ["a\x85b", "a\u2028b", "a\x0cb"])
+def test_only_a_newline_ends_a_line(tmp_path: Path, name: str) -> None:
+    write_cache(plan({name: 1.0}), tmp_path / "c", "8.6.1")
+    assert read_cache(tmp_path / "c").scales == {name: 1.0}
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\rb"])
+def test_a_name_that_the_format_cannot_hold_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="cannot hold the name"):
+        write_cache(plan({name: 1.0}), tmp_path / "c", "8.6.1")
+
+
+def test_a_file_that_is_no_cache_is_never_written_over(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"weights")
+    with pytest.raises(UsageError, match="is not a calibration cache"):
+        write_cache(plan({"a": 1.0}), tmp_path / "model.onnx", "8.6.1")
+    assert (tmp_path / "model.onnx").read_bytes() == b"weights"
+
+
 def test_names_that_tensorrt_makes_up_are_kept(cache: Path) -> None:
     names = ["(Unnamed Layer* 12) [Convolution]_output", "(Unnamed ITensor* 3)", "583^bn", "model/relu:0"]
     cache.write_text("".join(["TRT-8601-EntropyCalibration2\n", *(f"{name}: 3f800000\n" for name in names)]))
@@ -216,8 +239,8 @@ def test_a_tensor_that_is_there_twice_is_refused(cache: Path, value: str, again:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "it is empty or not text"),
-        (b"TRT-8601-EntropyCalibration2\nx\xff: 3f800000\n", "it is empty or not text"),
+        (b"", "line 1 is not a header"),
+        (b"TRT-8601-EntropyCalibration2\nx\xff: 3f800000\n", "it is no UTF-8 text"),
         (b"\n", "line 1 is not a header like TRT-8601-EntropyCalibration2"),
         (b"data: 3c008912\n", "line 1 is not a header"),
         (b"TRT-EntropyCalibration2\ndata: 3c008912\n", "line 1 is not a header"),
