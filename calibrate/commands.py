@@ -15,7 +15,6 @@ from rich.table import Table
 from calibrate.config import Config
 from calibrate.export import companion, read_cache, write_cache
 from calibrate.graph.apply import apply as apply_plan
-from calibrate.graph.apply import write
 from calibrate.graph.check import check
 from calibrate.journal import Journal
 from calibrate.loading import FloatModel, Seen, load_inputs, load_model, onnx_file
@@ -25,6 +24,7 @@ from calibrate.plan import QuantizationPlan, QuantizationRules
 from calibrate.planning import plan_of_scales
 from calibrate.store import StoredStatistics, merged, write_statistics
 from validate.exceptions import JobError, UsageError
+from validate.onnxfile import write
 
 __all__ = ["apply", "export_cache", "import_cache", "inspect", "observe", "plan"]
 

@@ -13,13 +13,14 @@ import onnx_ir as ir
 from calibrate.config import Config
 from calibrate.graph.placement import Placement, place
 from calibrate.graph.prepare import prepare
-from calibrate.model import export_torch, file_hash, read
+from calibrate.model import export_torch
 from calibrate.plan import QuantizationRules
 from validate.backends.onnxruntime import OnnxRuntimeModel
 from validate.backends.tensorrt import Profile
-from validate.data import Batch, Preprocess, SampleStream
+from validate.data import Batch, SampleStream
 from validate.exceptions import JobError
 from validate.imports import load_object
+from validate.onnxfile import file_hash, read
 from validate.results import ModelInfo
 from validate.tasks.base import Task
 
@@ -117,8 +118,8 @@ def load_inputs(config: Config, folder: Path) -> Inputs:
     return Inputs(
         load_model(path, config.quantization, model, config.model.torch), reference,
         config.task.make(reference.metadata),
-        _stream(config, "calibration", reference.input_names, batch_size),
-        _stream(config, "validation", reference.input_names, batch_size),
+        config.data.stream("calibration", reference.input_names, batch_size),
+        config.data.stream("validation", reference.input_names, batch_size),
         _preprocessing_hash(config),
     )  # fmt: skip
 
@@ -129,7 +130,7 @@ def onnx_file(config: Config, folder: Path) -> Path:
         return Path(config.model.onnx)
     path = folder / "model.onnx"
     names = tuple(config.model.inputs or ())
-    example = next(iter(_stream(config, "calibration", names, config.data.batch_size).batches()))
+    example = next(iter(config.data.stream("calibration", names, config.data.batch_size).batches()))
     export_torch(str(config.model.torch), example.inputs, path)
     return path
 
@@ -175,10 +176,3 @@ def _preprocessing_hash(config: Config) -> str:
     elif data.image:
         digest.update(data.image.model_dump_json().encode())
     return digest.hexdigest()
-
-
-def _stream(config: Config, split: str, input_names: tuple[str, ...], batch_size: int) -> SampleStream:
-    data = config.data
-    label = data.label if split == "validation" else None  # nothing that calibration does needs labels
-    preprocess: Preprocess | None = load_object(data.preprocess, Path()) if data.preprocess else data.image
-    return SampleStream(split, getattr(data, split), preprocess, label, input_names, batch_size)

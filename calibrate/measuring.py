@@ -11,17 +11,19 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calibrate.config import Config
-from calibrate.graph.apply import apply, count_nodes, detach, expose, write
+from calibrate.graph.apply import apply, count_nodes
 from calibrate.graph.check import check
 from calibrate.journal import Journal
 from calibrate.loading import Inputs, Seen
 from calibrate.plan import QuantizationPlan
-from validate.backends.onnxruntime import OnnxRuntimeModel
+from validate.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeModel
 from validate.backends.tensorrt import build
-from validate.compare import layer_sqnr
+from validate.compare import compare, subjects_of
+from validate.comparison import TensorDifference
 from validate.evaluate import OutputStore, candidate_accuracy, evaluate, reference_errors
 from validate.exceptions import JobError
 from validate.latency import measure
+from validate.onnxfile import detach, write
 from validate.results import Candidate, CandidateAccuracy, IntegerKernels, Latency, LayerError
 
 __all__ = ["Bench"]
@@ -119,21 +121,20 @@ class Bench:
         )  # fmt: skip
 
     def _layers(self, plan: QuantizationPlan, simulated: ir.Model) -> list[LayerError]:
-        inputs = self.inputs
-        outputs = tuple(layer.output for layer in inputs.model.placement.layers)
-        reference, candidate = (
-            OnnxRuntimeModel(detach(expose(model, outputs)), outputs=outputs)
-            for model in (inputs.model.prepared, simulated)
-        )
-        batches = inputs.calibration.limited(self.config.compare_samples).batches()
-        sqnr = layer_sqnr(reference, candidate, outputs, self.journal.forward("compare", batches, models=2))
-        depth = {node.name: index for index, node in enumerate(inputs.model.prepared.graph)}
+        prepared, placement = self.inputs.model.prepared, self.inputs.model.placement
+        outputs = [layer.output for layer in placement.layers]
+        subjects = subjects_of(OnnxRuntimeBackend(prepared), OnnxRuntimeBackend(simulated), {x: x for x in outputs})
+        batches = self.inputs.calibration.limited(self.config.compare_samples).batches()
+        found = compare(subjects, self.journal.forward("compare", batches, models=3), lambda samples: None).layers
+        by_tensor = {layer.tensor: layer for layer in found}
         return [
             LayerError(
-                node=layer.node, op_type=layer.op_type, tensor=layer.output, depth=depth[layer.node],
-                precision=plan.layers[layer.node], sqnr_db=sqnr[layer.output],
+                node=layer.node, op_type=layer.op_type, tensor=layer.output, precision=plan.layers[layer.node],
+                depth=by_tensor[layer.output].depth, sqnr_db=_sqnr(by_tensor[layer.output].accumulated),
+                isolated_sqnr_db=_sqnr(by_tensor[layer.output].isolated),
+                clipped_share=max((q.clipped_share for q in by_tensor[layer.output].quantized_inputs), default=0.0),
             )
-            for layer in inputs.model.placement.layers
+            for layer in placement.layers
         ]  # fmt: skip
 
     def latency(self, model: Path) -> tuple[Latency | None, str | None]:
@@ -148,3 +149,8 @@ class Bench:
             return measure(OnnxRuntimeModel(model, "integer"), inputs, config.runs), None
         except JobError as error:  # a candidate that this CPU cannot run may still run on the target
             return None, str(error)
+
+
+def _sqnr(difference: TensorDifference | None) -> float:
+    assert difference is not None  # ONNX Runtime can show each layer by itself
+    return difference.sqnr_db

@@ -1,21 +1,19 @@
-"""The user's float model, as an ONNX file on disk."""
+"""The user's PyTorch model, as an ONNX file."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from validate.exceptions import JobError
 from validate.imports import load_object
 
-__all__ = ["export_torch", "file_hash", "read"]
+__all__ = ["export_torch"]
 
 
 def export_torch(reference: str, inputs: Mapping[str, NDArray[Any]], path: Path) -> None:
@@ -54,30 +52,3 @@ def export_torch(reference: str, inputs: Mapping[str, NDArray[Any]], path: Path)
         raise JobError(f"PyTorch cannot export {reference} to ONNX: {reason}") from error
     assert program is not None  # dynamo=True returns a program
     program.save(str(path))
-
-
-def read(path: Path) -> ir.Model:
-    """Read an ONNX file. Raises JobError where it is not one."""
-    try:
-        return ir.load(path)
-    except (OSError, ValueError) as error:
-        raise JobError(f"{path} cannot be read as ONNX: {' '.join(str(error).split())}") from error
-    except Exception as error:
-        if type(error).__name__ != "DecodeError":  # protobuf's, from whichever implementation is installed
-            raise
-        raise JobError(f"{path} is not an ONNX file") from error
-
-
-def file_hash(path: Path, model: ir.Model) -> str:
-    """Return the SHA-256 of an ONNX file and of the external data that it refers to, in name order."""
-    digest = hashlib.sha256()
-    external = {
-        Path(value.const_value.path)
-        for value in model.graph.initializers.values()
-        if isinstance(value.const_value, ir.ExternalTensor)
-    }
-    for file in [path, *sorted(external)]:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

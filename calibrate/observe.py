@@ -15,12 +15,12 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from calibrate.graph.apply import detach, expose, weight_bytes
 from calibrate.graph.layout import keep_blocked
-from calibrate.statistics import NonFiniteError, Statistics
 from validate.backends.onnxruntime import OnnxRuntimeModel, write_optimized
 from validate.data import Batch
 from validate.exceptions import JobError
+from validate.onnxfile import detach, expose, weight_bytes
+from validate.statistics import NonFiniteError, Statistics
 
 __all__ = ["Observable", "Observation", "observable", "observe", "workers"]
 

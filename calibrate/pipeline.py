@@ -31,7 +31,7 @@ from calibrate.sensitivity import rank_layers
 from calibrate.store import StoredStatistics, write_statistics
 from reports import html
 from validate.data import Batch, SampleStream
-from validate.errors import SignalNoise
+from validate.errors import TensorErrors
 from validate.evaluate import OutputStore, accuracy, evaluate
 from validate.exceptions import JobError
 from validate.gate import decide
@@ -185,12 +185,13 @@ def _reference_outputs(inputs: Inputs) -> Outputs:
 def _check_prepared(expected: Outputs, outputs: Outputs) -> None:
     """Hold a batch of the prepared model against the model as given, so that no pass over the graph can break it."""
     for name, values in expected.items():
-        error = SignalNoise()
+        error = TensorErrors()
         error.add(values, outputs[name])
-        if error.db < _PREPARED_DB:
+        if error.sqnr_db < _PREPARED_DB:
             raise JobError(
-                f"output {name} of the model changes when its graph is prepared for quantization (SQNR {error.db:.1f} "
-                "dB); export the model again with opset 19 or newer, so that it need not be converted"
+                f"output {name} of the model changes when its graph is prepared for quantization (SQNR "
+                f"{error.sqnr_db:.1f} dB); export the model again with opset 19 or newer, so that it need not be "
+                "converted"
             )
 
 

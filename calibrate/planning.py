@@ -13,12 +13,12 @@ from calibrate.graph.placement import Placement
 from calibrate.observe import Observation
 from calibrate.origin import Origin
 from calibrate.plan import QuantizationPlan, QuantizationRules
-from calibrate.statistics import Statistics
 from calibrate.strategies.auto import auto
 from calibrate.strategies.entropy import entropy
 from calibrate.strategies.minmax import minmax
 from calibrate.strategies.mse import mse
 from calibrate.strategies.percentile import percentile
+from validate.statistics import Statistics
 
 __all__ = ["Settling", "make_plan", "plan_of_scales", "scale_changes", "strategy_name", "unquantizable"]
 

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from calibrate.observe import Observation
 from calibrate.origin import Origin
-from calibrate.statistics import MAX_BINS, Statistics
 from validate.exceptions import JobError
+from validate.statistics import MAX_BINS, Statistics
 
 __all__ = ["StoredStatistics", "merged", "read_statistics", "write_statistics"]
 

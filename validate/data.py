@@ -24,8 +24,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from validate.exceptions import JobError
 from validate.imports import CallableReference, ExistingPath, load_object
+from validate.settings import Section
 
-__all__ = ["Batch", "DataSource", "ImagePreprocessing", "Preprocess", "Sample", "SampleStream"]
+__all__ = ["Batch", "DataConfig", "DataSource", "ImagePreprocessing", "Preprocess", "Sample", "SampleStream"]
 
 Array = NDArray[Any]
 Row = Mapping[str, Any]
@@ -136,6 +137,39 @@ def _as_image(value: Any) -> Any:
     if isinstance(value, Mapping):
         return Image.open(value["path"] if value.get("bytes") is None else io.BytesIO(value["bytes"]))
     return Image.fromarray(np.asarray(value))
+
+
+class DataConfig(Section):
+    """Where samples come from and how a row becomes the model's input."""
+
+    calibration: DataSource = Field(description="samples that scales are found and candidates ranked on")
+    validation: DataSource = Field(description="labelled samples that the verdict is made on, and nothing else")
+    label: str | None = Field(default="label", description="column of the label")
+    image: ImagePreprocessing | None = Field(default=None, description="preprocessing of an image column")
+    preprocess: CallableReference | None = Field(
+        default=None, description="module:name or file.py:name; row -> array, or mapping from input name to array"
+    )
+    batch_size: int = Field(default=8, ge=1)
+    allow_overlap: bool = Field(
+        default=False, description="accept samples that are in both sets; the verdict then flatters the candidate"
+    )
+
+    @model_validator(mode="after")
+    def _one_preprocessing(self) -> DataConfig:
+        if self.image is not None and self.preprocess is not None:
+            raise ValueError("give image or preprocess, not both")
+        return self
+
+    def stream(
+        self, split: Literal["calibration", "validation"], names: tuple[str, ...], batch_size: int
+    ) -> SampleStream:
+        """Return a split, ready to be streamed to a model with those inputs.
+
+        Calibration samples come without labels: nothing that calibration does needs them.
+        """
+        label = self.label if split == "validation" else None
+        preprocess: Preprocess | None = load_object(self.preprocess, Path()) if self.preprocess else self.image
+        return SampleStream(split, getattr(self, split), preprocess, label, names, batch_size)
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,8 @@ class LayerError(Record):
     sqnr_db: Number = Field(
         description="10 log10(sum ref^2 / sum (ref - x)^2); inf where equal, -inf where only the reference is zero"
     )
+    isolated_sqnr_db: Number = Field(description="the same where the layer is fed the float model's values")
+    clipped_share: Number = Field(description="share of the float values of its inputs that INT8 clips")
 
 
 class Candidate(Record):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from calibrate.statistics import Statistics
 from calibrate.strategies.entropy import entropy
 from calibrate.strategies.minmax import minmax
 from calibrate.strategies.mse import expected_errors, mse
 from calibrate.strategies.percentile import percentile
+from validate.statistics import Statistics
 
 __all__ = ["auto"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calibrate.statistics import Statistics
+from validate.statistics import Statistics
 
 __all__ = ["minmax"]
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from calibrate.statistics import Statistics
+from validate.statistics import Statistics
 
 __all__ = ["percentile"]
 

@@ -16,12 +16,12 @@ from calibrate.observe import Observation
 from calibrate.origin import Origin
 from calibrate.plan import QuantizationRules
 from calibrate.planning import Settling, make_plan, scale_changes
-from calibrate.statistics import Statistics
 from calibrate.strategies.auto import auto
 from calibrate.strategies.entropy import entropy
 from calibrate.strategies.minmax import minmax
 from calibrate.strategies.mse import mse
 from calibrate.strategies.percentile import percentile
+from validate.statistics import Statistics
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]

@@ -24,9 +24,9 @@ from calibrate.observe import Observable, Observation, observable, observe
 from calibrate.origin import Origin
 from calibrate.plan import QuantizationRules
 from calibrate.planning import make_plan, unquantizable
-from calibrate.statistics import Statistics
 from validate.data import Batch
 from validate.exceptions import JobError
+from validate.statistics import Statistics
 
 Array = NDArray[Any]
 

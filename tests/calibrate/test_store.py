@@ -17,9 +17,9 @@ import pytest
 from calibrate import __version__
 from calibrate.observe import Observation
 from calibrate.origin import Origin
-from calibrate.statistics import MAX_BINS, Statistics
 from calibrate.store import StoredStatistics, merged, read_statistics, write_statistics
 from validate.exceptions import JobError
+from validate.statistics import MAX_BINS, Statistics
 
 ORIGIN = Origin(model_sha256="ab" * 32, data_sha256="cd" * 32, preprocessing_sha256="ef" * 32)
 SMALLEST, LARGEST = float(np.finfo(np.float32).smallest_subnormal), float(np.finfo(np.float32).max)

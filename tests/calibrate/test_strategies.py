@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from calibrate.statistics import Statistics
 from calibrate.strategies.entropy import entropy
 from calibrate.strategies.minmax import minmax
 from calibrate.strategies.mse import mse
 from calibrate.strategies.percentile import percentile
+from validate.statistics import Statistics
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from calibrate.graph.apply import apply, expose, serialize
+from calibrate.graph.apply import apply
 from calibrate.graph.placement import place
 from calibrate.graph.prepare import prepare
 from calibrate.origin import Origin
@@ -22,6 +22,7 @@ from validate.backends.onnxruntime import OnnxRuntimeModel
 from validate.compare import layer_sqnr
 from validate.data import Batch
 from validate.exceptions import JobError
+from validate.onnxfile import expose, serialize
 
 WIDTH, DEPTH = 32, 8
 TENSORS = tuple(f"y{i}" for i in range(DEPTH))

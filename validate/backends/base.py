@@ -1,13 +1,19 @@
-"""The protocol that everything which runs a model follows."""
+"""The protocols that everything which runs a model follows: `Backend` opens one, `Runnable` is one that runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-__all__ = ["Runnable"]
+from validate.exceptions import JobError
+
+__all__ = ["Backend", "CannotForceError", "Runnable"]
+
+
+class CannotForceError(JobError):
+    """The runtime cannot feed inner tensors, so that a layer cannot be looked at by itself."""
 
 
 class Runnable(Protocol):
@@ -21,5 +27,46 @@ class Runnable(Protocol):
     output_names: tuple[str, ...]
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run one batch and return every output by name. Raises JobError where the runtime refuses."""
+        """Run one batch and return every output by name. Raises JobError where the runtime refuses.
+
+        Inputs may be a mapping with more arrays than the model takes, and are converted to its float and integer
+        widths. Outputs are numpy arrays on the host, in the type in which they were computed.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """A model that a runtime can load, with any of its inner tensors as outputs."""
+
+    @property
+    def tensors(self) -> Mapping[str, str]:
+        """What can be asked for: name of an activation -> name of the node or module that computes it.
+
+        In topological order. Inputs of the model and weights are not among them.
+        """
+        ...
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The model's inputs."""
+        ...
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The model's own outputs."""
+        ...
+
+    def load(self, outputs: Sequence[str] | None = None, forced: Sequence[str] = ()) -> Runnable:
+        """Return the model, ready to run.
+
+        Args:
+            outputs: which of `tensors` to return; the model's own outputs by default.
+            forced: tensors of which `run` takes the values among its inputs: whatever reads them in the model reads
+                the given values, while an output of that name is still what the model computed. So each layer can be
+                fed the inputs that it has in another model.
+
+        Raises:
+            CannotForceError: the runtime cannot force tensors.
+            JobError: the model cannot be loaded, or a tensor is not there.
+        """
         ...

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, in one of two arithmetics.
+"""ONNX Runtime, in one of two arithmetics, on a CPU or an NVIDIA GPU.
 
 ``float`` simulates Q/DQ in float32 and is what accuracy is judged by: integer kernels on a CPU without VNNI
 saturate (DESIGN.md), which says nothing about a GPU. ``integer`` is the default session, with whatever
@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import logging
 import platform
+import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
 from validate.exceptions import JobError
+from validate.onnxfile import DetachedModel, detach, expose, force, read, with_shapes
 
-__all__ = ["Arithmetic", "DetachedModel", "OnnxRuntimeModel", "cpu_name", "write_optimized"]
+__all__ = ["Arithmetic", "Device", "OnnxRuntimeBackend", "OnnxRuntimeModel", "cpu_name", "write_optimized"]
 
 Arithmetic = Literal["float", "integer"]
+Device = Literal["cpu", "cuda"]
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 
 _NUMPY_TYPES = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
@@ -34,19 +41,6 @@ _ERROR_ONLY = 3  # ONNX Runtime's severity levels: 0 verbose .. 4 fatal
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class DetachedModel:
-    """A model whose large weights stay where they are: a session reads them there, and no size limit holds.
-
-    Attributes:
-        graph: the bytes of an ONNX file in which the weights are external data.
-        weights: by initializer name.
-    """
-
-    graph: bytes
-    weights: Mapping[str, NDArray[Any]]
-
-
 class OnnxRuntimeModel:
     """An ONNX file or a model in memory in a session; see `Runnable`.
 
@@ -56,9 +50,11 @@ class OnnxRuntimeModel:
         outputs: which outputs to compute; all of the graph's by default.
         threads: intra-op threads; 0 lets ONNX Runtime choose.
         optimize: False runs the graph as it is.
+        device: ``cuda`` runs on the first NVIDIA GPU; all nodes that can, the others on the CPU.
+        renamed: the session's name of an output, where the caller knows it by another: by the caller's name.
 
     Raises:
-        JobError: the file cannot be loaded, or an output is not there.
+        JobError: the file cannot be loaded, an output is not there, or this ONNX Runtime has no CUDA.
     """
 
     def __init__(
@@ -68,6 +64,8 @@ class OnnxRuntimeModel:
         outputs: Sequence[str] | None = None,
         threads: int = 0,
         optimize: bool = True,
+        device: Device = "cpu",
+        renamed: Mapping[str, str] | None = None,
     ) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -77,20 +75,23 @@ class OnnxRuntimeModel:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if arithmetic == "float":
             options.add_session_config_entry("session.disable_quant_qdq", "1")
-        self._session: Any = _session(model, options)
+        self._session: Any = _session(model, options, _PROVIDERS[device])
         self._weights: Mapping[str, NDArray[Any]] = (
             model.weights if isinstance(model, DetachedModel) else {}
         )  # the session reads them here
         # Not the runtime's own objects, which would keep the session alive after release().
         self._inputs = {i.name: (str(i.type), list(i.shape)) for i in self._session.get_inputs()}
         self.input_names = tuple(self._inputs)
-        available = tuple(o.name for o in self._session.get_outputs())
+        ours = {theirs: name for name, theirs in (renamed or {}).items()}
+        self._output_names = {ours.get(o.name, o.name): str(o.name) for o in self._session.get_outputs()}
+        available = tuple(self._output_names)
         self.output_names = available if outputs is None else tuple(outputs)
         if unknown := set(self.output_names) - set(available):
             raise JobError(f"the model has no output called {', '.join(sorted(unknown))}")
         kind = "float arithmetic" if arithmetic == "float" else "default session"
         self.runtime = f"onnxruntime {onnxruntime.__version__} ({kind})"
-        self.device = cpu_name()
+        self.device = cpu_name() if device == "cpu" else gpu_name()
+        self._on_gpu = device == "cuda"
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
 
     @property
@@ -113,13 +114,27 @@ class OnnxRuntimeModel:
         if size < full:
             feeds = {name: array[np.minimum(np.arange(full), size - 1)] for name, array in feeds.items()}
         try:
-            values = self._session.run(list(self.output_names), feeds)
+            values = self._values([self._output_names[name] for name in self.output_names], feeds)
         except Exception as error:  # onnxruntime's classes share no base but Exception
             shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
             raise JobError(f"ONNX Runtime cannot run the model on {shapes}: {_one_line(error)}") from error
         if size < full:
             values = [value[:size] if value.ndim and len(value) == full else value for value in values]
         return dict(zip(self.output_names, values, strict=True))
+
+    def _values(self, names: list[str], feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        if not self._on_gpu:
+            values: list[NDArray[Any]] = self._session.run(names, feeds)
+            return values
+        # Bound, so that outputs stay on the GPU until the run is over, and are copied once.
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", 0))
+        for name in names:
+            binding.bind_output(name, "cuda", 0)
+        self._session.run_with_iobinding(binding)
+        copied: list[NDArray[Any]] = binding.copy_outputs_to_cpu()
+        return copied
 
     def release(self) -> None:
         """Free the session's memory. Names and metadata stay; it cannot be run any more."""
@@ -132,15 +147,78 @@ class OnnxRuntimeModel:
         return np.asarray(array, wanted, order="C")
 
 
+class OnnxRuntimeBackend:
+    """An ONNX model, with its activations as outputs; see `Backend`.
+
+    Args:
+        model: a path, or a graph with the types and shapes that ONNX infers.
+        arithmetic, device, threads: see `OnnxRuntimeModel`.
+    """
+
+    def __init__(
+        self,
+        model: Path | ir.Model,
+        arithmetic: Arithmetic = "float",
+        device: Device = "cpu",
+        threads: int = 0,
+    ) -> None:
+        self.graph = with_shapes(read(model)) if isinstance(model, Path) else model
+        self._arithmetic, self._device, self._threads = arithmetic, device, threads
+        self.input_names = tuple(str(v.name) for v in self.graph.graph.inputs if not v.is_initializer())
+        self.output_names = tuple(str(value.name) for value in self.graph.graph.outputs)
+        self.tensors = activations(self.graph)
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size that the model is fixed to, or None where axis 0 of its inputs is dynamic."""
+        shapes = [value.shape for value in self.graph.graph.inputs if value.name in self.input_names]
+        sizes = [shape[0] for shape in shapes if shape is not None and len(shape) and isinstance(shape[0], int)]
+        return sizes[0] if sizes and sizes[0] > 0 else None
+
+    def load(self, outputs: Sequence[str] | None = None, forced: Sequence[str] = ()) -> OnnxRuntimeModel:
+        """See `Backend`."""
+        wanted = list(self.output_names if outputs is None else outputs)
+        if unknown := {*wanted, *forced} - self.tensors.keys() - set(self.output_names):
+            raise JobError(f"the model computes no activation called {', '.join(sorted(unknown))}")
+        graph, computed = force(self.graph, forced) if forced else (self.graph, {})
+        exposed = expose(graph, [computed.get(name, name) for name in wanted])
+        return OnnxRuntimeModel(
+            detach(exposed), self._arithmetic, wanted, self._threads, device=self._device,
+            renamed={name: computed[name] for name in {*wanted, *self.output_names} & computed.keys()},
+        )  # fmt: skip
+
+
+def activations(model: ir.Model) -> dict[str, str]:
+    """Return the float tensors that nodes of the main graph compute from inputs, and those nodes' names.
+
+    What follows from constants alone is none, nor is what Q/DQ makes of an activation on its way into a layer.
+    """
+    found: dict[str, str] = {}
+    constant = set(model.graph.initializers.values())
+    for node in model.graph:
+        if node.inputs and all(value is None or value in constant for value in node.inputs):
+            constant.update(node.outputs)
+        elif node.op_type not in _QUANTIZERS:
+            found |= {
+                str(value.name): str(node.name) for value in node.outputs if value.dtype in _FLOATS and value.name
+            }
+    return found
+
+
 def write_optimized(model: DetachedModel, path: Path) -> None:
     """Write the graph that ONNX Runtime makes of a model for this CPU; it is good for no other machine."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.optimized_model_filepath = str(path)
-    _session(model, options)
+    _session(model, options, _PROVIDERS["cpu"])
 
 
-def _session(model: Path | bytes | DetachedModel, options: Any) -> Any:
+def _session(model: Path | bytes | DetachedModel, options: Any, provider: str) -> Any:
+    if provider not in onnxruntime.get_available_providers():
+        raise JobError(
+            "this ONNX Runtime has no CUDA; pip uninstall -y onnxruntime, then pip install onnxruntime-gpu, or use "
+            "the CPU"
+        )
     options.log_severity_level = _ERROR_ONLY
     source: str | bytes
     if isinstance(model, DetachedModel):
@@ -152,9 +230,21 @@ def _session(model: Path | bytes | DetachedModel, options: Any) -> Any:
     else:
         source = name = str(model)
     try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            source, options, providers=list(dict.fromkeys([provider, _PROVIDERS["cpu"]]))
+        )
     except Exception as error:  # onnxruntime's classes share no base but Exception
         raise JobError(f"ONNX Runtime cannot load {name}: {_one_line(error)}") from error
+
+
+def gpu_name() -> str:
+    """Return the first NVIDIA GPU's name, as its driver gives it."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return "NVIDIA GPU"
+    return names[0].strip() if names else "NVIDIA GPU"
 
 
 def cpu_name() -> str:

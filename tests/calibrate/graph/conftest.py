@@ -14,11 +14,11 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from calibrate.graph.apply import serialize
 from calibrate.graph.placement import Placement
 from calibrate.graph.prepare import prepare
 from calibrate.origin import Origin
 from calibrate.plan import FloatPrecision, Precision, QuantizationPlan
+from validate.onnxfile import serialize
 
 Array = NDArray[Any]
 Parse = Callable[..., onnx.ModelProto]

@@ -13,13 +13,13 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from calibrate.graph.apply import detach, expose, serialize
 from calibrate.graph.layout import keep_blocked
 from calibrate.observe import Observable, observable, observe
-from calibrate.statistics import MAX_BINS, Statistics
 from validate.backends.onnxruntime import write_optimized
 from validate.data import Batch
 from validate.exceptions import JobError
+from validate.onnxfile import detach, expose, serialize
+from validate.statistics import MAX_BINS, Statistics
 
 Array = NDArray[Any]
 Outputs = dict[str, Array]

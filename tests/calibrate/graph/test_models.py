@@ -11,21 +11,22 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from calibrate.graph.apply import apply, count_nodes, serialize, write
+from calibrate.graph.apply import apply, count_nodes
 from calibrate.graph.check import check
 from calibrate.graph.placement import Placement, place
 from calibrate.graph.prepare import prepare
-from calibrate.model import export_torch, read
+from calibrate.model import export_torch
 from calibrate.observe import observable, observe
 from calibrate.origin import Origin
 from calibrate.plan import QuantizationRules
 from calibrate.planning import make_plan
-from calibrate.statistics import Statistics
 from validate.backends.onnxruntime import OnnxRuntimeModel
 from validate.backends.tensorrt import build
 from validate.data import Batch
 from validate.exceptions import JobError
 from validate.imports import load_object, resolve_path
+from validate.onnxfile import read, serialize, write
+from validate.statistics import Statistics
 
 torch = pytest.importorskip("torch", reason="exports PyTorch models")
 torchvision = pytest.importorskip("torchvision", reason="exports torchvision's models")

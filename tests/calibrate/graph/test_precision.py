@@ -11,11 +11,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto
 
-from calibrate.graph.apply import apply, count_nodes, serialize
+from calibrate.graph.apply import apply, count_nodes
 from calibrate.graph.placement import Placement, place
 from calibrate.graph.precision import float_precision
 from calibrate.graph.prepare import MIN_OPSET
 from validate.backends.onnxruntime import OnnxRuntimeModel
+from validate.onnxfile import serialize
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 

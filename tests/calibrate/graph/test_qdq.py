@@ -10,14 +10,15 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from pydantic import ValidationError
 
-from calibrate.graph.apply import apply, serialize
+from calibrate.graph.apply import apply
 from calibrate.graph.placement import place
 from calibrate.graph.qdq import quantize_weight
 from calibrate.origin import Origin
 from calibrate.plan import QuantizationRules
 from calibrate.planning import make_plan as plan_from_statistics
-from calibrate.statistics import Statistics
 from validate.backends.onnxruntime import OnnxRuntimeModel
+from validate.onnxfile import serialize
+from validate.statistics import Statistics
 
 IMAGE = "g (float[N, 4, 8, 8] x) => (float[N, C, 8, 8] y)"
 CONV = "Conv <pads = [1, 1, 1, 1]>"

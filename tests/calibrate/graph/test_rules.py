@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from calibrate.graph.apply import apply, serialize, write
+from calibrate.graph.apply import apply
 from calibrate.graph.check import check
 from calibrate.graph.placement import Placement, ResidualInput, place
 from calibrate.origin import Origin
@@ -23,6 +23,7 @@ from calibrate.planning import plan_of_scales
 from validate.backends.onnxruntime import OnnxRuntimeModel
 from validate.backends.tensorrt import build
 from validate.exceptions import JobError
+from validate.onnxfile import serialize, write
 
 Array = NDArray[Any]
 Normal = Callable[..., NDArray[np.float32]]

@@ -1,0 +1,393 @@
+"""Which tensor of an ONNX file is which of PyTorch, by the names that torch.onnx.export left in the file.
+
+Two exporters, two traces of where a node comes from:
+
+- ``torch.onnx.export(dynamo=True)`` writes into each node's metadata the modules that were being called and the fx
+  node (``pkg.torch.onnx.name_scopes``), and the definition of that fx node (``pkg.torch.onnx.fx_node``);
+- the TorchScript exporter (``dynamo=False``) names nodes by the modules: ``/layer1/layer1.0/conv1/Conv``.
+
+**A module's output** is the one tensor of its shape that is computed inside the module and read outside of it. In a
+dynamo file the reader's fx definition must name it too: a reader that the optimizer has moved to another tensor says so
+there. Where a BatchNorm has become part of the layer before it, that layer's tensor is the BatchNorm's output.
+
+**A step of an exported program** is the fx node of that name if it has the same definition, operands included. fx names
+depend on how a model was exported, so that equal names alone mean nothing: `export_again` makes the program in the way
+in which the file was made. Of the nodes that a step became, the exporter names the tensor of the last one by the step;
+where somebody has renamed it, it is the one that other steps read.
+
+Nothing is paired by position or by value, and what is not paired has a reason.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import logging
+import operator
+import re
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from validate.exceptions import JobError
+
+if TYPE_CHECKING:
+    import torch
+
+    from validate.backends.pytorch import PyTorchBackend
+
+__all__ = ["ModuleTrace", "Pairing", "Shape", "export_again", "pair_with_onnx", "trace_module"]
+
+Shape = tuple[int | None, ...]
+"""None is an axis of which the size is not known."""
+_T = TypeVar("_T")
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_DEFINITION = "pkg.torch.onnx.fx_node"
+
+
+@dataclass
+class ModuleTrace:
+    """What one run of a module showed of the modules in it, by path.
+
+    Attributes:
+        shapes: of the outputs, in the order in which the modules finished, which is a topological one.
+        parents: the modules that were being called when it was, outermost first; of all that were called.
+        follows: BatchNorm -> the innermost module of which it reads the output as it is.
+        left_out: modules of which the output cannot be asked for, with the reason.
+    """
+
+    shapes: dict[str, Shape] = field(default_factory=dict)
+    parents: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    follows: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def trace_module(module: torch.nn.Module, call: Callable[[], _T]) -> tuple[_T, ModuleTrace]:
+    """Return what `call`, which calls the module, returns, and what was seen. Holds all the modules' outputs."""
+    import torch
+    from torch.nn import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
+
+    trace = ModuleTrace()
+    calls: Counter[str] = Counter()
+    running: list[str] = []
+    makers: dict[int, str] = {}  # id of a tensor -> the innermost module that returned it
+    kept: list[Any] = []  # so that no id is given away again
+
+    def before(module: torch.nn.Module, args: Any, path: str) -> None:
+        running.append(path)
+        if isinstance(module, BatchNorm1d | BatchNorm2d | BatchNorm3d | SyncBatchNorm) and id(args[0]) in makers:
+            trace.follows[path] = makers[id(args[0])]
+
+    def after(output: Any, path: str) -> None:
+        running.pop()
+        calls[path] += 1
+        kept.append(output)
+        trace.parents[path] = tuple(running)
+        if isinstance(output, torch.Tensor):
+            makers.setdefault(id(output), path)
+            trace.shapes[path] = tuple(output.shape)
+        else:
+            trace.left_out[path] = f"it returns {type(output).__name__}, not one tensor"
+
+    with ExitStack() as hooks:
+        for path, child in module.named_modules():
+            if path:
+                first = lambda module, args, path=path: before(module, args, path)  # noqa: E731
+                last = lambda module, args, output, path=path: after(output, path)  # noqa: E731
+                hooks.callback(child.register_forward_pre_hook(first).remove)
+                hooks.callback(child.register_forward_hook(last).remove)
+        result = call()
+    for path in [path for path, count in calls.items() if count > 1]:
+        trace.shapes.pop(path, None)
+        trace.left_out[path] = f"it is called {calls[path]} times in one run"
+    return result, trace
+
+
+def export_again(
+    module: torch.nn.Module, example: Mapping[str, NDArray[Any]], model: ir.Model
+) -> torch.export.ExportedProgram:
+    """Return the program from which ``torch.onnx.export(module, dynamo=True)`` writes a file like `model`.
+
+    Takes as long as that export. The axes that are dynamic in the file are so in the program.
+
+    Args:
+        module: stays as it is.
+        example: a batch by the file's input names, in the order of forward().
+        model: the file.
+
+    Raises:
+        JobError: an input of the file has no example, or the exporter refuses the module.
+    """
+    import torch
+
+    inputs = {str(value.name): value.shape for value in model.graph.inputs}
+    if missing := inputs.keys() - example.keys():
+        raise JobError(f"no array is given for {', '.join(sorted(missing))}")
+    names = [name for name in example if name in inputs]
+    symbols = [
+        {
+            axis: size.value or f"{name}_{axis}"
+            for axis, size in enumerate(inputs[name] or ())
+            if not isinstance(size, int)
+        }
+        for name in names
+    ]
+    dims = {symbol: torch.export.Dim(symbol, min=1) for axes in symbols for symbol in axes.values()}
+    tensors = [torch.tensor(example[name]) for name in names]
+    # A batch of one would be taken for a constant by torch.export.
+    tensors = [torch.cat([t, t]) if 0 in axes and len(t) == 1 else t for t, axes in zip(tensors, symbols, strict=True)]
+    dynamic = tuple({axis: dims[symbol] for axis, symbol in axes.items()} for axes in symbols)
+    before = (logger := logging.getLogger("torch.onnx")).level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = torch.onnx.export(
+                copy.deepcopy(module).eval(), tuple(tensors), input_names=names, dynamic_shapes=dynamic,
+                dynamo=True, optimize=False, verbose=False,
+            )  # fmt: skip
+    except torch.onnx.OnnxExporterError as error:
+        cause = error.__cause__ or error  # the exporter's own message only counts its steps
+        reason = (str(cause).strip() or repr(cause)).splitlines()[0]
+        raise JobError(f"PyTorch cannot export {type(module).__name__}: {reason}") from error
+    finally:
+        logger.setLevel(before)
+    assert made is not None and made.exported_program is not None  # dynamo=True returns a program
+    return made.exported_program
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which tensor is which.
+
+    Attributes:
+        pairs: tensor of the ONNX file -> tensor of the backend, in the file's order; one to one.
+        unpaired_onnx: every other tensor that the file computes from its inputs, with the reason.
+        unpaired_torch: every other tensor of the backend, with the reason.
+    """
+
+    pairs: dict[str, str]
+    unpaired_onnx: dict[str, str]
+    unpaired_torch: dict[str, str]
+
+
+def pair_with_onnx(model: ir.Model, backend: PyTorchBackend) -> Pairing:
+    """Pair the tensors of a file that torch.onnx.export wrote with those of the model that it was made from.
+
+    Ranks are compared where they are known, and sizes where both are and the inputs have the same.
+
+    Raises:
+        JobError: the metadata of the file cannot be read.
+    """
+    trace, program = backend.trace, backend.program
+    file = _File(model.graph, _origins(model.graph, trace), backend.model.input_shapes)
+    matches = _by_module(file, backend, trace) if trace else _by_step(file, backend, program)
+    names = {str(value.name): name for name, value in matches.found.items()}
+    return Pairing(
+        {name: names[name] for name in file.activations if name in names},
+        {name: file.why_not(value, matches) for name, value in file.activations.items() if name not in names},
+        {name: matches.why_not(name) for name in backend.tensors if name not in matches.found},
+    )
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a node comes from: modules, outermost first, or else an fx node; in a dynamo file, its definition too."""
+
+    regions: tuple[str, ...]
+    step: str | None = None
+    definition: str | None = None
+
+
+@dataclass
+class _Matches:
+    """By tensor of the backend: the file's tensor, another of its own that is the same one, or what is wrong."""
+
+    found: dict[str, ir.Value] = field(default_factory=dict)
+    same: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def why_not(self, name: str) -> str:
+        if name in self.same:
+            return f"the same tensor as {self.same[name]}"
+        return self.problems.get(name, "no node of the file was exported from it")
+
+
+def _origins(graph: ir.Graph, trace: ModuleTrace | None) -> dict[ir.Node, _Origin]:
+    """Return where nodes come from, of those that say it: from modules if they were traced, else from fx nodes."""
+    scopes = _torchscript_scopes(trace) if trace else {}
+    origins = {}
+    for node in graph.all_nodes():
+        name = node.name or ""
+        if text := node.metadata_props.get(_SCOPES):
+            try:
+                *modules, step = ast.literal_eval(text)
+            except (ValueError, SyntaxError) as error:
+                raise JobError(f"node {name} has {_SCOPES} that is not a list of names: {text}") from error
+            definition = _definition(node.metadata_props.get(_DEFINITION, ""))
+            origins[node] = _Origin(tuple(modules) if trace else (step,), step, definition)
+        elif trace and name.startswith("/"):
+            inside = [scopes[name[:i]] for i, letter in enumerate(name) if letter == "/" and name[:i] in scopes]
+            origins[node] = _Origin(("", *inside))
+    return origins
+
+
+def _definition(text: str) -> str:
+    """Return the operation and the operands of a formatted fx node, without its name and number of readers."""
+    return text.partition(" = ")[2]
+
+
+def _torchscript_scopes(trace: ModuleTrace) -> dict[str, str]:
+    """Return the module by the scope that the TorchScript exporter calls it.
+
+    A scope is made of the names of the modules that are being called, each from its last part that is no number on.
+    What is called again gets a number (``relu_1``), so a scope that may be that is left out.
+    Source: torch/onnx/_internal/torchscript_exporter/utils.py, _setup_trace_module_map.
+    """
+    short = {path: (re.search(r"[^.]+(\.\d+)*$", path) or [path])[0] for path in trace.parents}
+    scopes = {path: "".join(f"/{short[p]}" for p in (*parents, path)) for path, parents in trace.parents.items()}
+    counts = Counter(scopes.values())
+    repeated = {scope for path, scope in scopes.items() if counts[scope] > 1 or path in trace.left_out}
+    doubtful = {s for s in counts if counts[s] > 1 or ((bare := re.sub(r"_\d+$", "", s)) != s and bare in repeated)}
+    return {s: p for p, s in scopes.items() if not any(s == d or s.startswith(f"{d}/") for d in doubtful)}
+
+
+class _File:
+    """The tensors of a file, and the regions of it, each exported from one module or fx node.
+
+    Nodes without an origin (Q/DQ, say, that came in later) are looked through.
+    """
+
+    def __init__(self, graph: ir.Graph, origins: Mapping[ir.Node, _Origin], inputs: Mapping[str, Shape]) -> None:
+        self.origins = origins
+        self.members: dict[str, list[ir.Node]] = defaultdict(list)
+        self.activations: dict[str, ir.Value] = {}
+        constants = set(graph.initializers.values())
+        for node in graph:
+            if all(value is None or value in constants for value in node.inputs):
+                constants.update(node.outputs)
+                continue
+            self.activations |= {value.name: value for value in node.outputs if value.name}
+            for region in origins[node].regions if node in origins else ():
+                self.members[region].append(node)
+        known = [(value.shape, inputs[value.name]) for value in graph.inputs if value.name in inputs and value.shape]
+        self._same_inputs = all(_sizes_agree(theirs, ours) for theirs, ours in known)
+
+    def leaving(self, region: str, shape: Shape) -> list[ir.Value]:
+        """Return the tensors of that shape that are computed in the region and read outside, or the model's outputs."""
+        values = [value for node in self.members.get(region, ()) for value in node.outputs]
+        return [value for value in values if self.fits(value, shape) and self._is_read_outside(value, region)]
+
+    def fits(self, value: ir.Value, shape: Shape) -> bool:
+        """Return whether the shapes of the file and of PyTorch may be of one tensor."""
+        if value.shape is None:
+            return True
+        return len(value.shape) == len(shape) and (not self._same_inputs or _sizes_agree(value.shape, shape))
+
+    def why_not(self, value: ir.Value, matches: _Matches) -> str:
+        """Return why a tensor is not paired."""
+        producer = value.producer()
+        if producer not in self.origins:
+            return "torch.onnx.export left no trace on its node"
+        region = self.origins[producer].regions[-1]
+        problem = f" ({matches.problems[region]})" if region in matches.problems else ", not its output"
+        return f"a step inside {region or 'the model'}{problem}"
+
+    def _is_read_outside(self, value: ir.Value, region: str) -> bool:
+        producer = value.producer()
+        assert producer is not None  # a member of the region
+        names = {value.name, self.origins[producer].step}
+        for reader in self._readers(value):
+            if reader is None or (
+                region not in self.origins[reader].regions and names & (self._operands(reader) or names)
+            ):
+                return True
+        return False
+
+    def _operands(self, node: ir.Node) -> set[str]:
+        """Return what the node's fx definition names; nothing where it does not tell what the node reads."""
+        definition = self.origins[node].definition or ""
+        if "batch_norm" in definition and node.op_type != "BatchNormalization":
+            return set()  # folded into the layer before, which is all that the definition names
+        return set(re.findall(r"%(\w+)", definition))
+
+    def _readers(self, value: ir.Value) -> Iterator[ir.Node | None]:
+        """Yield the nodes with an origin that read the value, through those without; None for the model's caller."""
+        seen, todo = set(), [value]
+        while todo:
+            if (current := todo.pop()).is_graph_output():
+                yield None
+            for node, _ in current.uses():
+                if node in self.origins:
+                    yield node
+                elif node not in seen:
+                    seen.add(node)
+                    todo.extend(node.outputs)
+
+
+def _sizes_agree(theirs: ir.Shape, ours: Shape) -> bool:
+    return all(a == b for a, b in zip(theirs, ours, strict=False) if isinstance(a, int) and b is not None)
+
+
+def _by_module(file: _File, backend: PyTorchBackend, trace: ModuleTrace) -> _Matches:
+    own = backend.output_names
+    matches = _Matches(problems=dict(backend.left_out))
+    claims: dict[str, list[str]] = defaultdict(list)  # tensor of the file -> what claims it, innermost module first
+    for name, shape in backend.shapes.items():
+        region = "" if name in own else name
+        values = file.leaving(region, shape)
+        if name in own and len(own) > 1:
+            values = [value for value in values if value.name == name]
+        if len(values) == 1:
+            claims[str(values[0].name)].append(name)
+        elif file.members.get(region):
+            matches.problems[name] = _not_one(values)
+    for norm, maker in trace.follows.items():
+        if maker not in file.members:
+            matches.problems[maker] = f"folded into {norm}"
+    for tensor, names in claims.items():
+        norms = [n for n, maker in trace.follows.items() if maker == names[0] and n not in file.members]
+        rest = [n for n in names if n in own or not norms or n in trace.parents[norms[0]]]
+        matches.problems |= {name: f"folded into {norms[0]}" for name in names if name not in rest}
+        equal = norms + rest
+        chosen = next((name for name in equal if name in own), equal[0])
+        matches.found[chosen] = file.activations[tensor]
+        matches.same |= {name: chosen for name in equal if name != chosen}
+    return matches
+
+
+def _by_step(file: _File, backend: PyTorchBackend, program: torch.export.ExportedProgram) -> _Matches:
+    nodes = {node.name: node for node in program.graph.nodes}
+    outputs = dict(zip(backend.model.outputs, backend.output_names, strict=True))
+    matches = _Matches(problems=dict(backend.left_out))
+    for step, members in file.members.items():
+        node = nodes.get(step)
+        if node is None or _definition(str(node.format_node())) != file.origins[members[0]].definition:
+            matches.problems[step] = "something else in the program, which was exported in another way: export_again"
+            continue
+        parts = [user.name for user in node.users if user.target is operator.getitem]
+        for name in parts or [step]:
+            if (shape := backend.model.shapes.get(name)) is None:
+                continue  # no tensor: the size of an axis
+            named = [v for node in members for v in node.outputs if v.name == name and file.fits(v, shape)]
+            values = named or (file.leaving(step, shape) if len(parts) < 2 else [])
+            chosen = outputs.get(name, name)
+            if len(values) == 1:
+                matches.found[chosen] = values[0]
+                matches.same |= {name: chosen} if name != chosen else {}
+            else:
+                matches.problems[step] = matches.problems[chosen] = _not_one(values)
+    return matches
+
+
+def _not_one(values: Sequence[ir.Value]) -> str:
+    if values:
+        return f"{len(values)} tensors of its shape are read outside of it: {', '.join(str(v.name) for v in values)}"
+    return "no tensor of its shape is read outside of it by what reads it in PyTorch, so the optimizer has changed it"

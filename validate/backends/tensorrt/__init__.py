@@ -1,0 +1,37 @@
+"""TensorRT: builds engines, says what they are for, and runs them.
+
+One implementation over two libraries with one API: `tensorrt` (11, needs a GPU to build) and `tensorrt_rtx`
+(builds ahead of time for a named compute capability on a machine without a GPU). Read `building.py` for what is
+built, `fingerprint.py` for what may be loaded where, and `engine.py` for the part that runs on a GPU only.
+
+Importing this package imports neither library, nor torch. What was seen to work, and where: everything up to the
+engine file with tensorrt_rtx 1.7 on a machine without a GPU; `tensorrt` 11 cannot be installed where this was
+written, and its documentation is followed.
+"""
+
+from validate.backends.tensorrt.backend import TensorRTBackend
+from validate.backends.tensorrt.building import build, build_engine
+from validate.backends.tensorrt.engine import TensorRTEngine
+from validate.backends.tensorrt.fingerprint import Fingerprint, adopt, require
+from validate.backends.tensorrt.gpu import Gpu, local_gpu
+from validate.backends.tensorrt.inspection import Layer, parse_layers
+from validate.backends.tensorrt.library import Library, installed_libraries
+from validate.backends.tensorrt.options import BuildOptions, Profile
+
+__all__ = [
+    "BuildOptions",
+    "Fingerprint",
+    "Gpu",
+    "Layer",
+    "Library",
+    "Profile",
+    "TensorRTBackend",
+    "TensorRTEngine",
+    "adopt",
+    "build",
+    "build_engine",
+    "installed_libraries",
+    "local_gpu",
+    "parse_layers",
+    "require",
+]

@@ -1,0 +1,105 @@
+"""An engine as a `Backend`: what can be asked of it, and how it is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from validate.backends.base import CannotForceError
+from validate.backends.tensorrt.building import build_engine
+from validate.backends.tensorrt.engine import TensorRTEngine, deserialize
+from validate.backends.tensorrt.fingerprint import Fingerprint, require
+from validate.backends.tensorrt.gpu import local_gpu
+from validate.backends.tensorrt.inspection import Layer, producers
+from validate.backends.tensorrt.library import installed_libraries
+from validate.backends.tensorrt.listeners import Progress
+from validate.backends.tensorrt.options import BuildOptions, Profile
+from validate.exceptions import JobError
+
+__all__ = ["TensorRTBackend", "askable"]
+
+
+class TensorRTBackend:
+    """A `Backend` over an engine file that has its fingerprint beside it.
+
+    Its own outputs can be asked for, and the inner tensors that it was built to show (`BuildOptions.debug`).
+
+    Attributes:
+        fingerprint: what the engine is for.
+        layers: what it is made of, in the order in which it runs.
+
+    Raises:
+        JobError: the engine is damaged or foreign, or there is no GPU, no TensorRT or no PyTorch to run it with.
+    """
+
+    def __init__(self, engine: Path) -> None:
+        gpu = local_gpu()
+        libraries, _ = installed_libraries()
+        self.fingerprint: Fingerprint = require(engine, gpu, libraries)
+        if importlib.util.find_spec("torch") is None:
+            raise JobError("engines run on PyTorch's CUDA tensors, and PyTorch is not installed; pip install torch")
+        self._library = libraries[self.fingerprint.flavour]
+        self._engine = deserialize(engine, self._library, self.fingerprint)
+        self._device = str(gpu)
+        whole = self._load(None)
+        self.layers: list[Layer] = whole.layers()
+        self.input_names, self.output_names = whole.input_names, whole.output_names
+        self.tensors = askable(self.layers, self.output_names, self.input_names, self.fingerprint.options)
+
+    @classmethod
+    def from_onnx(
+        cls,
+        model: Path,
+        engine: Path,
+        profile: Profile | None = None,
+        options: BuildOptions | None = None,
+        progress: Progress | None = None,
+    ) -> TensorRTBackend:
+        """Build an engine for the GPU of this machine and open it; see `build_engine` for the arguments and errors."""
+        build_engine(model, engine, profile, options, progress)
+        return cls(engine)
+
+    def load(self, outputs: Sequence[str] | None = None, forced: Sequence[str] = ()) -> TensorRTEngine:
+        """See `Backend`. All that is loaded shares the engine's weights, and has working memory of its own."""
+        if forced:
+            raise CannotForceError(
+                "an engine cannot be fed inner tensors; look at single layers in the ONNX file that it was built from"
+            )
+        if unknown := set(outputs or ()) - set(self.tensors):
+            raise JobError(
+                f"the engine shows no tensor called {', '.join(sorted(unknown))}; fusion may have taken it, or the "
+                "engine was built without debug"
+            )
+        return self._load(outputs)
+
+    def _load(self, outputs: Sequence[str] | None) -> TensorRTEngine:
+        options = self.fingerprint.options
+        made = TensorRTEngine(self._library, self._engine, outputs, options.debug == "unfused", self._device)
+        if options.breaks_fusion:
+            made.runtime = f"{self._library} (strongly typed engine, fusion broken at {len(options.debug)} tensors)"
+        return made
+
+
+def askable(
+    layers: Sequence[Layer], outputs: Sequence[str], inputs: Sequence[str], options: BuildOptions
+) -> dict[str, str]:
+    """Return the tensors that an engine shows, in the order of its layers -> the ONNX nodes of the layer.
+
+    With ``debug: unfused`` these are all outputs of layers that one layer alone writes. TensorRT promises no more
+    than that most of them are shown; one that is not is an error when it is asked for.
+    """
+    written = producers(layers)
+    if options.debug == "unfused":
+        inner = [name for name in written if name not in inputs]
+    else:
+        inner = list(options.debug) if isinstance(options.debug, tuple) else []
+    known = [name for name in written if name in {*inner, *outputs}]
+    names = dict.fromkeys([*known, *inner, *outputs])
+    return {name: _label(written.get(name)) for name in names}
+
+
+def _label(layer: Layer | None) -> str:
+    if layer is None:
+        return ""
+    return " + ".join(layer.nodes) or layer.name

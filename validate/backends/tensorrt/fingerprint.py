@@ -1,0 +1,180 @@
+"""What an engine is for, in a JSON file beside it: ``model.engine`` has ``model.engine.json``.
+
+An engine is bound to the GPU and to the version of TensorRT that it was built for ("Engine Compatibility" in the
+developer guides of TensorRT and of TensorRT-RTX). TensorRT notices most of what does not fit, in its own words and at
+its own time, but not all: between two models of one architecture it only warns. So `require` decides before TensorRT
+sees a byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from validate.backends.tensorrt.gpu import Gpu
+from validate.backends.tensorrt.library import Flavour, Library
+from validate.backends.tensorrt.options import BuildOptions, Shapes
+from validate.exceptions import JobError
+
+__all__ = ["Fingerprint", "adopt", "fingerprint_path", "require", "sha256"]
+
+
+class Fingerprint(BaseModel):
+    """Where an engine came from and where it may run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    gpu: str | None = Field(description="name of the GPU that it was built on; null where it was built ahead of time")
+    compute_capability: str | None = Field(description="e.g. 8.9; null: every one that TensorRT-RTX supports")
+    flavour: Flavour
+    version: str = Field(description="of TensorRT, e.g. 1.7.1.116")
+    driver: str | None = Field(description="newest CUDA version of the driver that it was built with; for the record")
+    model: str | None = Field(description="name of the ONNX file; null where that is not known")
+    model_sha256: str | None = Field(description="SHA-256 of the ONNX file and of its external data, in that order")
+    plan_sha256: str | None = Field(description="the quantization plan that made the ONNX file, by its metadata")
+    engine_sha256: str
+    profile: dict[str, Shapes] = Field(description="smallest, usual and largest shape of inputs that are dynamic")
+    options: BuildOptions
+
+    def write(self, engine: Path) -> None:
+        """Write the fingerprint of an engine beside it."""
+        fingerprint_path(engine).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, engine: Path) -> Fingerprint:
+        """Read the fingerprint beside an engine. Raises JobError where there is none, or it is something else."""
+        path = fingerprint_path(engine)
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise JobError(
+                f"{engine} has no fingerprint {path.name} beside it, and nothing else says which GPU and TensorRT it "
+                "is for; build it again with build_engine, or vouch for it with adopt if it was built on this machine"
+            ) from error
+        except (OSError, ValidationError) as error:
+            raise JobError(f"{path} is not the fingerprint of an engine; build {engine.name} again") from error
+
+
+def fingerprint_path(engine: Path) -> Path:
+    """Return where the fingerprint of an engine is."""
+    return engine.with_name(engine.name + ".json")
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file. Raises JobError where it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise JobError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def adopt(engine: Path, library: Library, gpu: Gpu, options: BuildOptions | None = None) -> Fingerprint:
+    """Write the fingerprint of an engine that something else built, on the word of the caller.
+
+    Args:
+        engine: the file; `trtexec` or any other builder made it.
+        library: what built it.
+        gpu: what it was built on.
+        options: how it was built, as far as that decides where it runs and which tensors can be asked for.
+    """
+    made = Fingerprint(
+        gpu=None if library.ahead_of_time else gpu.name, compute_capability=gpu.compute_capability,
+        flavour=library.flavour, version=library.version, driver=gpu.driver, model=None, model_sha256=None,
+        plan_sha256=None, engine_sha256=sha256(engine), profile={}, options=options or BuildOptions(),
+    )  # fmt: skip
+    made.write(engine)
+    return made
+
+
+def require(engine: Path, gpu: Gpu | None, libraries: Mapping[Flavour, Library]) -> Fingerprint:
+    """Return the fingerprint of an engine that may be run here.
+
+    Args:
+        engine: the file.
+        gpu: the GPU that is to run it; None where there is none.
+        libraries: what is installed here.
+
+    Raises:
+        JobError: the engine is damaged, or for another TensorRT or GPU; the message says what to rebuild.
+    """
+    found = Fingerprint.read(engine)
+    if sha256(engine) != found.engine_sha256:
+        raise JobError(
+            f"{engine} is not the file that was built, since its SHA-256 is not that of its fingerprint; copy it here "
+            f"again, or build it again from {_model(found)}"
+        )
+    if gpu is None:
+        wanted = found.gpu or f"an NVIDIA GPU of compute capability {found.compute_capability or '8.0 or later'}"
+        raise JobError(f"no GPU is found here, and {engine} needs one to run; take a machine with {wanted}")
+    library = libraries.get(found.flavour)
+    if library is None or not _version_fits(found, library):
+        here = library or " and ".join(map(str, libraries.values())) or "no TensorRT"
+        package = found.flavour.replace("_", "-")
+        raise JobError(
+            f"{engine} was built by {found.flavour} {found.version} and {here} is installed here; "
+            f"pip install {package}=={found.version}, or {_rebuild(found, engine, gpu, library)}"
+        )
+    if not library.supports(gpu):
+        supported = ", ".join(library.compute_capabilities)
+        raise JobError(
+            f"{library} does not run on {gpu}, as it supports {supported} and later ones; install TensorRT for it "
+            f"(pip install tensorrt) and build the engine with that from {_model(found)}"
+        )
+    if not _hardware_fits(found, gpu, library):
+        built = f"{found.gpu or 'a GPU'} (compute capability {found.compute_capability or '8.0 or later'})"
+        raise JobError(
+            f"{engine} was built for {built} and the GPU here is {gpu}; {_rebuild(found, engine, gpu, library)}"
+        )
+    return found
+
+
+def _version_fits(found: Fingerprint, library: Library) -> bool:
+    """Tell whether a library may load the engine.
+
+    Without version compatibility all four numbers must be equal. With it, later versions of the same major may, and
+    TensorRT 11 loads what 10 built; no other pair of majors goes ("Support Matrix" of TensorRT 11.4, "Engine
+    Portability"). TensorRT-RTX has no version compatibility.
+    """
+    if found.version == library.version:
+        return True
+    if library.ahead_of_time or not found.options.version_compatible:
+        return False
+    built, here = _numbers(found.version), _numbers(library.version)
+    return built <= here and (built[0] == here[0] or (built[0], here[0]) == (10, 11))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(digits) for digits in re.findall(r"\d+", version)[:4])
+
+
+def _hardware_fits(found: Fingerprint, gpu: Gpu, library: Library) -> bool:
+    """Tell whether the engine runs on a GPU ("Hardware Compatibility" in TensorRT's developer guide).
+
+    TensorRT without hardware compatibility wants the very model of GPU, which is what TensorRT warns about and we
+    refuse: tactics were timed on it, and its memory may not be there. A TensorRT-RTX engine without a target is for
+    Ampere and later ("CPU-Only AOT and TensorRT-RTX Engines").
+    """
+    from_ampere_on = int(gpu.compute_capability.split(".")[0]) >= 8
+    same = found.compute_capability == gpu.compute_capability
+    if library.ahead_of_time:
+        return same or (found.compute_capability is None and from_ampere_on)
+    if found.options.hardware_compatible == "ampere_plus":
+        return from_ampere_on
+    return same and (found.options.hardware_compatible == "same_compute_capability" or found.gpu == gpu.name)
+
+
+def _model(found: Fingerprint) -> str:
+    return found.model or "its ONNX file"
+
+
+def _rebuild(found: Fingerprint, engine: Path, gpu: Gpu, library: Library | None) -> str:
+    """Say what to build for a GPU; `library` is what it is built with, as far as known."""
+    target = ""
+    if library and gpu.compute_capability in library.compute_capabilities:
+        target = f", options=BuildOptions(compute_capability='{gpu.compute_capability}')"
+    return f"build it again from {_model(found)} for {gpu}: build_engine('{_model(found)}', '{engine.name}'{target})"

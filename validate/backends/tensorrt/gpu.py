@@ -1,0 +1,55 @@
+"""The facts about this machine's GPU that decide which engine it can run."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import dataclass
+
+__all__ = ["Gpu", "local_gpu"]
+
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
+_NAME_BYTES = 256
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU.
+
+    Attributes:
+        name: e.g. ``NVIDIA GeForce RTX 4090``.
+        compute_capability: e.g. ``8.9``.
+        driver: the newest CUDA version that its driver supports, e.g. ``13.0``.
+    """
+
+    name: str
+    compute_capability: str
+    driver: str
+
+    def __str__(self) -> str:
+        return f"{self.name} (compute capability {self.compute_capability})"
+
+
+def local_gpu() -> Gpu | None:
+    """Return the first GPU that CUDA shows to this process, which TensorRT takes; None where there is none.
+
+    The driver's own library is asked (CUDA Driver API, "Device Management"), as neither PyTorch nor TensorRT need be
+    installed to say that there is no GPU. CUDA_VISIBLE_DEVICES holds, which it does not for nvidia-smi.
+    """
+    try:
+        cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
+    name, version = ctypes.create_string_buffer(_NAME_BYTES), ctypes.c_int()
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    failed = (
+        cuda.cuInit(0)
+        or cuda.cuDeviceGetName(name, _NAME_BYTES, 0)
+        or cuda.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, 0)
+        or cuda.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, 0)
+        or cuda.cuDriverGetVersion(ctypes.byref(version))
+    )
+    if failed:
+        return None
+    driver = f"{version.value // 1000}.{version.value % 1000 // 10}"
+    return Gpu(name.value.decode(), f"{major.value}.{minor.value}", driver)

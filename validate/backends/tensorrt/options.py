@@ -1,0 +1,59 @@
+"""How an engine is built: data that goes into its fingerprint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["BuildOptions", "HardwareCompatibility", "Profile", "Shapes"]
+
+Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""The smallest, usual and largest shape of an input."""
+Profile = Mapping[str, Shapes]
+"""Per input the smallest, usual and largest shape that the engine must take."""
+HardwareCompatibility = Literal["none", "same_compute_capability", "ampere_plus"]
+
+
+class BuildOptions(BaseModel):
+    """What a user may decide about an engine; the defaults are TensorRT's own.
+
+    Sources: the `IBuilderConfig` page of TensorRT's Python API, and "Engine Compatibility" in the developer guide of
+    TensorRT 11 (version_compatible, hardware_compatible) and of TensorRT-RTX (neither exists there).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    compute_capability: str | None = Field(
+        default=None,
+        description="what TensorRT-RTX builds for, e.g. 8.9; by default an engine for every GPU that it supports "
+        "(Ampere and later). `tensorrt` builds for the GPU of the machine, and for no other",
+    )
+    optimization_level: int = Field(default=3, ge=0, le=5, description="more takes longer to build and may run faster")
+    workspace_bytes: int | None = Field(
+        default=None, gt=0, description="most GPU memory that a layer may use for itself; by default all there is"
+    )
+    timing_cache: Path | None = Field(
+        default=None,
+        description="file with what `tensorrt` measured in earlier builds, read and written. TensorRT-RTX has none "
+        "(its runtime compiles for the GPU, and caches that): there it is ignored",
+    )
+    version_compatible: bool = Field(default=False, description="runs with later TensorRT too; not TensorRT-RTX")
+    hardware_compatible: HardwareCompatibility = Field(
+        default="none",
+        description="runs on other GPUs of the same compute capability, or on all from Ampere on; not TensorRT-RTX, "
+        "where compute_capability says it",
+    )
+    debug: Literal["none", "unfused"] | tuple[str, ...] = Field(
+        default="none",
+        description="inner tensors that can be looked at: `unfused` is all that are left after fusion, by the "
+        "engine's own names; or ONNX tensors by name, which breaks the fusion of the layers around them, so that the "
+        "engine is another one than without",
+    )
+
+    @property
+    def breaks_fusion(self) -> bool:
+        """Whether inner tensors were named, which TensorRT then keeps out of fused layers."""
+        return isinstance(self.debug, tuple) and bool(self.debug)

@@ -1,0 +1,148 @@
+"""Settings in YAML: read, overridden and checked, with errors that name the file, the line and the key."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from validate.exceptions import UsageError
+
+__all__ = ["Section", "read_settings"]
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """Base of settings: immutable, and strict about unknown keys so that a typo cannot hide."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def read_settings(model: type[Settings], path: Path, overrides: Sequence[str] = ()) -> Settings:
+    """Return the settings in `path`, with each override ``dotted.key=value`` (value in YAML) applied.
+
+    Relative paths in it start at the file's folder. Raises UsageError: one sentence with key and line.
+
+    Args:
+        model: the schema. Its `union_branches`, where it has them, say which part of a location below some keys is the
+            branch of a union.
+        path: of the file.
+        overrides: in order.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not YAML: it is not a UTF-8 text") from error
+    try:
+        data, tree = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, for one
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict) or tree is None:
+        raise UsageError(f"{path} is empty or not a mapping")
+    overridden = [_override(data, override) for override in overrides]
+    try:
+        return model.model_validate(data, context={"base": path.resolve().parent})
+    except ValidationError as error:
+        # A mistyped key comes first: it is why another one is missing.
+        errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        raise UsageError("; ".join(_sentence(model, path, tree, e, overridden) for e in errors[:3])) from error
+
+
+def _override(data: dict[str, Any], override: str) -> tuple[str, ...]:
+    """Put ``dotted.key=value`` into `data`; return the key."""
+    dotted, separator, value = override.partition("=")
+    if not separator or not all(dotted.split(".")):
+        raise UsageError(f"--set {override} should be written dotted.key=value")
+    *parents, last = keys = dotted.split(".")
+    section: Any = data
+    for key in parents:
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise UsageError(f"--set {override}: {key} is a value in the config, not a section")
+    try:
+        section[last] = yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UsageError(f"--set {override}: the value is not YAML ({' '.join(str(error).split())})") from error
+    return tuple(keys)
+
+
+def _sentence(
+    model: type[BaseModel], path: Path, tree: yaml.Node, error: Any, overridden: Sequence[tuple[str, ...]]
+) -> str:
+    """Turn one pydantic error into: file, line, key, what is wrong, what to do."""
+    location = _without_branches(model, error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    message = f": {message[:1].lower()}{message[1:]}"
+    if error["type"] == "extra_forbidden":
+        message = f" is not a known key{_suggestion(model, location)}"
+    elif error["type"] == "missing":
+        message = " is missing"
+    elif error["type"] in {"model_type", "model_attributes_type", "dict_type"}:
+        message = f" should hold keys of its own, not {error['input']!r}"
+    elif error["type"] == "union_tag_not_found":
+        location, message = [*location, "type"], " is missing"
+    elif error["type"] == "union_tag_invalid":
+        location = [*location, "type"]
+        message = f" should be one of {error['ctx']['expected_tags']}, not {error['ctx']['tag']!r}"
+    key = ".".join(map(str, location))
+    return f"{_where(path, tree, location, overridden)}: {key}{message if key else message.removeprefix(': ')}"
+
+
+def _without_branches(model: type[BaseModel], location: Sequence[str | int]) -> list[str | int]:
+    """Return the keys of the file in a location, without the branches of unions that pydantic puts between."""
+    branches: Mapping[tuple[str, ...], int] = getattr(model, "union_branches", {})
+    skipped = {index for keys, index in branches.items() if tuple(location[: len(keys)]) == keys}
+    return [part for index, part in enumerate(location) if index not in skipped]
+
+
+def _where(path: Path, tree: yaml.Node, location: Sequence[str | int], overridden: Sequence[tuple[str, ...]]) -> str:
+    """Return file and line of a key, or of the nearest section around it; ``--set`` where it came from there."""
+    keys, (line, in_file) = tuple(map(str, location)), _line(tree, location)
+    within = [".".join(set_keys) for set_keys in overridden if set_keys[: len(keys)] == keys]
+    if any(keys[: len(set_keys)] == set_keys for set_keys in overridden) or (within and not in_file):
+        return "--set"
+    return f"{path}, line {line}" + (f", with --set {', '.join(within)}" if within else "")
+
+
+def _line(tree: yaml.Node, location: Sequence[str | int]) -> tuple[int, bool]:
+    """Walk down as far as the file goes; return the line of the last key, from 1, and if it goes all the way."""
+    node, line = tree, tree.start_mark.line + 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((k, v) for k, v in node.value if k.value == part), None)
+            if found is None:
+                return line, False
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            return line, False
+    return line, True
+
+
+def _suggestion(model: type[BaseModel], location: Sequence[str | int]) -> str:
+    """Return what the user may have meant by an unknown key."""
+    fields = _fields(model)
+    for part in location[:-1]:
+        fields = _fields(fields[str(part)].annotation) if str(part) in fields else {}
+    near = difflib.get_close_matches(str(location[-1]), fields, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _fields(annotation: Any) -> dict[str, Any]:
+    """Return the fields of a section, or of all that an optional section or a union of them may be."""
+    if hasattr(annotation, "model_fields"):
+        return dict(annotation.model_fields)
+    found: dict[str, Any] = {}
+    for member in typing.get_args(annotation):
+        found |= _fields(member)
+    return found
