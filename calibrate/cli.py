@@ -6,14 +6,14 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Callable
 from enum import IntEnum
-from io import TextIOWrapper
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from validate.command_line import guarded, plain, step
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,7 +84,7 @@ def run(
             return f"the results are in {folder}, but MLflow may lack some"
         return "nothing was decided"
 
-    _guarded(job, lambda: folder, interrupted)
+    guarded(job, lambda: folder, interrupted)
 
 
 @app.command()
@@ -94,7 +94,7 @@ def observe(
     output: Annotated[Path, typer.Option("--output", help="file to write")] = Path("statistics.npz"),
 ) -> None:
     """Write the statistics of the calibration set to a file."""
-    _step(lambda console: _commands().observe(_config(config, overrides), output, console))
+    step(lambda console: _commands().observe(_config(config, overrides), output, console))
 
 
 @app.command()
@@ -105,7 +105,7 @@ def plan(
     output: Annotated[Path, typer.Option("--output", help="folder of the plans")] = Path("plans"),
 ) -> None:
     """Make a plan of statistics for every strategy of the config, without inference."""
-    _step(lambda console: _commands().plan(_config(config, overrides), statistics, output, console))
+    step(lambda console: _commands().plan(_config(config, overrides), statistics, output, console))
 
 
 @app.command()
@@ -115,13 +115,13 @@ def apply(
     output: Annotated[Path, typer.Option("--output", help="ONNX file to write")] = Path("model.int8.onnx"),
 ) -> None:
     """Write a plan into its float model, as Q/DQ nodes that TensorRT accepts."""
-    _step(lambda console: _commands().apply(plan, model, output, console))
+    step(lambda console: _commands().apply(plan, model, output, console))
 
 
 @app.command()
 def inspect(model: ModelArgument) -> None:
     """Show which nodes of a model can be quantized, which not, and why."""
-    _step(lambda console: _commands().inspect(model, console))
+    step(lambda console: _commands().inspect(model, console))
 
 
 @app.command()
@@ -131,7 +131,7 @@ def export_cache(
     output: Annotated[Path, typer.Option("--output", help="file to write")] = Path("calibration.cache"),
 ) -> None:
     """Write a plan as a calibration cache for TensorRT 10 and older."""
-    _step(lambda console: _commands().export_cache(plan, output, tensorrt, console))
+    step(lambda console: _commands().export_cache(plan, output, tensorrt, console))
 
 
 @app.command()
@@ -141,7 +141,7 @@ def import_cache(
     output: Annotated[Path, typer.Option("--output", help="plan to write")] = Path("plan.json"),
 ) -> None:
     """Make a plan of a calibration cache and its float model."""
-    _step(lambda console: _commands().import_cache(cache, model, output, console))
+    step(lambda console: _commands().import_cache(cache, model, output, console))
 
 
 @app.command()
@@ -150,64 +150,6 @@ def schema() -> None:
     from calibrate.config import Config
 
     print(json.dumps(Config.model_json_schema(), indent=2))
-
-
-def _guarded(
-    job: Callable[[Console], ExitCode], folder: Callable[[], Path | None], interrupted: Callable[[], str]
-) -> NoReturn:
-    """Do a job and exit with its code; whatever goes wrong is said in one sentence.
-
-    Args:
-        job: takes the terminal.
-        folder: where the job's log is, once there is one.
-        interrupted: what to say of the job when it is interrupted.
-    """
-    from rich.console import Console
-
-    from validate.exceptions import JobError, UsageError
-
-    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character must not end a job
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    console, errors = Console(), Console(stderr=True)
-    try:
-        code = job(console)
-    except UsageError as error:
-        errors.print(f"[red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
-        code = ExitCode.USAGE
-    except JobError as error:
-        logging.getLogger(__name__).exception("the job failed")
-        errors.print(f"[red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
-        code = ExitCode.FAILED
-    except KeyboardInterrupt:
-        errors.print(f"[red]interrupted[/]: {interrupted()}", highlight=False, soft_wrap=True)
-        code = ExitCode.FAILED
-    except SystemExit as error:  # from the user's own callables; its status must not pass for a verdict
-        errors.print(f"[red]error:[/] code that the config names called sys.exit({error.code!r})", highlight=False)
-        code = ExitCode.FAILED
-    except Exception as error:  # a bug of ours, or of the user's own callables: the traceback goes to the log
-        logging.getLogger(__name__).critical("unexpected error", exc_info=True)
-        log = folder()
-        where = f"; the traceback is in {log / 'run.log'}" if log else ""
-        errors.print(f"[red]error:[/] {type(error).__name__}: {_plain(error)}{where}", highlight=False, soft_wrap=True)
-        code = ExitCode.FAILED
-    raise typer.Exit(code)
-
-
-def _step(job: Callable[[Console], None]) -> NoReturn:
-    """Do one step of a run. It has no log, so that only a bug's traceback is shown."""
-    logging.basicConfig(level=logging.CRITICAL, format="%(message)s", force=True)
-
-    def done(console: Console) -> ExitCode:
-        try:
-            job(console)
-        except OSError as error:  # a file that cannot be written: those that are read have errors of their own
-            from validate.exceptions import UsageError
-
-            raise UsageError(f"{error.filename} cannot be written: {error.strerror}") from error
-        return ExitCode.GO
-
-    _guarded(done, lambda: None, lambda: "nothing was written")
 
 
 def _config(path: Path, overrides: list[str] | None) -> Config:
@@ -246,7 +188,7 @@ def _track(results: Results, folder: Path, uri: str, config: Config, journal: Jo
         tracking.log_results(results, folder, uri, config.tracking.experiment, config.name)
     except Exception as error:
         logging.getLogger(__name__).exception("MLflow did not take the results")
-        journal.warn(f"MLflow at {uri} did not take the results: {_plain(error).splitlines()[0]}")
+        journal.warn(f"MLflow at {uri} did not take the results: {plain(error).splitlines()[0]}")
         return None
     return tracking.ui_command(uri)
 
@@ -272,10 +214,3 @@ def _start_folder(folder: Path) -> None:
     for package in ("calibrate", "reports", "validate"):
         logging.getLogger(package).setLevel(logging.INFO)
     logging.captureWarnings(True)
-
-
-def _plain(error: Exception) -> str:
-    """Return the message with rich's markup escaped."""
-    from rich.markup import escape
-
-    return escape(str(error))

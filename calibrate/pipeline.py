@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from calibrate.config import Config, QuantizationConfig
-from calibrate.environment import environment
 from calibrate.fallback import fallback_plans
 from calibrate.graph.placement import Placement
 from calibrate.journal import Journal
@@ -31,6 +30,7 @@ from calibrate.sensitivity import rank_layers
 from calibrate.store import StoredStatistics, write_statistics
 from reports import html
 from validate.data import Batch, SampleStream
+from validate.environment import environment
 from validate.errors import TensorErrors
 from validate.evaluate import OutputStore, accuracy, evaluate
 from validate.exceptions import JobError

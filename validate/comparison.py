@@ -18,11 +18,14 @@ __all__ = [
     "LayerDifference",
     "QuantizedInput",
     "RuntimeDifference",
+    "Side",
     "TensorDifference",
     "Unpaired",
 ]
 
 COMPARISON_VERSION = 1
+
+Side = Literal["reference", "candidate"]
 
 
 class Execution(Record):
@@ -119,7 +122,7 @@ class Unpaired(Record):
 
     tensor: str
     node: str
-    side: Literal["reference", "candidate"]
+    side: Side
     reason: str
 
 

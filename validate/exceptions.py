@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["JobError", "UsageError"]
+__all__ = ["JobError", "NothingComparedError", "UsageError"]
 
 
 class UsageError(Exception):
@@ -11,3 +11,7 @@ class UsageError(Exception):
 
 class JobError(Exception):
     """The job could not be finished: the model, the data or a library failed (exit code 4)."""
+
+
+class NothingComparedError(JobError):
+    """There was nothing to compare, which is never a pass (exit code 1 of ``python -m validate``)."""

@@ -83,10 +83,9 @@ def wiring(model: ir.Model, tensors: Collection[str]) -> dict[str, Place]:
 
 def _precision(value: ir.Value) -> Precision:
     """Return the type in which a value is computed, whatever it is cast to afterwards."""
-    source: ir.Value | None = value
-    while source is not None and (producer := source.producer()) is not None and producer.op_type == "Cast":
-        value, source = source, producer.inputs[0]
-    value = source or value
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Cast" and producer.inputs[0] is not None:
+        return _precision(producer.inputs[0])
     return _PRECISIONS.get(value.dtype, "other")
 
 

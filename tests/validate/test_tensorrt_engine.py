@@ -290,6 +290,11 @@ class TestInnerTensors:
         with pytest.raises(JobError, match="tensor inner is computed more than once"):
             opened(fake, ["inner"], unfused=True).run({"x": X})
 
+    def test_an_empty_one(self):
+        found = engine_module._copy(trt, 0, trt.TensorLocation.DEVICE, trt.DataType.HALF, (0, 3), 0)
+        assert found.shape == (0, 3)
+        assert found.dtype == np.float16
+
 
 class TestTimesAndLayers:
     def test_times_are_medians_by_layer(self, fake):

@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from validate.backends.onnxruntime import cpu_name
@@ -340,7 +341,7 @@ def _tensor(name: str, arrays: Mapping[str, NDArray[Any]]) -> torch.Tensor:
     if name not in arrays:
         raise JobError(f"no array is given for {name}")
     try:
-        return torch.tensor(arrays[name])
+        return torch.from_numpy(np.array(arrays[name], order="C"))  # with no strides that PyTorch has not
     except (TypeError, ValueError) as error:
         raise JobError(f"PyTorch cannot take {name}: {_first_line(error)}") from error
 

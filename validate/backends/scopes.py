@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import inspect
 import logging
 import operator
 import re
@@ -32,6 +33,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -119,7 +121,7 @@ def export_again(
 
     Args:
         module: stays as it is.
-        example: a batch by the file's input names, in the order of forward().
+        example: a batch by the file's input names: the parameters of forward(), or in their order.
         model: the file.
 
     Raises:
@@ -130,27 +132,22 @@ def export_again(
     inputs = {str(value.name): value.shape for value in model.graph.inputs}
     if missing := inputs.keys() - example.keys():
         raise JobError(f"no array is given for {', '.join(sorted(missing))}")
-    names = [name for name in example if name in inputs]
-    symbols = [
-        {
-            axis: size.value or f"{name}_{axis}"
-            for axis, size in enumerate(inputs[name] or ())
-            if not isinstance(size, int)
-        }
-        for name in names
-    ]
-    dims = {symbol: torch.export.Dim(symbol, min=1) for axes in symbols for symbol in axes.values()}
-    tensors = [torch.tensor(example[name]) for name in names]
+    symbols = {name: _dynamic_axes(inputs[name]) for name in example if name in inputs}
+    dims = {symbol: torch.export.Dim(symbol, min=1) for axes in symbols.values() for symbol in axes.values()}
+    dynamic = {name: {axis: dims[symbol] for axis, symbol in axes.items()} for name, axes in symbols.items()}
     # A batch of one would be taken for a constant by torch.export.
-    tensors = [torch.cat([t, t]) if 0 in axes and len(t) == 1 else t for t, axes in zip(tensors, symbols, strict=True)]
-    dynamic = tuple({axis: dims[symbol] for axis, symbol in axes.items()} for axes in symbols)
+    arrays = {name: example[name] for name in symbols}
+    arrays |= {name: np.concatenate([a, a]) for name, a in arrays.items() if 0 in symbols[name] and len(a) == 1}
+    tensors = {name: torch.tensor(array) for name, array in arrays.items()}
+    by_name = tensors.keys() <= inspect.signature(module.forward).parameters.keys()
     before = (logger := logging.getLogger("torch.onnx")).level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             made = torch.onnx.export(
-                copy.deepcopy(module).eval(), tuple(tensors), input_names=names, dynamic_shapes=dynamic,
+                copy.deepcopy(module).eval(), () if by_name else tuple(tensors.values()),
+                kwargs=tensors if by_name else None, dynamic_shapes=dynamic if by_name else tuple(dynamic.values()),
                 dynamo=True, optimize=False, verbose=False,
             )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
@@ -161,6 +158,12 @@ def export_again(
         logger.setLevel(before)
     assert made is not None and made.exported_program is not None  # dynamo=True returns a program
     return made.exported_program
+
+
+def _dynamic_axes(shape: ir.Shape | None) -> dict[int, str]:
+    """Return the axes without a size; those that the file calls the same are the same."""
+    names = {axis: size.value or "" for axis, size in enumerate(shape or ()) if not isinstance(size, int)}
+    return {axis: name if name.isidentifier() else f"axis_{axis}" for axis, name in names.items()}
 
 
 @dataclass(frozen=True)
@@ -186,9 +189,8 @@ def pair_with_onnx(model: ir.Model, backend: PyTorchBackend) -> Pairing:
     Raises:
         JobError: the metadata of the file cannot be read.
     """
-    trace, program = backend.trace, backend.program
-    file = _File(model.graph, _origins(model.graph, trace), backend.model.input_shapes)
-    matches = _by_module(file, backend, trace) if trace else _by_step(file, backend, program)
+    file = _File(model.graph, _origins(model.graph, backend.trace), backend.model.input_shapes)
+    matches = _by_module(file, backend, backend.trace) if backend.trace else _by_step(file, backend)
     names = {str(value.name): name for name, value in matches.found.items()}
     return Pairing(
         {name: names[name] for name in file.activations if name in names},
@@ -277,8 +279,8 @@ class _File:
             self.activations |= {value.name: value for value in node.outputs if value.name}
             for region in origins[node].regions if node in origins else ():
                 self.members[region].append(node)
-        known = [(value.shape, inputs[value.name]) for value in graph.inputs if value.name in inputs and value.shape]
-        self._same_inputs = all(_sizes_agree(theirs, ours) for theirs, ours in known)
+        known = [(value.shape, inputs.get(str(value.name))) for value in graph.inputs]
+        self._same_inputs = all(_sizes_agree(theirs, ours) for theirs, ours in known if theirs and ours)
 
     def leaving(self, region: str, shape: Shape) -> list[ir.Value]:
         """Return the tensors of that shape that are computed in the region and read outside, or the model's outputs."""
@@ -294,7 +296,7 @@ class _File:
     def why_not(self, value: ir.Value, matches: _Matches) -> str:
         """Return why a tensor is not paired."""
         producer = value.producer()
-        if producer not in self.origins:
+        if producer is None or producer not in self.origins:
             return "torch.onnx.export left no trace on its node"
         region = self.origins[producer].regions[-1]
         problem = f" ({matches.problems[region]})" if region in matches.problems else ", not its output"
@@ -363,8 +365,9 @@ def _by_module(file: _File, backend: PyTorchBackend, trace: ModuleTrace) -> _Mat
     return matches
 
 
-def _by_step(file: _File, backend: PyTorchBackend, program: torch.export.ExportedProgram) -> _Matches:
-    nodes = {node.name: node for node in program.graph.nodes}
+def _by_step(file: _File, backend: PyTorchBackend) -> _Matches:
+    assert backend.program is not None
+    nodes = {node.name: node for node in backend.program.graph.nodes}
     outputs = dict(zip(backend.model.outputs, backend.output_names, strict=True))
     matches = _Matches(problems=dict(backend.left_out))
     for step, members in file.members.items():

@@ -79,10 +79,7 @@ class TensorRTEngine:
         self._trt = library.trt
         self._library = library
         self._engine = engine
-        with library.errors() as errors:
-            self._context = engine.create_execution_context()
-        if self._context is None:
-            raise JobError(f"{library} cannot prepare the engine to run: {'; '.join(errors) or 'out of memory?'}")
+        self._context = self._new_context()
         # Not the default stream, with which TensorRT would synchronize at every call.
         self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
@@ -116,10 +113,10 @@ class TensorRTEngine:
     def layer_times(self, inputs: Mapping[str, NDArray[Any]], runs: int = 10) -> dict[str, float]:
         """Return by layer of the engine the median of its times in milliseconds, after one run to warm up.
 
-        The profiler synchronizes after each layer, so that the sum is more than the engine takes.
+        A profiler slows an engine down (`IProfiler` in TensorRT's Python API), so that the sum is not its latency.
         """
         profiler = new_profiler(self._trt)
-        context = self._engine.create_execution_context()
+        context = self._new_context()
         context.profiler = profiler
         for _ in range(1 + runs):
             self._execute(context, inputs)
@@ -131,6 +128,13 @@ class TensorRTEngine:
         # With the context, shapes and formats are those of the last inputs where they are dynamic.
         inspector.execution_context = self._context
         return parse_layers(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+
+    def _new_context(self) -> Any:
+        with self._library.errors() as errors:
+            context = self._engine.create_execution_context()
+        if context is None:
+            raise JobError(f"{self._library} cannot prepare the engine to run: {'; '.join(errors) or 'out of memory?'}")
+        return context
 
     def _show(self, unfused: bool) -> None:
         self._context.set_debug_listener(self._listener)
@@ -209,8 +213,10 @@ def _copy(trt: Any, address: int, location: Any, dtype: Any, shape: tuple[int, .
 
     element = _torch_dtype(dtype)
     size = int(np.prod(shape, dtype=np.int64)) * element.itemsize
-    if location == trt.TensorLocation.HOST or not size:
-        host = torch.from_numpy(np.frombuffer(ctypes.string_at(address, size), np.uint8).copy())
+    if not size:
+        return _to_numpy(torch.empty(shape, dtype=element))
+    if location == trt.TensorLocation.HOST:
+        host = torch.frombuffer(bytearray(ctypes.string_at(address, size)), dtype=torch.uint8)
     else:
         torch.cuda.ExternalStream(stream).synchronize()  # type: ignore[no-untyped-call]
         host = torch.as_tensor(_DeviceBuffer(address, size), device=DEVICE).cpu()

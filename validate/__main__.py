@@ -1,0 +1,3 @@
+from validate.cli import app
+
+app(prog_name="python -m validate")

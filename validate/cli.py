@@ -1,0 +1,129 @@
+"""``python -m validate``: the parts of a run that judge, each alone, on models made elsewhere too.
+
+This is where packages meet: it is the one file of `validate` that may import `reports`, and nothing imports it but
+``validate/__main__.py``.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from validate.command_line import guarded
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Compare and judge models: ONNX files, PyTorch modules and TensorRT engines.",
+)  # fmt: skip
+
+PASSED, FAILED_THRESHOLDS = 0, 1
+
+
+class Device(StrEnum):
+    """Where models run."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Precision(StrEnum):
+    """Float type of a PyTorch model."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+class SplitName(StrEnum):
+    """Which samples of a config."""
+
+    CALIBRATION = "calibration"
+    VALIDATION = "validation"
+
+
+@app.callback()
+def main() -> None:
+    """Exit codes: 0 within the thresholds, 1 not, or nothing was compared, 2 bad usage, 4 the job failed."""
+
+
+@app.command()
+def compare(
+    reference: Annotated[
+        str | None, typer.Argument(help="FILE.onnx, FILE.engine, FILE.pt2, module:name or FILE.py:name")
+    ] = None,
+    candidate: Annotated[str | None, typer.Argument(help="what is held against it")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="a config with a section data, or an .npz with an array per input")
+    ] = None,
+    split: Annotated[SplitName, typer.Option("--split", help="samples of the config")] = SplitName.CALIBRATION,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="how many at most")] = 16,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 4,
+    runtime: Annotated[
+        str | None,
+        typer.Option("--runtime", help="'integer' (ONNX Runtime's kernels) or an engine: what executes the candidate"),
+    ] = None,
+    device: Annotated[Device, typer.Option("--device", help="of the candidate, unless it is an engine")] = Device.CPU,
+    precision: Annotated[Precision, typer.Option("--precision", help="of a PyTorch candidate")] = Precision.FP32,
+    mapping: Annotated[
+        Path | None, typer.Option("--map", help="YAML, tensor of the reference: tensor of the candidate")
+    ] = None,
+    thresholds: Annotated[Path | None, typer.Option("--thresholds", help="YAML; see docs/compare.md")] = None,
+    rejudge: Annotated[
+        Path | None, typer.Option("--rejudge", help="folder of an earlier comparison: judge it again, run nothing")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", help="output folder")] = Path("runs/compare"),
+) -> None:
+    """Say layer by layer how far a model is from a reference, and which layer is to blame."""
+
+    def job(console: Console) -> int:
+        from validate.comparing import Request, run
+        from validate.exceptions import NothingComparedError, UsageError
+
+        command = shlex.join(["python", "-m", "validate", *sys.argv[1:]])
+        if rejudge is not None:
+            return _report(rejudge, thresholds, rejudge, console)
+        if reference is None or candidate is None or data is None:
+            raise UsageError(
+                "compare needs two models and --data, or --rejudge with the folder of an earlier comparison"
+            )
+        request = Request(
+            reference=reference, candidate=candidate, data=data, split=split.value, samples=samples,
+            batch_size=batch_size, runtime=runtime, device=device.value, precision=precision.value, mapping=mapping,
+        )  # fmt: skip
+        try:
+            found = run(request, command, console)
+        except NothingComparedError as error:
+            console.print(f"FAIL: {error}", highlight=False, markup=False, soft_wrap=True)
+            return FAILED_THRESHOLDS
+        output.mkdir(parents=True, exist_ok=True)
+        found.write(output)
+        return _report(output, thresholds, output, console)
+
+    guarded(job, lambda: None, lambda: "nothing was decided")
+
+
+def _report(folder: Path, thresholds: Path | None, output: Path, console: Console) -> int:
+    """Judge a saved comparison, write its page and print its table; return the exit code."""
+    from reports import compare_html, compare_terminal
+    from validate.comparison import Comparison
+    from validate.judge import Thresholds, judge
+    from validate.settings import read_settings
+
+    comparison = Comparison.read(folder)
+    limits = read_settings(Thresholds, thresholds) if thresholds else Thresholds()
+    judgement = judge(comparison, limits)
+    output = output if output.is_dir() else output.parent
+    (output / "judgement.json").write_text(judgement.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    compare_html.write(comparison, judgement, limits, output / "comparison.html")
+    console.print(compare_terminal.summary(comparison, judgement, output))
+    return PASSED if judgement.passed else FAILED_THRESHOLDS
