@@ -59,29 +59,29 @@ def worst_table(comparison: Comparison, judgement: Judgement) -> Table:
 
 def blame(comparison: Comparison) -> list[str]:
     """Return, in sentences, which layer each view points at, and whether scales or runtime is to blame."""
-    by_tensor = {layer.tensor: layer for layer in comparison.layers}
     sentences = []
     if makers := by_isolated(comparison.layers):
-        worst = makers[0]
-        sentences.append(
-            f"most error is made by {worst.node} ({worst.op_type}): {_db(worst.isolated)} dB fed the reference's inputs"
-        )
+        made = _db(makers[0].isolated)
+        sentences.append(f"most error is made by {_name(makers[0])}: {made} dB when fed the reference's inputs")
     if growing := by_growth(comparison.layers):
-        worst = growing[0]
-        sentences.append(
-            f"error grows most at {worst.node} ({worst.op_type}): by {worst.growth_db:.1f} dB, to {_db(worst.accumulated)} dB"
-        )
-    executed = [layer for layer in by_tensor.values() if layer.runtime is not None]
+        arrives = _db(growing[0].accumulated)
+        sentences.append(f"error grows most at {_name(growing[0])}: by {growing[0].growth_db:.1f} dB, to {arrives} dB")
+    executed = [layer for layer in comparison.layers if layer.runtime is not None]
     if executed:
-        over = [x for x in executed if x.runtime and not x.runtime.excess_low_db <= 0]
         last = executed[-1]
-        assert last.runtime is not None and last.accumulated is not None
+        assert last.runtime is not None
+        differs, floor = _db(last.runtime.difference), fmt.decibels(last.runtime.floor_db)
+        beyond = sum(not x.runtime.excess_low_db <= 0 for x in executed if x.runtime)
         sentences.append(
-            f"at {last.node}, quantization costs {_db(last.accumulated)} dB and the runtime differs from its simulation by "
-            f"{_db(last.runtime.difference)} dB, where rounding alone makes {fmt.decibels(last.runtime.floor_db)} dB; "
-            f"{len(over)} of {len(executed)} layers are beyond rounding"
+            f"at {_name(last)}, quantization leaves {_db(last.accumulated)} dB; the runtime differs from the "
+            f"simulation by {differs} dB, where rounding alone makes {floor} dB; {beyond} of {len(executed)} layers "
+            "differ by more than rounding does"
         )
     return sentences
+
+
+def _name(layer: LayerDifference) -> str:
+    return f"{layer.node} ({layer.op_type})"
 
 
 def _verdict(comparison: Comparison, judgement: Judgement) -> Panel:

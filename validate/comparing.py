@@ -104,9 +104,7 @@ def _runtime(request: Request) -> Backend | None:
     if request.runtime == "integer":
         return open_model(request.candidate, Options(request.device, arithmetic="integer"))
     if kind_of(request.runtime) != "engine":
-        raise UsageError(
-            f"--runtime {request.runtime} should be 'integer' or an engine that was built from the candidate"
-        )
+        raise UsageError(f"--runtime {request.runtime} should be 'integer' or an engine made from the candidate")
     return open_model(request.runtime, Options())
 
 

@@ -26,10 +26,11 @@ from validate.exceptions import JobError
 from validate.imports import CallableReference, ExistingPath, load_object
 from validate.settings import Section
 
-__all__ = ["Batch", "DataConfig", "DataSource", "ImagePreprocessing", "Preprocess", "Sample", "SampleStream"]
+__all__ = ["Batch", "DataConfig", "DataSource", "ImagePreprocessing", "Preprocess", "Sample", "SampleStream", "Split"]
 
 Array = NDArray[Any]
 Row = Mapping[str, Any]
+Split = Literal["calibration", "validation"]
 Preprocess = Callable[[Row], Array | Mapping[str, Array]]
 
 
@@ -160,9 +161,7 @@ class DataConfig(Section):
             raise ValueError("give image or preprocess, not both")
         return self
 
-    def stream(
-        self, split: Literal["calibration", "validation"], names: tuple[str, ...], batch_size: int
-    ) -> SampleStream:
+    def stream(self, split: Split, names: tuple[str, ...], batch_size: int) -> SampleStream:
         """Return a split, ready to be streamed to a model with those inputs.
 
         Calibration samples come without labels: nothing that calibration does needs them.

@@ -58,8 +58,8 @@ def wiring(model: ir.Model, tensors: Collection[str]) -> dict[str, Place]:
     places: dict[str, Place] = {}
     # Per value the nearest tensors in question, itself where it is one, and the quantizers since.
     reach: dict[ir.Value, tuple[dict[str, None], dict[Quantizer, None]]] = {}
-    for value in model.graph.inputs:
-        reach[value] = ({str(value.name): None} if value.name in wanted else {}, {})
+    for given in model.graph.inputs:
+        reach[given] = ({str(given.name): None} if given.name in wanted else {}, {})
     for depth, node in enumerate(model.graph):
         inputs: dict[str, None] = {}
         quantizers: dict[Quantizer, None] = {}

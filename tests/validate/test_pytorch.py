@@ -505,11 +505,8 @@ def quietly(export: Callable[[], Any]) -> Any:
 def dynamo(made: Any, inputs: Arrays, optimize: bool = True, dynamic: bool = True, **options: Any) -> ir.Model:
     batch = tuple({0: torch.export.Dim("batch", min=1)} for _ in inputs) if dynamic else None
     tensors = tuple(torch.tensor(a) for a in inputs.values())
-    program = quietly(
-        lambda: torch.onnx.export(
-            made, tensors, dynamo=True, verbose=False, dynamic_shapes=batch, optimize=optimize, **options
-        )
-    )
+    options = {"input_names": list(inputs), "dynamic_shapes": batch, "optimize": optimize} | options
+    program = quietly(lambda: torch.onnx.export(made, tensors, dynamo=True, verbose=False, **options))
     return stored(program.model_proto)
 
 
@@ -528,14 +525,14 @@ def stored(proto: onnx.ModelProto) -> ir.Model:
 
 
 @functools.cache
-def file(name: str, kind: str) -> bytes:
+def file(name: str, kind: str) -> onnx.ModelProto:
     """Return a model's file: by which exporter, and whether its optimizer has folded BatchNorms."""
     made = torchscript(*model(name)) if kind == "torchscript" else dynamo(*model(name), optimize=kind == "optimized")
-    return bytes(ir.serde.serialize_model(made).SerializeToString())
+    return ir.serde.serialize_model(made)
 
 
 def load(name: str, kind: str) -> ir.Model:
-    return ir.serde.deserialize_model(onnx.load_model_from_string(file(name, kind)))
+    return stored(file(name, kind))
 
 
 @functools.cache
@@ -578,9 +575,9 @@ def compute_layers(graph: ir.Model) -> list[set[str]]:
     return [{str(v.name), *(str(u.outputs[0].name) for u in sums[v])} for v in found]
 
 
-def share(pairing: Pairing, graph: ir.Model) -> float:
+def share(pairing: Pairing, graph: ir.Model, least: int = 9) -> float:
     layers = compute_layers(graph)
-    assert len(layers) >= 9
+    assert len(layers) >= least
     return sum(bool(names & pairing.pairs.keys()) for names in layers) / len(layers)
 
 
@@ -635,29 +632,28 @@ def test_a_folded_batchnorm_is_what_its_layer_pairs_with():
 
 def test_names_given_to_the_exporter_do_not_matter():
     inputs = {"pixels": IMAGE["image"]}
-    graph = dynamo(block(), inputs, input_names=["pixels"], output_names=["conv2d_1"])
+    graph = dynamo(block(), inputs, output_names=["scores"])
     for subject in (block(), export_again(block(), inputs, graph)):
         backend = PyTorchBackend(subject, ["pixels"], inputs, output_names=["logits"])
         pairing = pair_with_onnx(graph, backend)
         assert complete(pairing, graph, backend)
-        assert share_of_three(pairing, graph) == 1
+        assert share(pairing, graph, least=3) == 1
         assert lowest(pairing, graph, backend, inputs) > 90
-        assert pairing.pairs["conv2d_1"] == "logits", "although a step has the name"
-
-
-def share_of_three(pairing: Pairing, graph: ir.Model) -> float:
-    layers = compute_layers(graph)
-    assert len(layers) == 3
-    return sum(bool(names & pairing.pairs.keys()) for names in layers) / 3
+        assert pairing.pairs["scores"] == "logits"
+        assert pairing.unpaired_torch["fc" if backend.trace else "linear"] == "the same tensor as logits"
 
 
 def test_a_program_that_was_exported_in_another_way_is_not_taken_by_its_names():
-    made, inputs = model("resnet18")
-    graph = load("resnet18", "optimized")
-    backend = PyTorchBackend(exported(made, inputs), ["x"])  # not decomposed: other steps, many of the same names
+    """With a fixed batch, other numbers stand in the names; what follows from such a step is not sure either."""
+    graph, fixed = dynamo(block(), IMAGE), dynamo(block(), IMAGE, dynamic=False)
+    backend = PyTorchBackend(export_again(block(), IMAGE, fixed), ["image"])
     pairing = pair_with_onnx(graph, backend)
-    assert lowest(pairing, graph, backend, inputs) > 90
-    assert "exported in another way: export_again" in pairing.unpaired_onnx["add_20"]
+    assert complete(pairing, graph, backend)
+    assert pairing.pairs == {"getitem": "getitem", "relu": "relu"}
+    assert "exported in another way: export_again" in pairing.unpaired_torch["tanh"]
+    assert "exported in another way: export_again" in pairing.unpaired_onnx["linear"]
+    again = PyTorchBackend(export_again(block(), IMAGE, graph), ["image"])
+    assert share(pair_with_onnx(graph, again), graph, least=3) == 1
 
 
 def test_nodes_that_came_in_later_are_looked_through():
@@ -745,7 +741,7 @@ def test_a_file_of_a_fixed_batch_and_an_example_of_another_size():
     example = {"image": IMAGE["image"][:1]}
     backend = PyTorchBackend(block(), ["image"], example)
     pairing = pair_with_onnx(graph, backend)
-    assert share_of_three(pairing, graph) == 1
+    assert share(pairing, graph, least=3) == 1
     assert lowest(pairing, graph, backend, IMAGE) > 90
 
 

@@ -10,9 +10,9 @@ Two exporters, two traces of where a node comes from:
 dynamo file the reader's fx definition must name it too: a reader that the optimizer has moved to another tensor says so
 there. Where a BatchNorm has become part of the layer before it, that layer's tensor is the BatchNorm's output.
 
-**A step of an exported program** is the fx node of that name if it has the same definition, operands included. fx names
-depend on how a model was exported, so that equal names alone mean nothing: `export_again` makes the program in the way
-in which the file was made. Of the nodes that a step became, the exporter names the tensor of the last one by the step;
+**A step of an exported program** is the fx node of that name if it has the same definition, operands included, and so has all
+that it follows from. fx names depend on how a model was exported, so that equal names alone mean nothing:
+`export_again` makes the program in the way in which the file was made. Of the nodes that a step became, the exporter names the tensor of the last one by the step;
 where somebody has renamed it, it is the one that other steps read.
 
 Nothing is paired by position or by value, and what is not paired has a reason.
@@ -370,9 +370,14 @@ def _by_step(file: _File, backend: PyTorchBackend) -> _Matches:
     nodes = {node.name: node for node in backend.program.graph.nodes}
     outputs = dict(zip(backend.model.outputs, backend.output_names, strict=True))
     matches = _Matches(problems=dict(backend.left_out))
+    others: set[str] = set()  # steps of another definition than the file's, and all that follows from them
+    for name, node in nodes.items():
+        defined = {file.origins[member].definition for member in file.members.get(name, ())}
+        if defined - {_definition(str(node.format_node()))} or any(n.name in others for n in node.all_input_nodes):
+            others.add(name)
     for step, members in file.members.items():
         node = nodes.get(step)
-        if node is None or _definition(str(node.format_node())) != file.origins[members[0]].definition:
+        if node is None or step in others:
             matches.problems[step] = "something else in the program, which was exported in another way: export_again"
             continue
         parts = [user.name for user in node.users if user.target is operator.getitem]

@@ -1,0 +1,5 @@
+"""Page of a comparison."""
+
+
+def write(*a: object) -> None:
+    """Write."""
