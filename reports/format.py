@@ -21,8 +21,8 @@ __all__ = [
     "decision",
     "drop",
     "drop_unit",
-    "error",
     "file_name",
+    "growth",
     "headline",
     "interval",
     "metric_value",
@@ -33,7 +33,9 @@ __all__ = [
     "percent",
     "printable",
     "seconds",
+    "share",
     "shorten",
+    "significant",
     "size",
     "speed_up",
 ]
@@ -51,6 +53,13 @@ def metric_value(value: float, rate: bool) -> str:
 def percent(share: float) -> str:
     """Return a share in [0, 1] as ``97.31%``."""
     return _number(100 * share, ".2f") + "%"
+
+
+def share(value: float) -> str:
+    """Return a share in [0, 1] of which even a little matters: ``0``, ``<0.01%``, ``35.57%``."""
+    if math.isnan(value):
+        return NOT_AVAILABLE
+    return "0" if value == 0 else "<0.01%" if value < 0.0001 else percent(value)
 
 
 def drop_unit(rate: bool) -> str:
@@ -73,8 +82,8 @@ def interval(low: float, high: float, rate: bool) -> str:
     return f"[{drop(low, rate)}, {drop(high, rate)}]"
 
 
-def error(value: float) -> str:
-    """Return a task error (selection error) with three significant digits."""
+def significant(value: float) -> str:
+    """Return a number of any magnitude, such as an error or a scale, with three significant digits."""
     return NOT_AVAILABLE if math.isnan(value) else _number(value, "#.3g")
 
 
@@ -133,7 +142,12 @@ def decibels(sqnr: float) -> str:
     """
     if sqnr == math.inf:
         return "exact"
-    return f"{sqnr:.1f}" if math.isfinite(sqnr) else NOT_AVAILABLE
+    return _number(sqnr, ".1f") if math.isfinite(sqnr) else NOT_AVAILABLE
+
+
+def growth(db: float) -> str:
+    """Return by how many dB error grows, with its sign and without its unit; ``lost`` where no number is left."""
+    return NOT_AVAILABLE if math.isnan(db) else "lost" if db == math.inf else _number(db, "+.1f")
 
 
 def speed_up(reference: Latency | None, latency: Latency | None) -> float | None:

@@ -1,27 +1,20 @@
-"""One self-contained HTML page about a run; it opens from disk, needs no network and loads nothing.
+"""The HTML page about a run; `reports.page` says what all pages have in common.
 
 Everything a page says is in its text and tables, and the two figures only add to them: a reader whose viewer
-runs no scripts misses no number. Text out of models and data sets is escaped wherever it goes, and the page's
-content security policy permits no script but the two that it was written with, and no connection at all.
+runs no scripts misses no number.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import importlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from reports import format as fmt
-from reports import plots
+from reports import page, plots
 from validate.results import Candidate, CandidateAccuracy, Latency, LayerError, Reference, Results
 
 __all__ = [
@@ -51,18 +44,17 @@ class FloatLayer(NamedTuple):
 
 def write(results: Results, path: Path) -> None:
     """Write the page, whole or not at all: a reader never sees half a file."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(render(results), encoding="utf-8", newline="\n")
-    partial.replace(path)
+    page.write(render(results), path)
 
 
 def render(results: Results) -> str:
     """Return the page. The same results and versions give the same page."""
     rate = results.reference.accuracy.is_rate
     selected = results.selected_candidate
-    plotly = importlib.import_module("plotly.offline")  # untyped, and 5 MB: imported where it is used
-    page = _environment().get_template("report.html.jinja")
     return page.render(
+        "report.html.jinja",
+        figures={"drop": plots.drop_figure(results), "sqnr": plots.sqnr_figure(results)},
+        filters=_FILTERS,
         results=results,
         rate=rate,
         unit=fmt.drop_unit(rate),
@@ -83,10 +75,9 @@ def render(results: Results) -> str:
         has_layers=any(candidate.layers for candidate in results.candidates),
         colours=plots.colours(results),
         data=_data(results.data),
-        config=_yaml(results.model_dump(mode="json")["config"]),
+        config=results.model_dump(mode="json")["config"],
         total=sum(results.timings.values()),
-        plotlyjs=Markup(plotly.get_plotlyjs()),  # noqa: S704 - a constant of the package
-        figures={"drop": plots.drop_figure(results), "sqnr": plots.sqnr_figure(results)},
+        headline=fmt.headline(results),
     )
 
 
@@ -199,44 +190,16 @@ def _plain(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _yaml(config: dict[str, Any]) -> str:
-    text: str = importlib.import_module("yaml").safe_dump(config, sort_keys=False, allow_unicode=True, width=100)
-    return text
-
-
-def _csp_hash(script: str) -> str:
-    """Return the source expression that permits exactly this script."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("reports", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # Before escaping, and only what is not yet known to be HTML.
-        finalize=lambda value: fmt.printable(value) if type(value) is str else value,
-    )
-    environment.filters.update(
-        build_answer=fmt.build_answer,
-        build_backend=fmt.build_backend,
-        count=fmt.count,
-        csp_hash=_csp_hash,
-        db=lambda value: fmt.minus(fmt.decibels(value)),
-        decision=fmt.decision,
-        device=_device,
-        drop=lambda value, rate: fmt.minus(fmt.drop(value, rate)),
-        error=fmt.error,
-        file_name=fmt.file_name,
-        interval=lambda accuracy, rate: fmt.minus(fmt.interval(accuracy.ci_low, accuracy.ci_high, rate)),
-        metric=lambda accuracy, rate: fmt.minus(fmt.metric_value(accuracy.value, rate)),
-        moment=fmt.moment,
-        ms=fmt.milliseconds,
-        outcome=fmt.outcome,
-        seconds=fmt.seconds,
-        size=fmt.size,
-    )
-    environment.globals["headline"] = fmt.headline
-    return environment
+_FILTERS: dict[str, Callable[..., str]] = {
+    "build_answer": fmt.build_answer,
+    "build_backend": fmt.build_backend,
+    "decision": fmt.decision,
+    "device": _device,
+    "drop": lambda value, rate: fmt.minus(fmt.drop(value, rate)),
+    "interval": lambda accuracy, rate: fmt.minus(fmt.interval(accuracy.ci_low, accuracy.ci_high, rate)),
+    "metric": lambda accuracy, rate: fmt.minus(fmt.metric_value(accuracy.value, rate)),
+    "ms": fmt.milliseconds,
+    "outcome": fmt.outcome,
+    "seconds": fmt.seconds,
+    "size": fmt.size,
+}

@@ -9,16 +9,28 @@ from typing import Any
 from reports import format as fmt
 from validate.results import Candidate, CandidateAccuracy, Results
 
-__all__ = ["Figure", "colours", "drop_figure", "sqnr_figure"]
+__all__ = [
+    "GRID",
+    "MUTED",
+    "OTHERS",
+    "SELECTED",
+    "SYMBOLS",
+    "Figure",
+    "colours",
+    "drop_figure",
+    "layout",
+    "plot_text",
+    "sqnr_figure",
+]
 
 # Each of these reads on white and on near-black; the first is for the selected candidate alone.
-_SELECTED = "#2f81d6"
-_OTHERS = ("#c9772b", "#2a9d78", "#b8578f", "#8a72d0", "#a08a1f", "#4b9aa8", "#c05a55", "#7a8793")
-_MUTED = "#7f8994"
+SELECTED = "#2f81d6"
+OTHERS = ("#c9772b", "#2a9d78", "#b8578f", "#8a72d0", "#a08a1f", "#4b9aa8", "#c05a55", "#7a8793")
+MUTED = "#7f8994"
 _INTEGER = "#c9772b"
-_GRID = "rgba(127,137,148,0.22)"
+GRID = "rgba(127,137,148,0.22)"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-_SYMBOLS = {"int8": "circle", "fp16": "diamond-open", "fp32": "square-open"}
+SYMBOLS = {"int8": "circle", "fp16": "diamond-open", "fp32": "square-open"}
 
 Figure = dict[str, Any]
 """A plotly figure as data: ``plotly.graph_objects.Figure(figure)`` is the object."""
@@ -35,13 +47,13 @@ def drop_figure(results: Results) -> Figure:
         (row + 0.24, c, c.integer_kernels.accuracy) for row, c in enumerate(candidates) if c.integer_kernels is not None
     ]
     traces = [
-        _intervals("selected", [p for p in simulated if p[1].name == results.selected], rate, _SELECTED),
-        _intervals("candidate", [p for p in simulated if p[1].name != results.selected], rate, _MUTED),
+        _intervals("selected", [p for p in simulated if p[1].name == results.selected], rate, SELECTED),
+        _intervals("candidate", [p for p in simulated if p[1].name != results.selected], rate, MUTED),
         _intervals("integer kernels", integer, rate, _INTEGER, "square-open"),
     ]
     labels = []
     for row, c in enumerate(candidates):
-        name = _plot_text(fmt.shorten(c.name, 30))
+        name = plot_text(fmt.shorten(c.name, 30))
         labels.append(_label(row, 0.0, "left", f"<b>{name}</b>" if c.name == results.selected else name))
         labels.append(_label(row, 1.0, "right", _drop_text(c.accuracy, rate)))
     bounds = [x * scale for _, _, a in (*simulated, *integer) for x in (a.drop, a.ci_low, a.ci_high)]
@@ -50,15 +62,15 @@ def drop_figure(results: Results) -> Figure:
     margin = 0.06 * (high - low) or 1.0
     return {
         "data": [trace for trace in traces if trace["x"]],
-        "layout": _layout(
+        "layout": layout(
             height=78 + 58 * len(candidates),
             xaxis={
                 "title": {"text": f"drop{', pp' if rate else ''} (right of zero is worse than float)"},
                 "range": [low - margin, high + margin],
                 "zeroline": True,
                 "zerolinewidth": 2,
-                "zerolinecolor": _MUTED,
-                "gridcolor": _GRID,
+                "zerolinecolor": MUTED,
+                "gridcolor": GRID,
                 "fixedrange": True,
             },
             yaxis={
@@ -88,14 +100,14 @@ def sqnr_figure(results: Results) -> Figure:
             {
                 "type": "scatter",
                 "mode": "lines+markers",
-                "name": _plot_text(candidate.name),
+                "name": plot_text(candidate.name),
                 "visible": True if is_shown else "legendonly",
                 "x": [layer.depth for layer in layers],
                 "y": [round(layer.sqnr_db, 3) if math.isfinite(layer.sqnr_db) else None for layer in layers],
                 "customdata": [
                     [
-                        _plot_text(fmt.shorten(layer.node, 60)),
-                        _plot_text(layer.op_type),
+                        plot_text(fmt.shorten(layer.node, 60)),
+                        plot_text(layer.op_type),
                         layer.precision.upper(),
                     ]
                     for layer in layers
@@ -107,23 +119,23 @@ def sqnr_figure(results: Results) -> Figure:
                 "marker": {
                     "color": colour_of[candidate.name],
                     "size": 7,
-                    "symbol": [_SYMBOLS[layer.precision] for layer in layers],
+                    "symbol": [SYMBOLS[layer.precision] for layer in layers],
                 },
             }
         )
     return {
         "data": traces,
-        "layout": _layout(
+        "layout": layout(
             height=400,
             xaxis={
                 "title": {"text": "layer, in topological order"},
                 "zeroline": False,
-                "gridcolor": _GRID,
+                "gridcolor": GRID,
             },
             yaxis={
                 "title": {"text": "SQNR, dB"},
                 "zeroline": False,
-                "gridcolor": _GRID,
+                "gridcolor": GRID,
             },
             margin={"l": 52, "r": 8, "t": 28, "b": 48},
             hovermode="closest",
@@ -160,7 +172,7 @@ def _intervals(
             "width": 5,
         },
         "marker": {"color": colour, "size": 11, "symbol": symbol, "line": {"width": 2, "color": colour}},
-        "customdata": [[_plot_text(fmt.shorten(c.name, 60)), _drop_text(a, rate)] for _, c, a in points],
+        "customdata": [[plot_text(fmt.shorten(c.name, 60)), _drop_text(a, rate)] for _, c, a in points],
         "hovertemplate": "%{customdata[0]} (%{fullData.name})<br>%{customdata[1]}<extra></extra>",
     }
 
@@ -184,26 +196,26 @@ def _label(row: int, x: float, anchor: str, text: str) -> dict[str, Any]:
     }
 
 
-def _layout(**changes: Any) -> dict[str, Any]:
+def layout(**changes: Any) -> dict[str, Any]:
     """Return a layout that reads on light and dark; the page's style sheet recolours its text and lines."""
     return {
         "autosize": True,
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": _FONT, "size": 12.5, "color": _MUTED},
+        "font": {"family": _FONT, "size": 12.5, "color": MUTED},
         "hoverlabel": {
             "bgcolor": "#1d232b",
             "bordercolor": "#1d232b",
             "align": "left",
             "font": {"family": _FONT, "size": 13, "color": "#f2f5f8"},
         },
-        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": _MUTED, "activecolor": _SELECTED},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": MUTED, "activecolor": SELECTED},
         "showlegend": False,
         **changes,
     }
 
 
-def _plot_text(text: str) -> str:
+def plot_text(text: str) -> str:
     """Return text for a figure: plotly reads some HTML (bold, links) in every text that it draws."""
     return escape(fmt.printable(text), quote=False)
 
@@ -211,5 +223,5 @@ def _plot_text(text: str) -> str:
 def colours(results: Results) -> dict[str, str]:
     """Return a colour per candidate; the selected one has its own."""
     others = [candidate.name for candidate in results.candidates if candidate.name != results.selected]
-    colours = {name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(others)}
-    return colours if results.selected is None else {**colours, results.selected: _SELECTED}
+    colours = {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
+    return colours if results.selected is None else {**colours, results.selected: SELECTED}

@@ -61,8 +61,8 @@ class Override(_Section):
 class Thresholds(_Section):
     """What a comparison has to meet."""
 
-    accumulated: Limits = Limits(max_growth_db=12.0)
-    isolated: Limits = Limits(min_sqnr_db=12.0)
+    accumulated: Limits = Limits(max_growth_db=15.0)
+    isolated: Limits = Limits(min_sqnr_db=15.0)
     runtime: RuntimeLimits = RuntimeLimits()
     max_clipped_share: float | None = Field(default=None, ge=0, le=1, description="of any quantized input")
     overrides: list[Override] = []

@@ -70,6 +70,8 @@ def _layers(quality: float, float_layers: list[str], seed: int, layers: int) -> 
                 depth=depth,
                 precision=precision,
                 sqnr_db=sqnr,
+                isolated_sqnr_db=sqnr + 6,
+                clipped_share=0.0002 * (depth % 7) if precision == "int8" else math.nan,
             )
         )
     return rows

@@ -10,10 +10,10 @@ Two exporters, two traces of where a node comes from:
 dynamo file the reader's fx definition must name it too: a reader that the optimizer has moved to another tensor says so
 there. Where a BatchNorm has become part of the layer before it, that layer's tensor is the BatchNorm's output.
 
-**A step of an exported program** is the fx node of that name if it has the same definition, operands included, and so has all
-that it follows from. fx names depend on how a model was exported, so that equal names alone mean nothing:
-`export_again` makes the program in the way in which the file was made. Of the nodes that a step became, the exporter names the tensor of the last one by the step;
-where somebody has renamed it, it is the one that other steps read.
+**A step of an exported program** is the fx node of that name if it has the same definition, operands included, and so
+has all that it follows from. fx names depend on how a model was exported, so that equal names alone mean nothing:
+`export_again` makes the program in the way in which the file was made. Of the nodes that a step became, the exporter
+names the tensor of the last one by the step; where somebody has renamed it, it is the one that other steps read.
 
 Nothing is paired by position or by value, and what is not paired has a reason.
 """
