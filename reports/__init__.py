@@ -1,10 +1,12 @@
 """Results -> people: what a run found, as pages, text and records that somebody reads.
 
-- `reports.html`: one self-contained HTML page (`render`, `write`), and its figures as plotly data
-- `reports.terminal`: what the command line prints when a run is over
+- `reports.html`: the HTML page about a run (`render`, `write`); its figures, as plotly data, are in `reports.plots`
+- `reports.compare_html`: the same about a layer-wise comparison; its figures are in `reports.compare_plots`
+- `reports.page`: what both pages have in common: one self-contained file that loads nothing and runs no foreign script
+- `reports.terminal`, `reports.compare_terminal`: what the command line prints
 - `reports.format`: how numbers and words are written, shared by all of them
 
-Imports only from `validate`, never from `calibrate`: a report knows nothing but `validate.results.Results`,
-so it can be made again from ``results.json`` without running anything. This module imports nothing, so that
-the command line starts at once.
+Imports only from `validate`, never from `calibrate`: a report knows nothing but `validate.results.Results` or
+`validate.comparison.Comparison`, so it can be made again from their files without running anything. This module
+imports nothing, so that the command line starts at once.
 """

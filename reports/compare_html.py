@@ -14,7 +14,6 @@ from reports import compare_plots as plots
 from reports import format as fmt
 from reports import page
 from reports.compare_terminal import blame
-from reports.plots import Figure
 from validate.comparison import Comparison, Execution, LayerDifference, QuantizedInput, Unpaired
 from validate.judge import Judgement, Thresholds, by_growth, by_isolated
 
@@ -45,23 +44,22 @@ def render(comparison: Comparison, judgement: Judgement, thresholds: Thresholds)
     """Return the page. The same comparison, judgement, thresholds and versions give the same page."""
     layers = comparison.layers
     failures = {verdict.tensor: verdict.failures for verdict in judgement.layers}
-    order = ranked(layers)
     # What makes no error of its own is worth a row only where something else is wrong with it.
-    worst = [x for x in order if (x.isolated and x.isolated.sqnr_db != math.inf) or not x.isolated]
-    worst += [x for x in order if x.tensor in failures and x not in worst]
+    worst = [x for x in ranked(layers) if x.isolated is None or x.isolated.sqnr_db != math.inf or x.tensor in failures]
+    worst.sort(key=lambda x: x.tensor not in failures)
     histograms = [
         _Histogram(f"histogram-{i}", layer, quantized)
-        for i, (layer, quantized) in enumerate(worst_inputs(order, HISTOGRAMS))
+        for i, (layer, quantized) in enumerate(worst_inputs(worst, HISTOGRAMS))
     ]
-    figures: dict[str, Figure] = {x.name: plots.histogram_figure(x.quantized) for x in histograms}
     depth, traces = plots.depth_figure(comparison, failures, thresholds)
     return page.render(
         "comparison.html.jinja",
-        figures={"depth": depth, **figures},
+        figures={"depth": depth} | {x.name: plots.histogram_figure(x.quantized) for x in histograms},
         filters=_FILTERS,
         comparison=comparison,
         judgement=judgement,
         blame=blame(comparison),
+        infinity=math.inf,
         executions=_executions(comparison),
         failures=failures,
         shown_failures=_FAILURES,
@@ -125,7 +123,6 @@ def _sentence(text: str) -> str:
 
 _FILTERS: dict[str, Callable[..., Any]] = {
     "cosine": lambda value: fmt.NOT_AVAILABLE if math.isnan(value) else fmt.minus(f"{value:.6f}"),
-    "is_finite": math.isfinite,
     "problems": problems,
     "growth": lambda value: fmt.minus(fmt.growth(value)),
     "sentence": _sentence,

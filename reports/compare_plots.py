@@ -26,27 +26,34 @@ class Trace(NamedTuple):
     name: str
     colour: str
     indices: list[int]
-    dash: str = "solid"
 
 
 class _View(NamedTuple):
-    """An SQNR per layer, and how it is drawn."""
+    """An SQNR per layer, in dB or None where the layer has no such view, and how it is drawn."""
 
     name: str
     colour: str
     sqnr_db: Callable[[LayerDifference], float | None]
-    """None where the layer has no such view."""
-    dash: str = "solid"
     mode: str = "lines+markers"
+    dash: str = "solid"
 
 
-_ARITHMETIC = (
+class _Panel(NamedTuple):
+    """Views on one scale: a y axis, and the part of the figure's height that it has."""
+
+    axis: str
+    title: str
+    domain: tuple[float, float]
+    views: Sequence[_View]
+
+
+_QUANTIZATION = (
     _View("accumulated", SELECTED, lambda x: x.accumulated.sqnr_db if x.accumulated else None),
-    _View("isolated", _ORANGE, lambda x: x.isolated.sqnr_db if x.isolated else None, mode="markers"),
+    _View("isolated", _ORANGE, lambda x: x.isolated.sqnr_db if x.isolated else None, "markers"),
 )
 _RUNTIME = (
     _View("runtime against simulation", _GREEN, lambda x: x.runtime.difference.sqnr_db if x.runtime else None),
-    _View("floor of rounding", MUTED, lambda x: x.runtime.floor_db if x.runtime else None, "dot", "lines"),
+    _View("floor of rounding", MUTED, lambda x: x.runtime.floor_db if x.runtime else None, "lines", "dot"),
 )
 
 
@@ -56,58 +63,66 @@ def depth_figure(
     """Return the SQNR (dB) of every layer along the depth, and the views in it.
 
     Quantization is in the upper panel; a runtime, where there was one, in a panel of its own below: it is judged
-    against the floor of rounding and has nothing to do with the scale of the other. What is exact is at the upper
-    edge of its panel and what has no number at the lower one, both labelled.
+    against the floor of rounding, which may be far from the scale of the other. What is exact is at the upper edge
+    of its panel and what has no number at the lower one, both labelled.
+
+    Args:
+        comparison: its layers may be in any order.
+        failures: by tensor, of the layers that fail.
+        thresholds: the least SQNRs among them are drawn.
     """
     layers = sorted(comparison.layers, key=lambda x: x.depth)
-    executed = any(layer.runtime for layer in layers)
-    panels = [("y", _ARITHMETIC), ("y2", _RUNTIME)] if executed else [("y", _ARITHMETIC)]
     hover = [_hover(layer, failures.get(layer.tensor, ())) for layer in layers]
+    limits = {"accumulated": thresholds.accumulated.min_sqnr_db, "isolated": thresholds.isolated.min_sqnr_db}
+    panels = [_Panel("y", "SQNR, dB", (0, 1), _QUANTIZATION)]
+    if any(layer.runtime for layer in layers):
+        panels = [panels[0]._replace(domain=(0.42, 1)), _Panel("y2", "runtime, dB", (0, 0.34), _RUNTIME)]
     data: list[dict[str, Any]] = []
     shown: list[Trace] = []
     annotations: list[dict[str, Any]] = []
     shapes: list[dict[str, Any]] = []
     axes: dict[str, Any] = {}
-    for axis, views in panels:
-        views = tuple(view for view in views if any(view.sqnr_db(layer) is not None for layer in layers))
+    for panel in panels:
+        views = [view for view in panel.views if any(view.sqnr_db(layer) is not None for layer in layers)]
         levels = [level for view in views for level in map(view.sqnr_db, layers) if level is not None]
-        low, high = _edges(levels)
+        least = [(view, level) for view in views if (level := limits.get(view.name)) is not None]
+        low, high = _edges([*levels, *(level for _, level in least)])
         for view in views:
-            traces = _traces(view, layers, hover, axis, low, high)
-            shown.append(Trace(view.name, view.colour, list(range(len(data), len(data) + len(traces))), view.dash))
+            traces = _traces(view, layers, hover, panel.axis, low, high)
+            shown.append(Trace(view.name, view.colour, list(range(len(data), len(data) + len(traces)))))
             data += traces
-        if axis == "y":
-            data.append(_marked(layers, hover, failures, low, high))
-        annotations += _edge_labels(axis, levels, low, high)
-        margin = 0.07 * (high - low)
-        bottom = 0.0 if not executed else 0.42 if axis == "y" else 0.0
-        axes["yaxis" if axis == "y" else "yaxis2"] = {
-            "title": {"text": "SQNR, dB" if axis == "y" else "runtime, dB"},
+        if panel.axis == "y":
+            data.append(_rings(layers, hover, failures, low, high))
+        annotations += _edge_labels(panel.axis, levels, low, high)
+        for view, level in least:
+            shapes.append(_line(view.colour, "dot", 1.5, x0=0, x1=1, xref="paper", y0=level, y1=level, yref=panel.axis))
+            annotations.append(_label(f"least {view.name} SQNR", panel.axis, level, 9, "right"))
+        margin = 0.12 * (high - low)  # room for the labels of the edges
+        axes[panel.axis.replace("y", "yaxis")] = {
+            "title": {"text": panel.title},
             "range": [low - margin, high + margin],
-            "domain": [bottom, 1.0 if axis == "y" else 0.34],
+            "domain": list(panel.domain),
             "zeroline": False,
             "gridcolor": GRID,
         }
-    return (
-        {
-            "data": data,
-            "layout": layout(
-                height=620 if executed else 420,
-                xaxis={
-                    "title": {"text": "layer, in topological order"},
-                    "anchor": "y2" if executed else "y",
-                    "zeroline": False,
-                    "gridcolor": GRID,
-                },
-                **axes,
-                annotations=annotations,
-                shapes=shapes,
-                margin={"l": 52, "r": 8, "t": 28, "b": 48},
-                hovermode="closest",
-            ),
-        },
-        shown,
-    )
+    figure = {
+        "data": data,
+        "layout": layout(
+            height=420 if len(panels) == 1 else 620,
+            xaxis={
+                "title": {"text": "layer, in topological order"},
+                "anchor": panels[-1].axis,
+                "zeroline": False,
+                "gridcolor": GRID,
+            },
+            **axes,
+            annotations=annotations,
+            shapes=shapes,
+            margin={"l": 52, "r": 8, "t": 28, "b": 48},
+            hovermode="closest",
+        ),
+    }
+    return figure, shown
 
 
 def histogram_figure(quantized: QuantizedInput) -> Figure:
@@ -122,7 +137,7 @@ def histogram_figure(quantized: QuantizedInput) -> Figure:
         "data": [
             {
                 "type": "bar",
-                "x": [round((i + 0.5) * width, 9) for i in range(last)],
+                "x": [float(f"{(i + 0.5) * width:.6g}") for i in range(last)],
                 "y": [number or None for number in counts[:last]],
                 "width": width,
                 "marker": {
@@ -152,15 +167,7 @@ def histogram_figure(quantized: QuantizedInput) -> Figure:
                 "fixedrange": True,
             },
             shapes=[
-                {
-                    "type": "line",
-                    "x0": x,
-                    "x1": x,
-                    "y0": 0,
-                    "y1": 1,
-                    "yref": "paper",
-                    "line": {"color": _FAIL, "width": 2, "dash": dash},
-                }
+                {**_line(_FAIL, dash, 2, x0=x, x1=x, y0=0, y1=1, yref="paper"), "layer": "above"}
                 for x, dash in _limits(quantized)
             ],
             margin={"l": 52, "r": 8, "t": 8, "b": 44},
@@ -171,7 +178,7 @@ def histogram_figure(quantized: QuantizedInput) -> Figure:
 
 def _limits(quantized: QuantizedInput) -> list[tuple[float, str]]:
     """Return where |x| is clipped: the upper limit, and the lower where it is another by more than a step."""
-    if quantized.low >= 0:
+    if quantized.low >= -quantized.scale:  # unsigned
         return [(quantized.high, "solid")]
     if abs(quantized.high + quantized.low) <= 1.5 * quantized.scale:
         return [(max(quantized.high, -quantized.low), "solid")]
@@ -182,7 +189,7 @@ def _edges(levels: Sequence[float]) -> tuple[float, float]:
     """Return where exact and undefined layers are drawn: below and above all numbers, in dB."""
     finite = [level for level in levels if math.isfinite(level)] or [0.0, 40.0]
     margin = 0.1 * (max(finite) - min(finite)) or 5.0
-    return min(0.0, min(finite)) - margin, max(finite) + margin
+    return min(finite) - margin, max(finite) + margin
 
 
 def _traces(
@@ -230,7 +237,7 @@ def _traces(
     return traces
 
 
-def _marked(
+def _rings(
     layers: Sequence[LayerDifference],
     hover: Sequence[str],
     failures: Mapping[str, Sequence[str]],
@@ -264,19 +271,27 @@ def _edge_labels(axis: str, levels: Sequence[float], low: float, high: float) ->
         edges.append((high, "exact", 9))
     if any(not level > -math.inf for level in levels):
         edges.append((low, "could not be computed", -9))
-    return [
-        {
-            "text": text,
-            "x": 0,
-            "xref": "paper",
-            "xanchor": "left",
-            "y": y,
-            "yref": axis,
-            "yshift": shift,
-            "showarrow": False,
-        }
-        for y, text, shift in edges
-    ]
+    return [_label(text, axis, y, shift, "left") for y, text, shift in edges]
+
+
+def _label(text: str, axis: str, y: float, shift: int, side: str) -> dict[str, Any]:
+    """Return a text at the left or right edge of a panel, `shift` pixels above y."""
+    x, inwards = (0, 4) if side == "left" else (1, -4)
+    return {
+        "text": text,
+        "x": x,
+        "xref": "paper",
+        "xanchor": side,
+        "xshift": inwards,
+        "y": y,
+        "yref": axis,
+        "yshift": shift,
+        "showarrow": False,
+    }
+
+
+def _line(colour: str, dash: str, width: float, **ends: Any) -> dict[str, Any]:
+    return {"type": "line", "line": {"color": colour, "width": width, "dash": dash}, "layer": "below", **ends}
 
 
 def _hover(layer: LayerDifference, failures: Sequence[str]) -> str:
@@ -285,23 +300,16 @@ def _hover(layer: LayerDifference, failures: Sequence[str]) -> str:
         f"<b>{plot_text(fmt.shorten(layer.node, 60))}</b>",
         f"{plot_text(layer.op_type)}, {layer.precision.upper()}",
     ]
-    for view in (*_ARITHMETIC, *_RUNTIME):
+    for view in (*_QUANTIZATION, *_RUNTIME):
         level = view.sqnr_db(layer)
         if level is not None:
-            lines.append(f"{view.name}: {_level(level)}")
-    for quantized in layer.quantized_inputs[:_INPUTS]:
-        lines.append(
-            f"{plot_text(fmt.shorten(quantized.tensor, 40))}: scale {fmt.significant(quantized.scale)}, "
-            f"{fmt.share(quantized.clipped_share)} clipped"
-        )
+            lines.append(f"{view.name}: {fmt.minus(fmt.level(level))}")
+    lines += [
+        f"{plot_text(fmt.shorten(quantized.tensor, 40))}: scale {fmt.significant(quantized.scale)}, "
+        f"{plot_text(fmt.share(quantized.clipped_share))} clipped"
+        for quantized in layer.quantized_inputs[:_INPUTS]
+    ]
     if len(layer.quantized_inputs) > _INPUTS:
         lines.append(f"and {len(layer.quantized_inputs) - _INPUTS} more quantized inputs")
     lines += [f"fails: {plot_text(fmt.shorten(failure, 90))}" for failure in failures[:_INPUTS]]
     return "<br>".join(lines)
-
-
-def _level(sqnr_db: float) -> str:
-    text = fmt.minus(fmt.decibels(sqnr_db))
-    if math.isfinite(sqnr_db):
-        return f"{text} dB"
-    return text if sqnr_db == math.inf else "could not be computed" if math.isnan(sqnr_db) else "zero in the reference"

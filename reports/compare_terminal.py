@@ -61,21 +61,21 @@ def blame(comparison: Comparison) -> list[str]:
     """Return, in sentences, which layer each view points at, and whether scales or runtime is to blame."""
     sentences = []
     if makers := by_isolated(comparison.layers):
-        made = _db(makers[0].isolated)
-        sentences.append(f"most error is made by {_name(makers[0])}: {made} dB when fed the reference's inputs")
+        made = _level(makers[0].isolated)
+        sentences.append(f"most error is made by {_name(makers[0])}: {made} when fed the reference's inputs")
     if growing := by_growth(comparison.layers):
-        arrives = _db(growing[0].accumulated)
-        sentences.append(f"error grows most at {_name(growing[0])}: by {growing[0].growth_db:.1f} dB, to {arrives} dB")
+        growth, arrives = growing[0].growth_db, _level(growing[0].accumulated)
+        by = f"by {growth:.1f} dB, to " if growth is not None and math.isfinite(growth) else ""
+        sentences.append(f"error grows most at {_name(growing[0])}: {by}{arrives}")
     executed = [layer for layer in comparison.layers if layer.runtime is not None]
     if executed:
         last = executed[-1]
         assert last.runtime is not None
-        differs, floor = _db(last.runtime.difference), fmt.decibels(last.runtime.floor_db)
         beyond = sum(not x.runtime.excess_low_db <= 0 for x in executed if x.runtime)
         sentences.append(
-            f"at {_name(last)}, quantization leaves {_db(last.accumulated)} dB; the runtime differs from the "
-            f"simulation by {differs} dB, where rounding alone makes {floor} dB; {beyond} of {len(executed)} layers "
-            "differ by more than rounding does"
+            f"at {_name(last)}, quantization leaves {_level(last.accumulated)}; the runtime against the simulation: "
+            f"{_level(last.runtime.difference)}, where rounding alone makes {fmt.level(last.runtime.floor_db)}; "
+            f"{beyond} of {len(executed)} layers differ by more than rounding does"
         )
     return sentences
 
@@ -136,3 +136,8 @@ def _runtime(layer: LayerDifference) -> str:
 
 def _db(difference: TensorDifference | None) -> str:
     return "-" if difference is None else fmt.decibels(difference.sqnr_db)
+
+
+def _level(difference: TensorDifference | None) -> str:
+    """Return an SQNR with its unit, or why there is none."""
+    return "-" if difference is None else difference.problem or fmt.level(difference.sqnr_db)

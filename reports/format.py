@@ -25,6 +25,7 @@ __all__ = [
     "growth",
     "headline",
     "interval",
+    "level",
     "metric_value",
     "milliseconds",
     "minus",
@@ -143,6 +144,13 @@ def decibels(sqnr: float) -> str:
     if sqnr == math.inf:
         return "exact"
     return _number(sqnr, ".1f") if math.isfinite(sqnr) else NOT_AVAILABLE
+
+
+def level(sqnr: float) -> str:
+    """Return an SQNR as words: ``31.2 dB``, ``exact``, ``could not be computed``, ``zero in the reference``."""
+    if math.isnan(sqnr):
+        return "could not be computed"
+    return "zero in the reference" if sqnr == -math.inf else decibels(sqnr) + " dB" * math.isfinite(sqnr)
 
 
 def growth(db: float) -> str:

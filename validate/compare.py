@@ -206,7 +206,7 @@ def _add(layer: _Layer, errors: TensorErrors, expected: NDArray[Any], actual: ND
     try:
         errors.add(expected, actual, batch.first)
     except ValueError as error:
-        layer.problem = str(error)
+        layer.problem = layer.problem or str(error)
 
 
 def _add_runtime(

@@ -1,10 +1,14 @@
-"""A synthetic run that looks like a real one, to make reports from."""
+"""A synthetic run that looks like a real one, to make reports from; and a reader and a browser for pages."""
 
 from __future__ import annotations
 
 import math
 import random
+import shutil
+import subprocess
 from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -32,6 +36,14 @@ REFERENCE = 0.9425
 SAMPLES = 400
 PASSING, FALLEN = "percentile-99.99+float", ["blocks.2/Conv_7", "head/MatMul"]
 BuildResults = Callable[..., Results]
+
+_CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+_FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run
+    --disable-background-networking --disable-component-update --disable-sync
+    --enable-logging=stderr --v=0 --window-size=1280,1000 --virtual-time-budget=5000
+    --allow-file-access-from-files --dump-dom"""
+
+_ASCII = str.maketrans({"\N{MINUS SIGN}": "-", "\N{MULTIPLICATION SIGN}": "x"})
 
 _OPERATORS = ("Conv", "HardSwish", "Conv", "Relu", "Conv", "Add", "Resize", "Conv", "Softmax", "MatMul")
 
@@ -246,3 +258,67 @@ def build_results() -> BuildResults:
 def results(build_results: BuildResults) -> Results:
     """Return a run that ended in GO."""
     return build_results()
+
+
+class Page(HTMLParser):
+    """What a browser makes of a page: its text as it is seen, its scripts, and every attribute."""
+
+    def __init__(self, source: str) -> None:
+        """Read the whole of `source`."""
+        super().__init__()
+        self.seen: list[str] = []
+        self.scripts: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self._raw: str | None = None
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note attributes and scripts; a cell or a paragraph is apart from what is before it."""
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self._raw = tag if tag in ("script", "style") else None
+        if tag in ("td", "th", "dd", "li", "p", "small"):
+            self.seen.append(" ")
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        """Be in visible text again."""
+        self._raw = None
+
+    def handle_data(self, data: str) -> None:
+        """Keep text by what it is in."""
+        if self._raw == "script":
+            self.scripts[-1] += data
+        elif self._raw is None:
+            self.seen.append(data)
+
+    @property
+    def text(self) -> str:
+        """All visible text, each run of white space as one space, mathematical signs in ASCII."""
+        return " ".join("".join(self.seen).split()).translate(_ASCII)
+
+
+@pytest.fixture(scope="session")
+def read() -> type[Page]:
+    """Return what reads the source of a page."""
+    return Page
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Callable[[Path], tuple[str, list[str]]]:
+    """Return what opens a page: the document after its scripts ran, and what they wrote to the console."""
+    if _CHROMIUM is None:
+        pytest.skip("there is no chromium, chrome or chromium-browser")
+
+    def opened(page: Path) -> tuple[str, list[str]]:
+        done = subprocess.run(
+            [_CHROMIUM, *_FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()],
+            capture_output=True,
+            encoding="utf-8",
+            timeout=120,
+            check=True,
+        )
+        return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+    return opened

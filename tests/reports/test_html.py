@@ -7,9 +7,7 @@ import hashlib
 import json
 import math
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,54 +20,8 @@ from validate.results import Candidate, Decision, Results
 HOSTILE = "</script><script>alert(1)</script>"
 LINK = '<a href="https://example.com/">free</a>'
 
-_CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-_FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run
-    --disable-background-networking --disable-component-update --disable-sync
-    --enable-logging=stderr --v=0 --window-size=1280,1000 --virtual-time-budget=5000
-    --allow-file-access-from-files --dump-dom"""
-
-_ASCII = str.maketrans({"\N{MINUS SIGN}": "-", "\N{MULTIPLICATION SIGN}": "x"})
-
-needs_chromium = pytest.mark.skipif(_CHROMIUM is None, reason="there is no chromium, chrome or chromium-browser")
-
-
-class Page(HTMLParser):
-    """What a browser makes of a page: its text as it is seen, its scripts, and every attribute."""
-
-    def __init__(self, source: str) -> None:
-        """Read the whole of `source`."""
-        super().__init__()
-        self.seen: list[str] = []
-        self.scripts: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self._raw: str | None = None
-        self.feed(source)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note attributes and scripts; a cell or a paragraph is apart from what is before it."""
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        self._raw = tag if tag in ("script", "style") else None
-        if tag in ("td", "th", "dd", "li", "p", "small"):
-            self.seen.append(" ")
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        """Be in visible text again."""
-        self._raw = None
-
-    def handle_data(self, data: str) -> None:
-        """Keep text by what it is in."""
-        if self._raw == "script":
-            self.scripts[-1] += data
-        elif self._raw is None:
-            self.seen.append(data)
-
-    @property
-    def text(self) -> str:
-        """All visible text, each run of white space as one space, mathematical signs in ASCII."""
-        return " ".join("".join(self.seen).split()).translate(_ASCII)
+Reader = Callable[[str], Any]
+Browser = Callable[[Path], tuple[str, list[str]]]
 
 
 def _renamed(candidate: Candidate, name: str) -> Candidate:
@@ -109,32 +61,19 @@ def _hostile(results: Results, name: str) -> Results:
     )
 
 
-def _chromium(page: Path, profile: Path) -> tuple[str, list[str]]:
-    """Return the document after its scripts ran, and what they wrote to the console."""
-    assert _CHROMIUM is not None
-    done = subprocess.run(
-        [_CHROMIUM, *_FLAGS.split(), f"--user-data-dir={profile}", page.as_uri()],
-        capture_output=True,
-        encoding="utf-8",
-        timeout=120,
-        check=True,
-    )
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
-def test_page_is_whole_in_itself_and_small(results: Results, tmp_path: Path) -> None:
+def test_page_is_whole_in_itself_and_small(read: Reader, results: Results, tmp_path: Path) -> None:
     html.write(results, tmp_path / "report.html")
     source = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert len(source) < 8_000_000
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
-    page = Page(source)
+    page = read(source)
     loading = [value for _, name, value in page.attributes if name in ("src", "href", "srcset", "action")]
     assert all(value.startswith(("#", "data:")) for value in loading)
     assert "url(" not in source[: source.index("</style>")]
 
 
-def test_policy_permits_the_page_s_own_scripts_and_no_connection(results: Results) -> None:
-    page = Page(html.render(results))
+def test_policy_permits_the_page_s_own_scripts_and_no_connection(read: Reader, results: Results) -> None:
+    page = read(html.render(results))
     policy = next(value for tag, name, value in page.attributes if tag == "meta" and "script-src" in value)
     _, *scripts = page.scripts
     assert len(scripts) == 2
@@ -153,20 +92,20 @@ def test_same_results_give_the_same_page(results: Results) -> None:
     ("decision", "word"),
     [(Decision.GO, "GO"), (Decision.NO_GO, "NO-GO"), (Decision.INCONCLUSIVE, "INCONCLUSIVE")],
 )
-def test_verdict_comes_first(results: Results, decision: Decision, word: str) -> None:
+def test_verdict_comes_first(read: Reader, results: Results, decision: Decision, word: str) -> None:
     verdict = results.verdict.model_copy(update={"decision": decision})
     source = html.render(results.model_copy(update={"verdict": verdict}))
     assert f"<h1>{word}</h1>" in source
     assert f"<title>{word}: ch_PP-OCRv4_rec_infer.onnx</title>" in source
-    text = Page(source).text
+    text = read(source).text
     for reason in verdict.reasons:
         assert text.index(reason) < text.index("Candidates")
     for rule in verdict.rules:
         assert f"{rule.outcome.replace('_', ' ')} {rule.name} {rule.message}" in text
 
 
-def test_text_has_every_part(results: Results) -> None:
-    text = Page(html.render(results)).text
+def test_text_has_every_part(read: Reader, results: Results) -> None:
+    text = read(html.render(results)).text
     assert results.command in text
     assert all(warning in text for warning in results.warnings)
     assert all(candidate.name in text for candidate in results.candidates)
@@ -181,8 +120,8 @@ def test_text_has_every_part(results: Results) -> None:
     assert "89.25% -1.25 +5.00 [+2.90, +7.10]" in text  # integer kernels
 
 
-def test_latency_that_was_not_measured_says_why(results: Results) -> None:
-    text = Page(html.render(results)).text
+def test_latency_that_was_not_measured_says_why(read: Reader, results: Results) -> None:
+    text = read(html.render(results)).text
     assert "Latency not measured for mse: the TensorRT build failed, so there is no engine to time" in text
     assert "CPU latency says nothing about the GPU" in text
 
@@ -244,18 +183,18 @@ def test_drop_figure_has_its_zero_and_every_interval(results: Results) -> None:
 
 
 @pytest.mark.parametrize("bound", [math.nan, math.inf])
-def test_an_interval_without_end_is_no_error(results: Results, bound: float) -> None:
+def test_an_interval_without_end_is_no_error(read: Reader, results: Results, bound: float) -> None:
     accuracy = results.candidates[0].accuracy.model_copy(update={"ci_low": -bound, "ci_high": bound})
     candidate = results.candidates[0].model_copy(update={"accuracy": accuracy})
     changed = results.model_copy(update={"candidates": [candidate], "selected": candidate.name})
     go.Figure(plots.drop_figure(changed))
-    assert "+3.75" in Page(html.render(changed)).text
+    assert "+3.75" in read(html.render(changed)).text
 
 
 @pytest.mark.parametrize("name", [HOSTILE, LINK, "a & b", "{{ 7 * 7 }}", "%{x}", "'\"", "line\u2028feed", "<!--"])
-def test_hostile_names_are_text(results: Results, name: str) -> None:
+def test_hostile_names_are_text(read: Reader, results: Results, name: str) -> None:
     source = html.render(_hostile(results, name))
-    page = Page(source)
+    page = read(source)
     shown = name.replace("\u2028", "\\u2028")
     for part in ("may be released.", "Candidates", "Worst layers", "Layers not in INT8", "Environment"):
         assert shown in page.text[page.text.index(part) :]
@@ -272,34 +211,34 @@ def test_figures_draw_names_as_text_too(results: Results) -> None:
     assert "&lt;a href" in json.dumps(figures)
 
 
-def test_control_characters_are_shown_as_escapes(results: Results) -> None:
-    text = Page(html.render(_hostile(results, "a\x00b\x1b[2J\u202e"))).text
+def test_control_characters_are_shown_as_escapes(read: Reader, results: Results) -> None:
+    text = read(html.render(_hostile(results, "a\x00b\x1b[2J\u202e"))).text
     assert r"a\x00b\x1b[2J\u202e" in text
 
 
-def test_no_candidates(results: Results) -> None:
+def test_no_candidates(read: Reader, results: Results) -> None:
     changed = results.model_copy(update={"candidates": [], "selected": None, "warnings": []})
-    assert "There are no candidates." in Page(html.render(changed)).text
+    assert "There are no candidates." in read(html.render(changed)).text
 
 
 def test_large_model_stays_below_the_limit(build_results: Any) -> None:
     assert len(html.render(build_results(layers=2000))) < 8_000_000
 
 
-@needs_chromium
 @pytest.mark.parametrize("name", [None, HOSTILE])
-def test_browser_draws_the_page_without_a_complaint(results: Results, name: str | None, tmp_path: Path) -> None:
+def test_browser_draws_the_page_without_a_complaint(
+    read: Reader, browser: Browser, results: Results, name: str | None, tmp_path: Path
+) -> None:
     html.write(results if name is None else _hostile(results, name), tmp_path / "report.html")
-    document, console = _chromium(tmp_path / "report.html", tmp_path / "profile")
+    document, console = browser(tmp_path / "report.html")
     assert console == []
     assert len(re.findall(r'<path class="point[ "]', document)) > 50
-    assert "alert(1)" not in "".join(Page(document).scripts[1:])
+    assert "alert(1)" not in "".join(read(document).scripts[1:])
     if name is not None:
-        assert name in Page(document).text
+        assert name in read(document).text
 
 
-@needs_chromium
-def test_a_check_box_shows_the_layers_of_another_candidate(results: Results, tmp_path: Path) -> None:
+def test_a_check_box_shows_the_layers_of_another_candidate(browser: Browser, results: Results, tmp_path: Path) -> None:
     html.write(results, tmp_path / "report.html")
     (tmp_path / "click.html").write_text(
         """<iframe src="report.html" width="1200" height="900"></iframe><script>
@@ -313,5 +252,5 @@ def test_a_check_box_shows_the_layers_of_another_candidate(results: Results, tmp
         });</script>""",
         encoding="utf-8",
     )
-    document, _ = _chromium(tmp_path / "click.html", tmp_path / "profile")
+    document, _ = browser(tmp_path / "click.html")
     assert "<title>1 then 2</title>" in document

@@ -358,9 +358,16 @@ class TestModule:
 @pytest.mark.parametrize("kind", ["module", "program"])
 @pytest.mark.parametrize(("precision", "least"), [("fp32", 100), ("fp16", 50)])
 def test_a_gpu_computes_the_same(kind, precision, least):
-    torch.backends.cuda.matmul.allow_tf32 = True  # which would show
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 36, 64)).eval()
+
+    class Offset(nn.Module):
+        """Makes a tensor on a device that an exported program writes down."""
+
+        def forward(self, x: Any) -> Any:
+            return x + torch.arange(64, device=x.device)
+
+    layers = [nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 36, 64), Offset()]
+    model = nn.Sequential(*layers).eval()
     subject = model if kind == "module" else exported(model, IMAGE)
     cpu, gpu = (
         PyTorchBackend(subject, ["x"], {"x": IMAGE["image"]}),
@@ -368,7 +375,12 @@ def test_a_gpu_computes_the_same(kind, precision, least):
     )
     names = list(cpu.tensors)
     assert gpu.device == torch.cuda.get_device_name()
-    expected, actual = (b.load(names).run({"x": IMAGE["image"]}) for b in (cpu, gpu))
+    tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True  # which would show
+    try:
+        expected, actual = (b.load(names).run({"x": IMAGE["image"]}) for b in (cpu, gpu))
+    finally:
+        torch.backends.cudnn.allow_tf32 = tf32
     assert min(sqnr(expected[name], actual[name]) for name in names) > least
     forced = gpu.load(forced=[names[0]]).run({"x": IMAGE["image"], names[0]: expected[names[0]]})
     assert sqnr(expected[names[-1]], forced[names[-1]]) > least

@@ -221,16 +221,19 @@ class _Program:
         self, program: torch.export.ExportedProgram, input_names: Sequence[str], device: Device, dtype: torch.dtype
     ) -> None:
         import torch
-        from torch.export.passes import move_to_device_pass
+        from torch.fx.node import map_aggregate
 
-        if device == "cuda":
-            program = move_to_device_pass(copy.deepcopy(program), device)  # it writes into what it is given
         self._module = copy.deepcopy(program.module()).to(device=device, dtype=dtype)
+        # torch.export.passes.move_to_device_pass refuses programs of which an input is called "input".
+        there = torch.device(device)
+        for node in self._module.graph.nodes:
+            node.args = map_aggregate(node.args, lambda a: there if isinstance(a, torch.device) else a)
+            node.kwargs = map_aggregate(node.kwargs, lambda a: there if isinstance(a, torch.device) else a)
         self._device = device
         values = {node.name: node.meta.get("val") for node in program.graph.nodes}
         tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
         nodes = {node.name: node for node in self._module.graph.nodes}
-        takes = [name for name, node in nodes.items() if node.op == "placeholder"]
+        takes = [str(name) for name in program.graph_signature.user_inputs]
         if len(takes) != len(input_names) or not tensors.keys() >= set(takes):
             raise JobError(
                 f"the exported program takes {', '.join(takes)}, all to be tensors, not {', '.join(input_names)}"

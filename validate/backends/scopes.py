@@ -52,6 +52,9 @@ _T = TypeVar("_T")
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _DEFINITION = "pkg.torch.onnx.fx_node"
+_REWRITTEN = "pkg.onnxscript.rewriter.rule_name"
+_PASSES_ON = re.compile(r"(clone|dropout|alias|detach|contiguous)(_\d+)?")
+"""fx nodes that give what they are given, which the optimizer takes out: a dropout at inference, above all."""
 
 
 @dataclass
@@ -318,7 +321,9 @@ class _File:
         definition = self.origins[node].definition or ""
         if "batch_norm" in definition and node.op_type != "BatchNormalization":
             return set()  # folded into the layer before, which is all that the definition names
-        return set(re.findall(r"%(\w+)", definition))
+        operands = set(re.findall(r"%(\w+)", definition))
+        gone = {name for name in operands if _PASSES_ON.fullmatch(name) and name not in self.activations}
+        return operands if _REWRITTEN in node.metadata_props or not gone else set()
 
     def _readers(self, value: ir.Value) -> Iterator[ir.Node | None]:
         """Yield the nodes with an origin that read the value, through those without; None for the model's caller."""
