@@ -6,6 +6,7 @@ This is where packages meet: it is the one file of `validate` that may import `r
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from enum import StrEnum
@@ -54,6 +55,7 @@ class SplitName(StrEnum):
 @app.callback()
 def main() -> None:
     """Exit codes: 0 within the thresholds, 1 not, or nothing was compared, 2 bad usage, 4 the job failed."""
+    logging.basicConfig(level=logging.CRITICAL, format="%(message)s", force=True)  # errors are said by `guarded`
 
 
 @app.command()
@@ -110,6 +112,43 @@ def compare(
         return _report(output, thresholds, output, console)
 
     guarded(job, lambda: None, lambda: "nothing was decided")
+
+
+@app.command()
+def build(
+    model: Annotated[Path, typer.Argument(help="ONNX file", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", help="engine to write")] = Path("model.engine"),
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option("--shapes", help="of a dynamic input, x=1x3x224x224:4x3x224x224:8x3x224x224 (min:usual:max)"),
+    ] = None,
+    options: Annotated[Path | None, typer.Option("--options", help="YAML; see docs/compare.md")] = None,
+    compute_capability: Annotated[
+        str | None, typer.Option("--compute-capability", help="what TensorRT-RTX builds for, e.g. 8.9")
+    ] = None,
+) -> None:
+    """Build a TensorRT engine and say what GPU and version it is for."""
+
+    def job(console: Console) -> int:
+        from validate.engines import build_from_onnx
+
+        build_from_onnx(model, output, shapes or [], options, compute_capability, console)
+        return PASSED
+
+    guarded(job, lambda: None, lambda: "no engine was written")
+
+
+@app.command()
+def adopt(engine: Annotated[Path, typer.Argument(help="engine that something else built here")]) -> None:
+    """Vouch that an engine was built on this GPU by the TensorRT that is installed, so that it may be loaded."""
+
+    def job(console: Console) -> int:
+        from validate.engines import adopt_engine
+
+        adopt_engine(engine, console)
+        return PASSED
+
+    guarded(job, lambda: None, lambda: "nothing was written")
 
 
 def _report(folder: Path, thresholds: Path | None, output: Path, console: Console) -> int:

@@ -150,7 +150,7 @@ def compare(subjects: Subjects, batches: Iterable[Batch], on_batch: Callable[[in
             "no tensor of the reference could be paired with one of the candidate, so nothing was compared"
         )
     layers = {name: _Layer(subjects.pairs[name], place) for name, place in subjects.places.items()}
-    inputs = {quantizer.tensor: _Input(quantizer) for layer in layers.values() for quantizer in layer.place.quantizers}
+    inputs = {quantizer: _Input(quantizer) for layer in layers.values() for quantizer in layer.place.quantizers}
     theirs = list(subjects.pairs.values())
     reference, candidate = subjects.reference.load(list(subjects.pairs)), subjects.candidate.load(theirs)
     runtime = subjects.runtime.load(_shared(subjects.runtime, theirs)) if subjects.runtime else None
@@ -162,8 +162,8 @@ def compare(subjects: Subjects, batches: Iterable[Batch], on_batch: Callable[[in
         expected, actual = reference.run(batch.inputs), candidate.run(batch.inputs)
         for name, layer in layers.items():
             _add(layer, layer.accumulated, expected[name], actual[layer.candidate_tensor], batch)
-        for name, quantized in inputs.items():
-            values = expected.get(name, batch.inputs.get(name))
+        for quantizer, quantized in inputs.items():
+            values = expected.get(quantizer.tensor, batch.inputs.get(quantizer.tensor))
             if values is not None and np.isfinite(values).all():
                 quantized.add(values)
         if samples == 0:
@@ -220,12 +220,12 @@ def _add_runtime(
             layer.runtime.add(simulated[name], executed[name], [outputs[name] for outputs in again], batch.first)
 
 
-def _difference(name: str, layer: _Layer, inputs: Mapping[str, _Input], isolated: bool) -> LayerDifference:
+def _difference(name: str, layer: _Layer, inputs: Mapping[Quantizer, _Input], isolated: bool) -> LayerDifference:
     place = layer.place
     return LayerDifference(
         tensor=name, candidate_tensor=layer.candidate_tensor, node=place.node, op_type=place.op_type,
         depth=place.depth, precision=place.precision, inputs=place.inputs,
-        quantized_inputs=[_quantized_input(inputs[quantizer.tensor]) for quantizer in place.quantizers],
+        quantized_inputs=[_quantized_input(inputs[quantizer]) for quantizer in place.quantizers],
         accumulated=TensorDifference.of(layer.accumulated, layer.problem), growth_db=None,
         isolated=TensorDifference.of(layer.isolated, layer.problem) if isolated else None,
         runtime=layer.runtime.difference() if layer.runtime.samples else None,
@@ -263,7 +263,7 @@ def _with_growth(layers: list[LayerDifference]) -> list[LayerDifference]:
     return found
 
 
-def _with_histograms(layers: list[LayerDifference], inputs: Mapping[str, _Input]) -> list[LayerDifference]:
+def _with_histograms(layers: list[LayerDifference], inputs: Mapping[Quantizer, _Input]) -> list[LayerDifference]:
     """Add the histograms of what the worst layers quantize."""
 
     def badness(layer: LayerDifference) -> float:
@@ -272,19 +272,14 @@ def _with_histograms(layers: list[LayerDifference], inputs: Mapping[str, _Input]
         return -math.inf if math.isnan(difference.sqnr_db) else difference.sqnr_db
 
     worst = {layer.tensor for layer in sorted(layers, key=badness)[:_HISTOGRAMS]}
-    return [
-        layer.model_copy(
-            update={
-                "quantized_inputs": [
-                    quantized.model_copy(update={"histogram": _histogram(inputs[quantized.tensor].statistics)})
-                    for quantized in layer.quantized_inputs
-                ]
-            }
-        )
-        if layer.tensor in worst
-        else layer
-        for layer in layers
-    ]
+    seen = {quantizer.tensor: quantized.statistics for quantizer, quantized in inputs.items()}
+    found = []
+    for layer in layers:
+        quantized = layer.quantized_inputs
+        if layer.tensor in worst:
+            quantized = [q.model_copy(update={"histogram": _histogram(seen[q.tensor])}) for q in quantized]
+        found.append(layer.model_copy(update={"quantized_inputs": quantized}))
+    return found
 
 
 def _histogram(seen: Statistics) -> Histogram | None:

@@ -52,13 +52,15 @@ class TensorDifference(Record):
     problem: str | None = Field(default=None, description="why nothing could be computed")
 
     @classmethod
-    def of(cls, errors: TensorErrors, problem: str | None = None) -> TensorDifference:
-        """Return what was added up."""
+    def of(
+        cls, errors: TensorErrors, problem: str | None = None, names: tuple[str, str] = ("reference", "candidate")
+    ) -> TensorDifference:
+        """Return what was added up of two tensors that are called `names`, or why it could not be."""
         if problem is None and errors.elements == 0:
             problem = "the tensor has no elements"
         if problem is None and not errors.defined:
             counts = (errors.reference_not_finite, errors.other_not_finite)
-            sides = [f"{n} in the {side}" for n, side in zip(counts, ("reference", "candidate"), strict=True) if n]
+            sides = [f"{n} in the {side}" for n, side in zip(counts, names, strict=True) if n]
             assert errors.first_not_finite is not None
             sample, index = errors.first_not_finite
             problem = (

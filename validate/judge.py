@@ -136,7 +136,7 @@ def _failures(layer: LayerDifference, thresholds: Thresholds) -> list[str]:
             accumulated, isolated = override.accumulated, override.isolated
     failures = _beyond("accumulated", layer.accumulated, accumulated) + _beyond("isolated", layer.isolated, isolated)
     limit = accumulated.max_growth_db
-    if limit is not None and layer.growth_db is not None and layer.growth_db > limit:
+    if limit is not None and layer.growth_db is not None and limit < layer.growth_db < math.inf:  # inf: NaN says it
         failures.append(f"error grows by {layer.growth_db:.1f} dB over its inputs, more than {limit:g}")
     for quantized in layer.quantized_inputs:
         most = thresholds.max_clipped_share

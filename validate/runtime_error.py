@@ -73,6 +73,6 @@ class RuntimeErrors:
             math.inf if self.floor_noise == 0 else 10 * math.log10(signal / self.floor_noise) if signal else -math.inf
         )
         return RuntimeDifference(
-            difference=TensorDifference.of(self.errors, self.problem),
+            difference=TensorDifference.of(self.errors, self.problem, ("simulation", "runtime")),
             floor_db=floor, excess_db=self.mean, excess_low_db=low,
         )  # fmt: skip

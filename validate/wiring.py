@@ -76,7 +76,7 @@ def wiring(model: ir.Model, tensors: Collection[str]) -> dict[str, Place]:
                 reach[output] = inputs, quantizers
                 continue
             precision = "int8" if quantizers else _precision(output)
-            places[name] = Place(str(node.name), node.op_type, depth, precision, list(inputs), list(quantizers))
+            places[name] = Place(str(node.name or name), node.op_type, depth, precision, list(inputs), list(quantizers))
             reach[output] = {name: None}, {}
     return places
 

@@ -70,7 +70,7 @@ def test_an_engine_of_an_a100_on_a_4090(engine: Path) -> None:
     assert "was built for NVIDIA A100-SXM4-80GB (compute capability 8.0)" in message
     assert "the GPU here is NVIDIA GeForce RTX 4090 (compute capability 8.9)" in message
     assert "build it again from model.onnx" in message
-    assert "build_engine('model.onnx', 'model.engine')" in message
+    assert "python -m validate build model.onnx --output model.engine" in message
 
 
 def test_ahead_of_time_the_target_must_be_the_compute_capability(engine: Path) -> None:
@@ -78,7 +78,7 @@ def test_ahead_of_time_the_target_must_be_the_compute_capability(engine: Path) -
     assert require(engine, RTX_4090, BOTH) == require(engine, RTX_4080, BOTH)
     message = refused(engine, RTX_3090)
     assert "built for a GPU (compute capability 8.9)" in message
-    assert "BuildOptions(compute_capability='8.6')" in message
+    assert "--compute-capability 8.6" in message
     assert "BuildOptions" not in refused(engine, FUTURE), "it cannot be named, and needs not"
 
 
@@ -86,7 +86,7 @@ def test_ahead_of_time_without_a_target_it_is_for_ampere_and_later(engine: Path)
     written(engine, None, RTX)
     for gpu in (A100, RTX_3090, RTX_4090, FUTURE):
         require(engine, gpu, BOTH)
-    assert "compute_capability='7.5'" in refused(engine, T4)
+    assert "--compute-capability 7.5" in refused(engine, T4)
 
 
 def test_a_gpu_that_tensorrt_rtx_does_not_run_on(engine: Path) -> None:
@@ -148,7 +148,7 @@ def test_tensorrt_rtx_is_never_version_compatible(engine: Path) -> None:
     written(engine, None, RTX, version_compatible=True)
     message = refused(engine, RTX_4090, {"tensorrt_rtx": Library("tensorrt_rtx", "1.8.0.1", RTX.compute_capabilities)})
     assert "pip install tensorrt-rtx==1.7.1.116" in message
-    assert "BuildOptions(compute_capability='8.9')" in message
+    assert "--compute-capability 8.9" in message
 
 
 @pytest.mark.parametrize(

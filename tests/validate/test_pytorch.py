@@ -386,6 +386,15 @@ def test_a_gpu_computes_the_same(kind, precision, least):
     assert sqnr(expected[names[-1]], forced[names[-1]]) > least
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_attention_that_was_exported_on_the_cpu_runs_on_a_gpu():
+    """Its fused kernel there leaves other strides."""
+    inputs = model("encoder")[1]
+    backend = PyTorchBackend(program("encoder"), ["x"], device="cuda")
+    graph = load("encoder", "optimized")
+    assert lowest(pair_with_onnx(graph, backend), graph, backend, inputs) > 90
+
+
 class TestProgram:
     def test_steps_are_nodes_and_outputs_have_asked_names(self):
         program = exported(block(), IMAGE)

@@ -227,6 +227,9 @@ class _Program:
         # torch.export.passes.move_to_device_pass refuses programs of which an input is called "input".
         there = torch.device(device)
         for node in self._module.graph.nodes:
+            if node.target is torch.ops.aten.view.default:
+                # Other kernels leave other strides, and a view of those on the GPU may not be one on the CPU.
+                node.target = torch.ops.aten.reshape.default
             node.args = map_aggregate(node.args, lambda a: there if isinstance(a, torch.device) else a)
             node.kwargs = map_aggregate(node.kwargs, lambda a: there if isinstance(a, torch.device) else a)
         self._device = device

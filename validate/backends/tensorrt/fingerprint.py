@@ -176,5 +176,6 @@ def _rebuild(found: Fingerprint, engine: Path, gpu: Gpu, library: Library | None
     """Say what to build for a GPU; `library` is what it is built with, as far as known."""
     target = ""
     if library and gpu.compute_capability in library.compute_capabilities:
-        target = f", options=BuildOptions(compute_capability='{gpu.compute_capability}')"
-    return f"build it again from {_model(found)} for {gpu}: build_engine('{_model(found)}', '{engine.name}'{target})"
+        target = f" --compute-capability {gpu.compute_capability}"
+    command = f"python -m validate build {found.model or 'MODEL.onnx'} --output {engine.name}{target}"
+    return f"build it again from {_model(found)} for {gpu}: {command}"
