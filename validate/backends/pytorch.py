@@ -228,7 +228,7 @@ class _Program:
         there = torch.device(device)
         for node in self._module.graph.nodes:
             if node.target is torch.ops.aten.view.default:
-                # Other kernels leave other strides, and a view of those on the GPU may not be one on the CPU.
+                # Kernels leave different strides, so what was a view where it was exported may be none here.
                 node.target = torch.ops.aten.reshape.default
             node.args = map_aggregate(node.args, lambda a: there if isinstance(a, torch.device) else a)
             node.kwargs = map_aggregate(node.kwargs, lambda a: there if isinstance(a, torch.device) else a)
