@@ -44,7 +44,7 @@ def worst_table(comparison: Comparison, judgement: Judgement) -> Table:
     for layer in ranked[:_ROWS]:
         clipped = max((q.clipped_share for q in layer.quantized_inputs), default=math.nan)
         cells = [
-            fmt.printable(layer.node), fmt.printable(layer.op_type), layer.precision, _db(layer.isolated),
+            fmt.printable(layer.node), fmt.printable(layer.op_type), _precision(layer), _db(layer.isolated),
             _db(layer.accumulated), "-" if layer.growth_db is None else f"{layer.growth_db:.1f}",
             "-" if math.isnan(clipped) else f"{clipped:.2%}",
         ]  # fmt: skip
@@ -141,3 +141,7 @@ def _db(difference: TensorDifference | None) -> str:
 def _level(difference: TensorDifference | None) -> str:
     """Return an SQNR with its unit, or why there is none."""
     return "-" if difference is None else difference.problem or fmt.level(difference.sqnr_db)
+
+
+def _precision(layer: LayerDifference) -> str:
+    return "-" if layer.precision == "other" else layer.precision

@@ -22,7 +22,7 @@ from validate.comparison import Comparison, Execution
 from validate.data import Batch, DataConfig, Split
 from validate.environment import environment
 from validate.exceptions import UsageError
-from validate.opening import Options, kind_of, open_model
+from validate.opening import Options, kind_of, open_model, open_pytorch
 from validate.pairing import pair
 from validate.settings import read_settings
 
@@ -72,10 +72,9 @@ def run(request: Request, command: str, console: Console) -> Comparison:
     opened: dict[int, Backend] = {i: open_model(names[i], options[i]) for i in (0, 1) if kinds[i] != "pytorch"}
     first = next(model for model in opened.values() if isinstance(model, OnnxRuntimeBackend))
     size = first.fixed_batch or request.batch_size
-    batches = list(_batches(request, first.input_names, 1))[:1] if len(opened) < 2 else []
-    for i in (0, 1):
-        if i not in opened:
-            opened[i] = open_model(names[i], options[i], first.input_names, batches[0].inputs)
+    for i in {0, 1} - opened.keys():
+        example = next(_batches(request, first.input_names, 1)).inputs
+        opened[i] = open_pytorch(names[i], options[i], first, example)
     reference, candidate = opened[0], opened[1]
     found = pair(reference, candidate, _mapping(request.mapping))
     runtime = _runtime(request)

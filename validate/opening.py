@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from validate.backends.base import Backend
 from validate.backends.onnxruntime import Arithmetic, OnnxRuntimeBackend
-from validate.exceptions import UsageError
+from validate.backends.pytorch import PyTorchBackend, from_reference
+from validate.backends.scopes import pair_with_onnx
+from validate.backends.tracing import export_again
+from validate.exceptions import JobError, UsageError
 
-__all__ = ["Options", "kind_of", "open_model"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Options", "kind_of", "open_model", "open_pytorch"]
 
 Kind = Literal["onnx", "engine", "pytorch"]
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _ENGINES = frozenset({".engine", ".plan", ".trt"})
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,28 +60,64 @@ def kind_of(model: str) -> Kind:
     return kind
 
 
-def open_model(
-    model: str, options: Options, input_names: Sequence[str] = (), example: Mapping[str, NDArray[Any]] | None = None
-) -> Backend:
-    """Return a model, ready to be loaded.
+def open_model(model: str, options: Options) -> Backend:
+    """Return an ONNX file or an engine, ready to be loaded.
 
     Args:
         model: see `kind_of`.
         options: what does not apply to the kind is ignored.
-        input_names, example: a module's inputs, and a small batch of them; needed for PyTorch only.
 
     Raises:
         UsageError: there is no such model.
         JobError: it cannot be opened.
     """
-    kind = kind_of(model)
-    if kind == "onnx":
+    if kind_of(model) == "onnx":
         return OnnxRuntimeBackend(Path(model), options.arithmetic, options.device)
-    if kind == "engine":
-        from validate.backends.tensorrt import TensorRTBackend
+    from validate.backends.tensorrt import TensorRTBackend
 
-        return TensorRTBackend(Path(model))
-    from validate.backends.pytorch import PyTorchBackend, from_reference
+    return TensorRTBackend(Path(model))
 
-    small = None if example is None else {name: np.asarray(array)[:1] for name, array in example.items()}
-    return PyTorchBackend(from_reference(model), input_names, small, options.device, options.precision)
+
+def open_pytorch(
+    model: str, options: Options, file: OnnxRuntimeBackend, example: Mapping[str, NDArray[Any]]
+) -> PyTorchBackend:
+    """Return a PyTorch module or program, to be compared with the ONNX file that was exported from it.
+
+    A module is looked into by hooks. Where that leaves layers of the file without a counterpart, since not every
+    product of two matrices is a module, the module is exported again, in float32, and looked into step by step.
+
+    Args:
+        model: see `kind_of`.
+        options: device and precision.
+        file: its inputs are the module's.
+        example: a small batch of them.
+
+    Raises:
+        JobError: it cannot be opened.
+    """
+    made = from_reference(model)
+    backend = PyTorchBackend(made, file.input_names, example, options.device, options.precision)
+    left = _unpaired_layers(file.graph, backend)
+    if backend.program is not None or options.precision != "fp32" or not left:
+        return backend
+    try:
+        again = PyTorchBackend(
+            export_again(cast("torch.nn.Module", made), example, file.graph), file.input_names, device=options.device
+        )
+    except JobError as error:
+        log.warning("%s is looked into by hooks alone, as it cannot be exported again: %s", model, error)
+        return backend
+    return again if len(_unpaired_layers(file.graph, again)) < len(left) else backend
+
+
+def _unpaired_layers(graph: ir.Model, backend: PyTorchBackend) -> list[ir.Node]:
+    """Return the layers with a constant weight of which neither the output nor the sum with a bias is paired."""
+    pairs = pair_with_onnx(graph, backend).pairs
+    found = []
+    for node in graph.graph:
+        if node.op_type in _LAYERS and node.inputs[1] is not None and node.inputs[1].const_value is not None:
+            output = node.outputs[0]
+            added = [use.node.outputs[0] for use in output.uses() if use.node.op_type == "Add"]
+            if not any(value.name in pairs for value in (output, *added)):
+                found.append(node)
+    return found

@@ -51,10 +51,11 @@ def _pairs(reference: Backend, candidate: Backend) -> tuple[dict[str, str], dict
     """Return the pairs that names or metadata give, and by side why a tensor has none where more is known."""
     if isinstance(reference, OnnxRuntimeBackend) and isinstance(candidate, PyTorchBackend):
         found = pair_with_onnx(reference.graph, candidate)
-        return found.pairs, {"reference": found.unpaired_onnx, "candidate": found.unpaired_torch}
+        pairs = {ours: theirs for ours, theirs in found.pairs.items() if ours in reference.tensors}
+        return pairs, {"reference": found.unpaired_onnx, "candidate": found.unpaired_torch}
     if isinstance(reference, PyTorchBackend) and isinstance(candidate, OnnxRuntimeBackend):
         found = pair_with_onnx(candidate.graph, reference)
-        pairs = {theirs: ours for ours, theirs in found.pairs.items()}
+        pairs = {theirs: ours for ours, theirs in found.pairs.items() if ours in candidate.tensors}
         return pairs, {"candidate": found.unpaired_onnx, "reference": found.unpaired_torch}
     return {name: name for name in reference.tensors if name in candidate.tensors}, {}
 

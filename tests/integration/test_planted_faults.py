@@ -177,7 +177,7 @@ def _targets(case: Case, fault: Any) -> list[tuple[Layer, Layer]]:
 
 
 @pytest.mark.slow
-@settings(max_examples=5, deadline=None, derandomize=True, print_blob=False)
+@settings(max_examples=3, deadline=None, derandomize=True, print_blob=False)
 @given(data=st.data())
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__.strip("_"))
 def test_a_planted_fault_is_the_first_and_worst_layer_in_both_views(case: Case, fault: Any, data: Any) -> None:

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from validate.backends.base import Backend, Runnable
 from validate.backends.pytorch import PyTorchBackend, from_reference
-from validate.backends.scopes import Pairing, export_again, pair_with_onnx
+from validate.backends.scopes import Pairing, pair_with_onnx
+from validate.backends.tracing import export_again
 from validate.exceptions import JobError
 
 torch = pytest.importorskip("torch", reason="runs PyTorch models")

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from validate.backends.onnxruntime import cpu_name
-from validate.backends.scopes import ModuleTrace, Shape, trace_module
+from validate.backends.tracing import ModuleTrace, Shape, trace_module
 from validate.exceptions import JobError
 from validate.imports import load_object
 
