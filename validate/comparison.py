@@ -126,6 +126,7 @@ class Unpaired(Record):
     node: str
     side: Side
     reason: str
+    is_output: bool = Field(default=False, description="the model's own output, which a comparison has to cover")
 
 
 class Comparison(Record):

@@ -98,6 +98,11 @@ def judge(comparison: Comparison, thresholds: Thresholds) -> Judgement:
         reasons.append("nothing was compared")
     if failed:
         reasons.append(f"{len(failed)} of {len(verdicts)} layers fail, the first is {failed[0].node}")
+    reasons += [
+        f"output {missed.tensor} of the {missed.side} was compared with nothing: {missed.reason}"
+        for missed in comparison.unpaired
+        if missed.is_output
+    ]
     passed = not reasons
     if passed:
         reasons.append(f"all {len(verdicts)} layers are within the thresholds")

@@ -101,9 +101,8 @@ def open_pytorch(
     if backend.program is not None or options.precision != "fp32" or not left:
         return backend
     try:
-        again = PyTorchBackend(
-            export_again(cast("torch.nn.Module", made), example, file.graph), file.input_names, device=options.device
-        )
+        program = export_again(cast("torch.nn.Module", made), example, file.graph)
+        again = PyTorchBackend(program, file.input_names, device=options.device)
     except JobError as error:
         log.warning("%s is looked into by hooks alone, as it cannot be exported again: %s", model, error)
         return backend

@@ -42,8 +42,10 @@ def pair(reference: Backend, candidate: Backend, mapping: Mapping[str, str] | No
         pairs = {a: b for a, b in pairs.items() if a != ours and b != theirs} | {ours: theirs}
     if mapping and len(set(mapping.values())) != len(mapping):
         raise UsageError("the mapping names a tensor of the candidate twice")
-    unpaired = _unpaired("reference", reference, set(pairs), why.get("reference", {}))
-    unpaired += _unpaired("candidate", candidate, set(pairs.values()), why.get("candidate", {}))
+    # A module's outputs have no names of their own: those of the file that was exported from it are to be covered.
+    named = not isinstance(reference, PyTorchBackend)
+    unpaired = _unpaired("reference", reference, set(pairs), why.get("reference", {}), covers=named)
+    unpaired += _unpaired("candidate", candidate, set(pairs.values()), why.get("candidate", {}), covers=not named)
     return Pairs(pairs, unpaired)
 
 
@@ -60,10 +62,14 @@ def _pairs(reference: Backend, candidate: Backend) -> tuple[dict[str, str], dict
     return {name: name for name in reference.tensors if name in candidate.tensors}, {}
 
 
-def _unpaired(side: Side, model: Backend, paired: set[str], why: Mapping[str, str]) -> list[Unpaired]:
+def _unpaired(side: Side, model: Backend, paired: set[str], why: Mapping[str, str], covers: bool) -> list[Unpaired]:
+    """Return what is not paired; `covers` says that the outputs of this model are those that have to be."""
     other = "candidate" if side == "reference" else "reference"
     return [
-        Unpaired(tensor=name, node=node, side=side, reason=why.get(name, f"the {other} has none of this name"))
+        Unpaired(
+            tensor=name, node=node, side=side, reason=why.get(name, f"the {other} has none of this name"),
+            is_output=covers and name in model.output_names,
+        )
         for name, node in model.tensors.items()
         if name not in paired
-    ]
+    ]  # fmt: skip

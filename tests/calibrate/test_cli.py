@@ -264,7 +264,7 @@ def test_the_layer_that_int8_ruins_is_put_back_to_fp16(repaired: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["run", "absent.yaml"], "config absent.yaml cannot be read"),
+        (["run", "absent.yaml"], "absent.yaml cannot be read: No such file or directory"),
         (["run", "typo.yaml"], "typo.yaml, line 3: modle is not a known key; did you mean model?"),
         (["run", "typo.yaml", "--set", "nonsense"], "--set nonsense should be written dotted.key=value"),
         (["run"], "Missing argument"),

@@ -191,17 +191,19 @@ class OnnxRuntimeBackend:
 def activations(model: ir.Model) -> dict[str, str]:
     """Return the float tensors that nodes of the main graph compute from inputs, and those nodes' names.
 
-    What follows from constants alone is none, nor is what Q/DQ makes of an activation on its way into a layer.
+    The graph's own outputs are among them whatever their type. What follows from constants alone is not, nor is what
+    Q/DQ makes of an activation on its way into a layer.
     """
     found: dict[str, str] = {}
     constant = set(model.graph.initializers.values())
     for node in model.graph:
         if node.inputs and all(value is None or value in constant for value in node.inputs):
             constant.update(node.outputs)
-        elif node.op_type not in _QUANTIZERS:
-            found |= {
-                str(value.name): str(node.name) for value in node.outputs if value.dtype in _FLOATS and value.name
-            }
+            continue
+        for value in node.outputs:
+            inner = node.op_type not in _QUANTIZERS and value.dtype in _FLOATS
+            if value.name and (inner or value.is_graph_output()):
+                found[value.name] = str(node.name or value.name)
     return found
 
 
