@@ -74,6 +74,11 @@ class Journal:
             self._samples[stage] += models * len(batch)
             yield batch
 
+    def forwarded(self, stage: str, samples: int) -> None:
+        """Count one more run over that many samples of `stage`."""
+        self._passes[stage] += 1
+        self._samples[stage] += samples
+
     def warn(self, message: str) -> None:
         """Keep a warning for the results and show it."""
         self.warnings.append(message)

@@ -8,15 +8,15 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 
 from calibrate.origin import Origin
 from validate.exceptions import JobError
 
 __all__ = ["Exclusion", "FloatPrecision", "Precision", "QuantizationPlan", "QuantizationRules"]
 
-Precision = Literal["int8", "fp16", "fp32"]
-FloatPrecision = Literal["fp16", "fp32"]
+Precision = Literal["int8", "fp16", "bf16", "fp32"]
+FloatPrecision = Literal["fp16", "bf16", "fp32"]
 
 
 class _Data(BaseModel):
@@ -70,6 +70,11 @@ class QuantizationPlan(QuantizationRules):
     layers: dict[str, Precision] = Field(
         description="precision of every layer that could be int8, by node name, in topological order"
     )
+    wide_nodes: frozenset[str] = Field(
+        default=frozenset(),
+        description="nodes whose values leave FP16's range, so that they are fp32 where they would be fp16: layers, "
+        "the float side of int8 layers, and any other node",
+    )
 
     @field_validator("scales")
     @classmethod
@@ -79,6 +84,10 @@ class QuantizationPlan(QuantizationRules):
                 raise ValueError(f"the scale of {tensor} is {scale}; it must be positive and finite")
         return scales
 
+    @field_serializer("wide_nodes")
+    def _in_order(self, names: frozenset[str]) -> list[str]:
+        return sorted(names)  # or equal plans would have different hashes
+
     @property
     def int8_layers(self) -> frozenset[str]:
         """Names of the layers that are computed in int8."""
@@ -87,7 +96,8 @@ class QuantizationPlan(QuantizationRules):
     @property
     def hash(self) -> str:
         """SHA-256 of everything that decides the file that the plan makes; its name and its data do not."""
-        content = self.model_dump_json(exclude={"name", "origin"}) + self.origin.model_sha256
+        undecided = set() if self.wide_nodes else {"wide_nodes"}  # and plans from before they were there keep theirs
+        content = self.model_dump_json(exclude={"name", "origin"} | undecided) + self.origin.model_sha256
         return hashlib.sha256(content.encode()).hexdigest()
 
     def with_layers(self, names: frozenset[str], precision: Precision, name: str) -> QuantizationPlan:

@@ -15,7 +15,7 @@ __all__ = ["Trace", "depth_figure", "histogram_figure"]
 
 _FAIL = "#d0454c"
 _ORANGE, _GREEN = OTHERS[:2]
-_SYMBOLS = {**SYMBOLS, "bf16": "triangle-up-open", "other": "x-thin-open"}
+_SYMBOLS = {**SYMBOLS, "other": "x-thin-open"}
 _INPUTS = 3
 """How many quantized inputs a hover names."""
 

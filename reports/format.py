@@ -10,12 +10,16 @@ import unicodedata
 from datetime import UTC, datetime
 from pathlib import PurePosixPath, PureWindowsPath
 
-from validate.results import BuildResult, Decision, Latency, Results
+from validate.pareto import cost_kind
+from validate.results import BuildResult, Cost, Decision, Latency, Results
 
 __all__ = [
     "NOT_AVAILABLE",
     "build_answer",
     "build_backend",
+    "cost",
+    "cost_ratio",
+    "cost_unit",
     "count",
     "decibels",
     "decision",
@@ -31,6 +35,7 @@ __all__ = [
     "minus",
     "moment",
     "outcome",
+    "passes",
     "percent",
     "printable",
     "seconds",
@@ -94,6 +99,35 @@ def milliseconds(value: float) -> str:
         return NOT_AVAILABLE
     digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
     return _number(value, f",.{digits}f")
+
+
+def cost(value: Cost) -> str:
+    """Return a cost without its unit: milliseconds as such, anything else as ``1.82 G``."""
+    if value.unit == "ms" or not math.isfinite(value.value):
+        return milliseconds(value.value)
+    number = value.value
+    for prefix in ("", " k", " M", " G"):
+        if round(number, 2) < 1000:
+            return _number(number, ".4g") + prefix
+        number /= 1000
+    return _number(number, ",.4g") + " T"
+
+
+def cost_unit(value: Cost) -> str:
+    """Return the unit of a cost with how it is known, of which an estimate never leaves a doubt: ``ms, estimate``."""
+    return value.unit if value.basis == "multiply-accumulates" else f"{value.unit}, {value.basis}"
+
+
+def cost_ratio(reference: Cost | None, value: Cost) -> float | None:
+    """Return how many times cheaper `value` is, or None where the two are not known in the same way."""
+    if reference is None or value.value <= 0 or cost_kind(reference) != cost_kind(value):
+        return None
+    return reference.value / value.value
+
+
+def passes(value: float) -> str:
+    """Return a number of passes over samples, of which one may be a part: ``21``, ``3.4``."""
+    return f"{round(value, 1):,g}"
 
 
 def seconds(value: float) -> str:

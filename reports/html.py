@@ -15,10 +15,14 @@ from typing import Any, NamedTuple
 
 from reports import format as fmt
 from reports import page, plots
-from validate.results import Candidate, CandidateAccuracy, Latency, LayerError, Reference, Results
+from reports.search_plots import comparable, margin, pareto_figure
+from validate.pareto import FLOAT
+from validate.results import Candidate, CandidateAccuracy, Latency, LayerError, ParetoPoint, Reference, Results
 
 __all__ = [
+    "Effect",
     "FloatLayer",
+    "effects",
     "float_layers",
     "render",
     "unquantized",
@@ -28,6 +32,19 @@ __all__ = [
 
 WORST = 15
 """How many layers the table of the worst has."""
+EFFECTS = 20
+"""How many layers the table of effects has."""
+
+
+class Effect(NamedTuple):
+    """A layer that fallback ranked."""
+
+    node: str
+    error: float
+    share: float
+    """Of the largest finite error, in [0, 1]."""
+    in_float: bool
+    """Fallback put it back to float in the selected candidate."""
 
 
 class FloatLayer(NamedTuple):
@@ -53,7 +70,7 @@ def render(results: Results) -> str:
     selected = results.selected_candidate
     return page.render(
         "report.html.jinja",
-        figures={"drop": plots.drop_figure(results), "sqnr": plots.sqnr_figure(results)},
+        figures=_figures(results),
         filters=_FILTERS,
         results=results,
         rate=rate,
@@ -71,6 +88,15 @@ def render(results: Results) -> str:
         undefined=sum(math.isnan(layer.sqnr_db) for layer in selected.layers) if selected else 0,
         fallback=float_layers(results, selected) if selected else [],
         unquantized=unquantized(selected) if selected else [],
+        points=_points(results),
+        basis=_cost_basis(results),
+        # One unit for all stands in the tables' head, and several in their cells.
+        cost_units={fmt.cost_unit(point.cost) for point in results.pareto},
+        float_name=FLOAT,
+        margin=margin(results),
+        search=results.search,
+        candidate_of={candidate.plan_hash: candidate.name for candidate in results.candidates},
+        effects=effects(results)[:EFFECTS],
         integer=[c for c in results.candidates if c.integer_kernels is not None],
         has_layers=any(candidate.layers for candidate in results.candidates),
         colours=plots.colours(results),
@@ -129,6 +155,48 @@ def unquantized(candidate: Candidate) -> list[tuple[str, str, int]]:
         if layer.precision != "int8" and layer.node not in fallen
     )
     return [(*key, number) for key, number in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+
+
+def effects(results: Results) -> list[Effect]:
+    """Return every layer that fallback ranked with its estimated error, worst first as the search has them."""
+    if results.search is None:
+        return []
+    errors = results.search.effects
+    largest = max((error for error in errors.values() if math.isfinite(error)), default=0.0)
+    selected = results.selected_candidate
+    back = set(selected.float_layers) if selected else set()
+    return [Effect(node, error, _part(error, largest), node in back) for node, error in errors.items()]
+
+
+def _part(error: float, largest: float) -> float:
+    """Return the share of the largest; infinity is all of it, and what is not a number or below zero nothing."""
+    if not math.isfinite(error):
+        return float(error > 0)
+    return max(0.0, error / largest) if largest > 0 else 0.0
+
+
+def _figures(results: Results) -> dict[str, plots.Figure]:
+    figures = {"drop": plots.drop_figure(results), "sqnr": plots.sqnr_figure(results)}
+    return figures | ({"pareto": pareto_figure(results)} if len(comparable(results)) > 1 else {})
+
+
+def _points(results: Results) -> list[tuple[ParetoPoint, float | None]]:
+    """Return the models of the section on speed, each with how many times faster than float it is."""
+    if len(results.pareto) < 2:
+        return []
+    float_cost = next((x.cost for x in results.pareto if x.name == FLOAT), None)
+    return [(x, None if x.name == FLOAT else fmt.cost_ratio(float_cost, x.cost)) for x in results.pareto]
+
+
+def _cost_basis(results: Results) -> list[str]:
+    """Return how costs are known, each way once, as sentences."""
+    said = {
+        "measured": "Cost in {unit} is measured: {source}.",
+        "estimate": "Cost in {unit} is an estimate and no measurement: {source}.",
+        "multiply-accumulates": "Cost is counted in {unit}, not in time: {source}.",
+    }
+    costs = [point.cost for point in results.pareto]
+    return list(dict.fromkeys(said[cost.basis].format(unit=cost.unit, source=cost.source) for cost in costs))
 
 
 def _relative_speed(results: Results, candidate: Candidate) -> float | None:
@@ -193,6 +261,8 @@ def _plain(value: Any) -> str:
 _FILTERS: dict[str, Callable[..., str]] = {
     "build_answer": fmt.build_answer,
     "build_backend": fmt.build_backend,
+    "cost": fmt.cost,
+    "cost_unit": fmt.cost_unit,
     "decision": fmt.decision,
     "device": _device,
     "drop": lambda value, rate: fmt.minus(fmt.drop(value, rate)),
@@ -200,6 +270,8 @@ _FILTERS: dict[str, Callable[..., str]] = {
     "metric": lambda accuracy, rate: fmt.minus(fmt.metric_value(accuracy.value, rate)),
     "ms": fmt.milliseconds,
     "outcome": fmt.outcome,
+    "passes": fmt.passes,
     "seconds": fmt.seconds,
+    "share": fmt.share,
     "size": fmt.size,
 }

@@ -30,7 +30,7 @@ MUTED = "#7f8994"
 _INTEGER = "#c9772b"
 GRID = "rgba(127,137,148,0.22)"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-SYMBOLS = {"int8": "circle", "fp16": "diamond-open", "fp32": "square-open"}
+SYMBOLS = {"int8": "circle", "fp16": "diamond-open", "bf16": "triangle-up-open", "fp32": "square-open"}
 
 Figure = dict[str, Any]
 """A plotly figure as data: ``plotly.graph_objects.Figure(figure)`` is the object."""

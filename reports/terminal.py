@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reports import format as fmt
+from validate.pareto import FLOAT
 from validate.results import Decision, Latency, Results
 
 __all__ = ["candidates_table", "summary"]
@@ -27,24 +28,28 @@ _OUTCOMES = {"fail": "red", "undecided": "yellow", "not_measured": "yellow", "pa
 def candidates_table(results: Results) -> Table:
     """Return a row for the float reference and one per candidate; the selected one is bold and starred.
 
-    Fits 80 columns with names of up to 20 characters; longer ones fold, and numbers never do.
+    Fits 80 columns with names of up to 18 characters, and 100 with 38; longer ones fold, and numbers never do.
     """
     rate = results.reference.accuracy.is_rate
     unit = fmt.drop_unit(rate)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    table.add_column(Text("  candidate"), overflow="fold")
+    table.add_column("", no_wrap=True)
+    table.add_column(Text("candidate"), overflow="fold")
     table.add_column(_heading(results.reference.accuracy.metric), justify="right", no_wrap=True)
     drop_heading = f"drop, {unit}\nand interval" if unit else "drop and\ninterval"
     table.add_column(Text(drop_heading), justify="right", no_wrap=True)
     table.add_column(Text("int8/\nfp16/\nfp32"), justify="right", no_wrap=True)
+    table.add_column(_cost_heading(results), justify="right", no_wrap=True)
     table.add_column(Text("CPU\nms"), justify="right", no_wrap=True)
     table.add_column(Text("TRT\nbuild"), no_wrap=True)
     reference = results.reference
     table.add_row(
-        Text("  float reference"),
+        "",
+        Text("float reference"),
         Text(fmt.metric_value(reference.accuracy.value, rate)),
         "",
         "",
+        next((Text(fmt.cost(point.cost)) for point in results.pareto if point.name == FLOAT), ""),
         _latency(reference.latency),
         "",
         end_section=True,
@@ -55,12 +60,13 @@ def candidates_table(results: Results) -> Table:
     for candidate, drop, interval in zip(results.candidates, drops, intervals, strict=True):
         is_selected = candidate.name == results.selected
         nodes, build = candidate.nodes, candidate.tensorrt_build
-        name = Text("* " if is_selected else "  ") + _text(candidate.name)
         table.add_row(
-            name,
+            "*" if is_selected else "",
+            _text(candidate.name),
             Text(fmt.metric_value(candidate.accuracy.value, rate)),
             Text(f"{drop} {interval}"),
             Text(f"{nodes.int8}/{nodes.fp16}/{nodes.fp32}"),
+            Text(fmt.cost(candidate.cost)),
             _latency(candidate.latency),
             Text("-" if build.ok is None else fmt.build_answer(build), style=_BUILD_COLOURS[build.ok]),
             style="bold" if is_selected else "",
@@ -78,7 +84,33 @@ def summary(results: Results, output: Path, tracking_hint: str | None) -> Render
         output: the run's folder, which holds ``report.html`` and ``results.json``.
         tracking_hint: the command that opens the run in MLflow, or None where nothing was logged.
     """
-    return Group(candidates_table(results), Text(""), _verdict(results), _next(results, output, tracking_hint))
+    return Group(
+        candidates_table(results),
+        *_search(results),
+        Text(""),
+        _verdict(results),
+        _next(results, output, tracking_hint),
+    )
+
+
+def _search(results: Results) -> list[Text]:
+    """Return what fallback did, in two lines; none where it did not run."""
+    search = results.search
+    if search is None:
+        return []
+    selected = results.selected_candidate
+    back = len(selected.float_layers) if selected else 0
+    early = sum(trial.stopped_early for trial in search.trials)
+    trials = f"{len(search.trials)} trial{'' if len(search.trials) == 1 else 's'}"
+    return [
+        Text(""),
+        _text(
+            f"{back} layer{'' if back == 1 else 's'} back to {search.precision}, after {trials} "
+            f"({early} stopped early): {fmt.passes(search.ranking_passes)} passes over {search.ranking_samples} "
+            f"samples to rank, {fmt.passes(search.judging_passes)} over {search.judging_samples} to judge"
+        ),
+        _text(f"search ended: {search.ended}", style="dim"),
+    ]
 
 
 def _verdict(results: Results) -> Panel:
@@ -125,11 +157,27 @@ def _aligned(texts: list[str]) -> list[str]:
     return [text.rjust(width) for text in texts]
 
 
+_COST_HEADINGS = {"measured": "GPU\n{unit}", "estimate": "est.\n{unit}", "multiply-accumulates": "MACs"}
+
+
+def _cost_heading(results: Results) -> Text:
+    """Return what the costs of all candidates are, or only that they are costs where they differ in kind."""
+    kinds = {(candidate.cost.basis, candidate.cost.unit) for candidate in results.candidates}
+    if len(kinds) != 1:
+        return Text("cost")
+    basis, unit = kinds.pop()
+    return _text(_COST_HEADINGS[basis].format(unit=unit))
+
+
 def _caption(results: Results) -> Text | None:
-    """Return what the latency column is the latency of."""
+    """Return what the columns of cost and latency are about."""
+    costs = dict.fromkeys(f"{fmt.cost_unit(c.cost)}: {c.cost.source}." for c in results.candidates)
     measured = [results.reference.latency, *(candidate.latency for candidate in results.candidates)]
     ways = dict.fromkeys(f"{x.device}, batch {x.batch_size}" for x in measured if x is not None)
-    return _text(f"CPU ms: median call on {'; '.join(ways)}. CPU latency says nothing about the GPU.") if ways else None
+    lines = list(costs)
+    if ways:
+        lines.append(f"CPU ms: median call on {'; '.join(ways)}. CPU latency says nothing about the GPU.")
+    return _text("\n".join(lines)) if lines else None
 
 
 def _latency(latency: Latency | None) -> Text:

@@ -1,4 +1,4 @@
-"""Logs results to MLflow: the job is a run, every candidate a run nested in it."""
+"""Logs results to MLflow: the job is a run, every candidate and every trial of fallback a run nested in it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from validate.results import Candidate, Results
+from validate.results import Candidate, CandidateAccuracy, Cost, Results, Trial
 
 __all__ = ["default_uri", "log_results", "ui_command"]
 
@@ -54,9 +54,18 @@ def log_results(results: Results, folder: Path, uri: str, experiment: str, name:
         if selected := results.selected_candidate:
             metrics |= _metrics(selected)
         mlflow.log_metrics(metrics)
+        trials = {trial.plan_hash: trial for trial in results.search.trials} if results.search else {}
         for candidate in results.candidates:
             with mlflow.start_run(run_name=candidate.name, nested=True) as run:
                 _log_candidate(run.info.run_id, candidate, folder, candidate.name == results.selected)
+                # The plan is one run, which says both what was tried and all that was measured of it.
+                if trial := trials.pop(candidate.plan_hash, None):
+                    mlflow.set_tags(_trial_tags(trial))
+        for trial in trials.values():
+            with mlflow.start_run(run_name=trial.name, nested=True):
+                _log_trial(trial)
+        if results.pareto:
+            mlflow.log_dict({"pareto": [point.model_dump(mode="json") for point in results.pareto]}, "pareto.json")
         for artifact in ("results.json", "plan.json", "report.html", "model.int8.onnx"):
             if (folder / artifact).exists():
                 mlflow.log_artifact(str(folder / artifact))
@@ -71,7 +80,8 @@ def _log_candidate(run_id: str, candidate: Candidate, folder: Path, selected: bo
         "nodes.int8": candidate.nodes.int8, "nodes.fp16": candidate.nodes.fp16, "nodes.fp32": candidate.nodes.fp32,
         "fallback.layers": len(candidate.float_layers),
     })  # fmt: skip
-    mlflow.set_tags({"selected": str(selected).lower(), "tensorrt_build": str(candidate.tensorrt_build.ok).lower()})
+    build = str(candidate.tensorrt_build.ok).lower()
+    mlflow.set_tags({"selected": str(selected).lower(), "tensorrt_build": build, **_cost_tags(candidate.cost)})
     mlflow.log_metrics(_metrics(candidate))
     now = int(1000 * time.time())
     sqnr = [
@@ -84,15 +94,47 @@ def _log_candidate(run_id: str, candidate: Candidate, folder: Path, selected: bo
     mlflow.log_artifact(str(folder / candidate.plan))
 
 
+def _log_trial(trial: Trial) -> None:
+    import mlflow
+
+    mlflow.log_params({"plan.hash": trial.plan_hash, "fallback.layers": len(trial.float_layers)})
+    mlflow.set_tags(_trial_tags(trial) | _cost_tags(trial.cost))
+    mlflow.log_metrics(_finite(_accuracy_metrics(trial.accuracy) | {"perf/cost": trial.cost.value}))
+
+
+def _trial_tags(trial: Trial) -> dict[str, str]:
+    return {
+        "trial": "true",
+        "stopped_early": str(trial.stopped_early).lower(),
+        "meets_target": str(trial.meets_target).lower(),
+    }
+
+
+def _cost_tags(cost: Cost) -> dict[str, str]:
+    return {"cost.basis": cost.basis, "cost.unit": cost.unit, "cost.source": cost.source}
+
+
 def _metrics(candidate: Candidate) -> dict[str, float]:
-    accuracy = candidate.accuracy
-    metrics = {
-        f"eval/{accuracy.metric}": accuracy.value, f"eval/{accuracy.metric}_drop": accuracy.drop,
-        f"eval/{accuracy.metric}_drop_ci_low": accuracy.ci_low,
-        f"eval/{accuracy.metric}_drop_ci_high": accuracy.ci_high,
-        "eval/selection_error": candidate.selection_error, "size_bytes": float(candidate.size_bytes),
-    }  # fmt: skip
+    metrics = _accuracy_metrics(candidate.accuracy) | {
+        "size_bytes": float(candidate.size_bytes),
+        "perf/cost": candidate.cost.value,
+        "perf/int8_mac_share": candidate.int8_mac_share,
+    }
+    if candidate.selection_error is not None:
+        metrics["eval/selection_error"] = candidate.selection_error
     if candidate.latency:
         metrics["perf/latency_p50_ms"] = candidate.latency.p50_ms
         metrics["perf/latency_p99_ms"] = candidate.latency.p99_ms
+    return _finite(metrics)
+
+
+def _accuracy_metrics(accuracy: CandidateAccuracy) -> dict[str, float]:
+    name = f"eval/{accuracy.metric}"
+    return {
+        name: accuracy.value, f"{name}_drop": accuracy.drop, f"{name}_drop_ci_low": accuracy.ci_low,
+        f"{name}_drop_ci_high": accuracy.ci_high, "eval/samples": float(accuracy.n),
+    }  # fmt: skip
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
     return {key: value for key, value in metrics.items() if math.isfinite(value)}

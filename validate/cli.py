@@ -54,7 +54,7 @@ class SplitName(StrEnum):
 
 @app.callback()
 def main() -> None:
-    """Exit codes: 0 within the thresholds, 1 not, or nothing was compared, 2 bad usage, 4 the job failed."""
+    """Exit codes: 0 done, and within the thresholds, 1 not, or nothing was compared, 2 bad usage, 4 the job failed."""
     logging.basicConfig(level=logging.CRITICAL, format="%(message)s", force=True)  # errors are said by `guarded`
 
 
@@ -146,6 +146,56 @@ def adopt(engine: Annotated[Path, typer.Argument(help="engine that something els
         from validate.engines import adopt_engine
 
         adopt_engine(engine, console)
+        return PASSED
+
+    guarded(job, lambda: None, lambda: "nothing was written")
+
+
+@app.command()
+def benchmark(
+    models: Annotated[
+        list[str], typer.Argument(help="FILE.onnx, FILE.engine, module:name or FILE.py:name; the first is the baseline")
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="a config with a section data, or an .npz with an array per input; else random"),
+    ] = None,
+    batch_sizes: Annotated[
+        str | None, typer.Option("--batch-sizes", help="e.g. 1,8; by default what the ONNX file is fixed to, or 1")
+    ] = None,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="timed calls of each model at each batch size")] = 100,
+    loads: Annotated[
+        int, typer.Option("--loads", min=1, help="how often the models are loaded; with 1, intervals are of one load")
+    ] = 5,
+    device: Annotated[Device, typer.Option("--device", help="of all but engines")] = Device.CPU,
+    precision: Annotated[Precision, typer.Option("--precision", help="of PyTorch modules")] = Precision.FP32,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="intra-op; by default one for each CPU it may use")
+    ] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="time PyTorch modules by torch.compile too")] = False,
+    cuda_graph: Annotated[bool, typer.Option(help="replay PyTorch modules and engines on a GPU as CUDA graphs")] = True,
+    output: Annotated[Path, typer.Option("--output", help="JSON to write")] = Path("latency.json"),
+) -> None:
+    """Time models in turns, and say with an interval how many times as long as the first each takes."""
+
+    def job(console: Console) -> int:
+        from reports import latency_terminal
+        from validate.benchmark import Request, run, specs_of
+        from validate.exceptions import UsageError
+
+        if not output.parent.is_dir():
+            raise UsageError(f"--output {output}: there is no folder {output.parent}")
+        sizes = None if batch_sizes is None else batch_sizes.split(",")
+        if sizes is not None and not all(size.isascii() and size.isdigit() and int(size) for size in sizes):
+            raise UsageError(f"--batch-sizes {batch_sizes} should be numbers from 1 on, with commas, such as 1,8")
+        request = Request(
+            specs=specs_of(models, compiled), data=data, batch_sizes=None if sizes is None else [int(x) for x in sizes],
+            runs=runs, loads=loads, device=device.value, precision=precision.value, threads=threads,
+            cuda_graph=cuda_graph,
+        )  # fmt: skip
+        report = run(request, shlex.join(["python", "-m", "validate", *sys.argv[1:]]), console)
+        report.write(output)
+        console.print(latency_terminal.summary(report, output))
         return PASSED
 
     guarded(job, lambda: None, lambda: "nothing was written")

@@ -17,6 +17,7 @@ __all__ = [
     "BuildResult",
     "Candidate",
     "CandidateAccuracy",
+    "Cost",
     "Decision",
     "ForwardPasses",
     "IntegerKernels",
@@ -24,13 +25,17 @@ __all__ = [
     "LayerError",
     "ModelInfo",
     "NodeCounts",
+    "ParetoPoint",
     "Reference",
     "Results",
     "Rule",
+    "Search",
+    "Speedup",
+    "Trial",
     "Verdict",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Number = Annotated[
     float,
@@ -108,11 +113,34 @@ class IntegerKernels(Record):
     )
 
 
+class Cost(Record):
+    """What a model costs to run on the target, and how that is known; only costs of one basis compare."""
+
+    basis: Literal["measured", "estimate", "multiply-accumulates"]
+    value: float = Field(ge=0, description="in `unit`; lower is faster")
+    unit: str = Field(description="ms, or the equivalent of an INT8 multiply-accumulate")
+    source: str = Field(description="what it was measured on or estimated for, and how, e.g. roofline of an NVIDIA L4")
+
+
+class Speedup(Record):
+    """How many times as fast as another model a candidate is; above 1 it is faster."""
+
+    against: str = Field(description="what it is held against, e.g. FP16, or ONNX Runtime FP32")
+    value: Number = Field(description="time, or cost, of the other over that of the candidate")
+    ci_low: Number | None = Field(default=None, description="lower confidence bound; null for what is no measurement")
+    ci_high: Number | None = None
+    confidence: float | None = Field(default=None, description="two-sided confidence of the interval")
+    basis: Literal["measured", "estimate", "multiply-accumulates"]
+    on_target: bool = Field(description="measured on what the model will run on, or estimated for it")
+    source: str = Field(description="what it was measured on or estimated for, and how")
+
+
 class NodeCounts(Record):
     """How many nodes of the prepared graph are computed in which precision."""
 
     int8: int = Field(ge=0)
     fp16: int = Field(ge=0)
+    bf16: int = Field(default=0, ge=0)
     fp32: int = Field(ge=0)
 
 
@@ -133,7 +161,7 @@ class LayerError(Record):
     op_type: str
     tensor: str
     depth: int = Field(ge=0, description="position in topological order")
-    precision: Literal["int8", "fp16", "fp32"]
+    precision: Literal["int8", "fp16", "bf16", "fp32"]
     sqnr_db: Number = Field(
         description="10 log10(sum ref^2 / sum (ref - x)^2); inf where equal, -inf where only the reference is zero"
     )
@@ -149,13 +177,17 @@ class Candidate(Record):
     plan: str = Field(description="path of the plan, relative to results.json")
     plan_hash: str
     float_layers: list[str] = Field(description="layers that fallback put back to float, worst first")
-    selection_error: Number = Field(
-        description="mean task error against the float outputs on the selection samples; picks the candidate"
+    selection_error: Number | None = Field(
+        description="mean task error against the float outputs on the selection samples; picks among strategies, and "
+        "is null for what fallback made"
     )
     accuracy: CandidateAccuracy
     integer_kernels: IntegerKernels | None = None
     latency: Latency | None
     latency_reason: str | None = Field(default=None, description="why `latency` is null")
+    cost: Cost
+    int8_mac_share: float = Field(ge=0, le=1, description="share of the layers' multiply-accumulates in int8")
+    speedups: list[Speedup] = Field(default=[], description="against every baseline that it was held against")
     nodes: NodeCounts
     size_bytes: int = Field(ge=0)
     tensorrt_build: BuildResult
@@ -168,6 +200,47 @@ class Reference(Record):
     accuracy: Accuracy
     latency: Latency | None
     latency_reason: str | None = None
+
+
+class Trial(Record):
+    """A plan that fallback judged, in order."""
+
+    name: str
+    plan_hash: str
+    float_layers: list[str] = Field(description="layers in float, worst first")
+    accuracy: CandidateAccuracy = Field(description="on the samples that were judged")
+    stopped_early: bool = Field(description="it was out of reach of the target before all samples were judged")
+    meets_target: bool
+    cost: Cost
+
+
+class Search(Record):
+    """How fallback looked for the fastest plan that meets the target."""
+
+    target: str = Field(description="a sentence")
+    precision: str = Field(description="what the layers went back to")
+    effects: dict[str, Number] = Field(description="estimated task error of every layer alone in int8, worst first")
+    ranking_samples: int = Field(ge=0)
+    ranking_passes: float = Field(ge=0, description="runs of any model over all ranking samples")
+    judging_samples: int = Field(ge=0)
+    judging_passes: float = Field(ge=0, description="runs over all judging samples; one stopped early is a part of one")
+    trials: list[Trial]
+    ended: str = Field(description="why it ended there, a sentence")
+
+
+class ParetoPoint(Record):
+    """A model in the plane of accuracy and speed."""
+
+    name: str
+    value: Number = Field(description="of the metric")
+    drop: Number
+    ci_low: Number
+    ci_high: Number
+    cost: Cost
+    latency_ms: float | None = Field(description="measured p50 on this machine, where it was")
+    size_bytes: int | None
+    int8_mac_share: float
+    on_front: bool = Field(description="none is both more accurate and faster")
 
 
 class Rule(Record):
@@ -206,6 +279,8 @@ class Results(Record):
     reference: Reference
     candidates: list[Candidate]
     selected: str | None = Field(description="name of the candidate that the verdict is about")
+    search: Search | None = Field(description="null where no layers were put back")
+    pareto: list[ParetoPoint] = Field(description="every model that was judged on all samples, the fastest first")
     verdict: Verdict
     environment: dict[str, str]
     timings: dict[str, float] = Field(description="seconds per stage")

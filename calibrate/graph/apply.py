@@ -7,7 +7,7 @@ from collections import Counter
 import onnx_ir as ir
 
 from calibrate.graph.placement import Placement
-from calibrate.graph.precision import assign_precision, float_precision
+from calibrate.graph.precision import BF16_OPSET, assign_precision, float_precision
 from calibrate.graph.qdq import insert_qdq
 from calibrate.plan import QuantizationPlan
 from validate.results import NodeCounts
@@ -20,11 +20,16 @@ def apply(plan: QuantizationPlan, model: ir.Model, placement: Placement, simulat
 
     Args:
         simulate: write the float32 model that computes what the deployed one computes, for judging accuracy
-            where there is no GPU. The default is the model to deploy, strongly typed.
+            where there is no GPU. The default is the model to deploy, strongly typed; with bf16 in it, its opset is
+            raised to the first that knows bf16 convolutions, if it is older.
     """
     result = model.clone()
     insert_qdq(result, placement, plan)
     assign_precision(result, plan, simulate)
+    if not simulate and result.opset_imports[""] < BF16_OPSET and _has_bf16(result):
+        from onnxscript import version_converter
+
+        version_converter.convert_version(result, BF16_OPSET)
     result.metadata_props["plan_sha256"] = plan.hash
     return result
 
@@ -42,4 +47,8 @@ def count_nodes(plan: QuantizationPlan, model: ir.Model) -> NodeCounts:
             counts[float_precision(node, plan)] += 1
         else:
             counts["fp32"] += 1
-    return NodeCounts(int8=counts["int8"], fp16=counts["fp16"], fp32=counts["fp32"])
+    return NodeCounts(int8=counts["int8"], fp16=counts["fp16"], bf16=counts["bf16"], fp32=counts["fp32"])
+
+
+def _has_bf16(model: ir.Model) -> bool:
+    return any(value.dtype == ir.DataType.BFLOAT16 for node in model.graph for value in node.outputs)

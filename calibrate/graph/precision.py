@@ -1,24 +1,72 @@
-"""Types the float nodes: fp16 where a plan says so, with casts only where the type changes."""
+"""Types the float nodes: fp16 or bf16 where a plan says so, with casts only where the type changes."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from calibrate.plan import FloatPrecision, QuantizationPlan
 
-__all__ = ["assign_precision", "float_precision"]
+__all__ = ["BF16_OPSET", "FORMATS", "FloatFormat", "assign_precision", "float_precision", "is_always_fp32"]
 
-_QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
+BF16_OPSET = 22
+"""First opset in which convolutions and pooling take bfloat16."""
+
+
+@dataclass(frozen=True)
+class FloatFormat:
+    """A float type, and the scales that it can hold.
+
+    Attributes:
+        onnx, numpy: its names there.
+        smallest, largest: least and greatest positive number; of fp16, whose range is short, least means subnormal.
+    """
+
+    onnx: ir.DataType
+    numpy: np.dtype[Any]
+    smallest: float
+    largest: float
+
+
+FORMATS: dict[FloatPrecision, FloatFormat] = {
+    "fp16": FloatFormat(
+        ir.DataType.FLOAT16, np.dtype(np.float16),
+        float(np.finfo(np.float16).smallest_subnormal), float(np.finfo(np.float16).max),
+    ),
+    "bf16": FloatFormat(
+        ir.DataType.BFLOAT16, np.dtype(ml_dtypes.bfloat16), 2.0**-126, (2 - 2.0**-7) * 2.0**127
+    ),
+    "fp32": FloatFormat(
+        ir.DataType.FLOAT, np.dtype(np.float32), float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    ),
+}  # fmt: skip
+
 _FP32_ONLY = frozenset({
-    "Cast", "CastLike", "Celu", "ConstantOfShape", "DynamicQuantizeLinear", "EyeLike", "IsInf", "NonMaxSuppression",
-    "QLinearConv", "QLinearMatMul", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Range",
-    "Resize", "TfIdfVectorizer", "Upsample",
+    "Cast", "CastLike", "Celu", "ConstantOfShape", "DynamicQuantizeLinear", "EyeLike", "IsInf",
+    "MeanVarianceNormalization", "NonMaxSuppression", "QLinearConv", "QLinearMatMul", "RandomNormal",
+    "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Range", "Resize", "TfIdfVectorizer", "Upsample",
 })  # fmt: skip
-"""Ops whose output type is an attribute, or with float inputs that ONNX fixes to float32."""
+"""Ops whose output type is an attribute, or with float inputs that ONNX fixes to float32, and the one that the builder
+of TensorRT-RTX 1.7 takes in no other type (MeanVarianceNormalization)."""
 
-_LARGEST = float(np.finfo(np.float16).max)
+_NO_BF16_IN_ONNX = frozenset({
+    "Compress", "ConcatFromSequence", "Einsum", "OneHot", "Optional", "OptionalGetElement", "OptionalHasElement",
+    "ReverseSequence", "Scatter", "SequenceAt", "SequenceConstruct", "SequenceInsert", "SequenceMap", "Shrink",
+    "SplitToSequence", "TopK", "Unique",
+})  # fmt: skip
+"""By its schemas at `BF16_OPSET`."""
+
+_NO_BF16_IN_TENSORRT = frozenset({
+    "ConvTranspose", "GRU", "GlobalLpPool", "HardSwish", "LpNormalization", "LpPool", "Mish",
+})  # fmt: skip
+"""By the builder of TensorRT-RTX 1.7, which takes all of them in fp16."""
+
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 def assign_precision(model: ir.Model, plan: QuantizationPlan, simulate: bool) -> None:
@@ -27,67 +75,87 @@ def assign_precision(model: ir.Model, plan: QuantizationPlan, simulate: bool) ->
     Args:
         model: float32, with the plan's Q/DQ already in it.
         plan: names the precision of every node.
-        simulate: write no fp16 arithmetic but round to fp16 after each fp16 node, by a Cast there and back,
-            and its constants. ONNX Runtime's CPU has no fp16 kernels and would compute such nodes in float32
-            without rounding between them (100 * 1000 / 1000 gives 100 where fp16 gives inf).
+        simulate: write no arithmetic in fp16 or bf16 but round after each such node, by a Cast there and back, and
+            its constants. ONNX Runtime's CPU has no fp16 kernels and would compute such nodes in float32
+            without rounding between them (100 * 1000 / 1000 gives 100 where fp16 gives inf); bf16 nodes it refuses.
     """
     graph = model.graph
-    half: dict[ir.Value, ir.Value] = {}  # a float32 value -> the same rounded to fp16 (simulated: in float32)
+    # A float32 value in another type (simulated: rounded to it, in float32), and the tensor that it was cast from.
+    typed: dict[tuple[ir.Value, FloatPrecision], ir.Value] = {}
+    origin: dict[ir.Value, ir.Value] = {}
 
-    def halved(value: ir.Value) -> ir.Value:
-        if value not in half:
-            half[value] = _half_constant(graph, value, simulate) if value.is_initializer() else _cast(value, simulate)
-        return half[value]
+    def converted(value: ir.Value, precision: FloatPrecision) -> ir.Value:
+        if (value, precision) not in typed:
+            if value.is_initializer():
+                typed[value, precision] = _rounded_constant(graph, value, precision, simulate)
+            else:
+                typed[value, precision] = _cast(value, origin.get(value, value), precision, simulate)
+        return typed[value, precision]
 
-    for node in [node for node in graph if float_precision(node, plan) == "fp16"]:
+    for node, precision in [(node, float_precision(node, plan)) for node in graph]:
+        if precision == "fp32":
+            continue
         for index, value in enumerate(node.inputs):
             if value is not None and value.dtype == ir.DataType.FLOAT:
-                node.replace_input_with(index, halved(value))
+                node.replace_input_with(index, converted(value, precision))
         if node.op_type == "DequantizeLinear" and simulate:
-            # The product of an int8 and an fp16 scale: TensorRT fuses it into the layer and does not round it.
-            half[node.outputs[0]] = node.outputs[0]
+            # The product of an int8 and a scale: TensorRT fuses it into the layer and does not round it.
+            typed[node.outputs[0], precision] = node.outputs[0]
             continue
         for output in node.outputs:
             if output.dtype == ir.DataType.FLOAT:
-                single = _return_to_float(node, output, simulate)
-                half[single] = single if simulate else output
+                single = _return_to_float(node, output, precision, simulate)
+                typed[single, precision] = single if simulate else output
+                if not simulate:
+                    origin[single] = output
     RemoveUnusedNodesPass()(model)
 
 
 def float_precision(node: ir.Node, plan: QuantizationPlan) -> FloatPrecision:
-    """Return the float type in which a node takes and gives its tensors; an int8 layer has one too."""
-    if node.op_type in _FP32_ONLY or any(attribute.type in _GRAPHS for attribute in node.attributes.values()):
+    """Return the float type in which a node takes and gives its tensors; an int8 layer has one too.
+
+    A node that cannot have the type that the plan names is fp32: its values leave FP16's range
+    (`QuantizationPlan.wide_nodes`), or ONNX or TensorRT has no bf16 there.
+    """
+    if is_always_fp32(node):
         return "fp32"
-    if node.op_type == "DequantizeLinear":  # belongs to its one consumer
+    if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:  # belong to what reads them, which is of one type
         return float_precision(next(iter(node.outputs[0].uses())).node, plan)
-    precision = plan.layers.get(str(node.name), plan.float_precision)
-    return plan.float_precision if precision == "int8" else precision
+    wanted = plan.layers.get(str(node.name), plan.float_precision)
+    precision = plan.float_precision if wanted == "int8" else wanted
+    if precision == "fp16" and node.name in plan.wide_nodes:
+        return "fp32"
+    if precision == "bf16" and node.op_type in _NO_BF16_IN_ONNX | _NO_BF16_IN_TENSORRT:
+        return "fp32"
+    return precision
 
 
-_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+def is_always_fp32(node: ir.Node) -> bool:
+    """Tell whether a node's float tensors are float32 in every plan."""
+    return node.op_type in _FP32_ONLY or any(attribute.type in _GRAPHS for attribute in node.attributes.values())
 
 
-def _half_constant(graph: ir.Graph, value: ir.Value, simulate: bool) -> ir.Value:
-    """Return the constant in fp16; what is finite stays so (a mask of -3.4e38 times 0 would be NaN)."""
+def _rounded_constant(graph: ir.Graph, value: ir.Value, precision: FloatPrecision, simulate: bool) -> ir.Value:
+    """Return the constant in `precision`; what is finite stays so (a mask of -3.4e38 times 0 would be NaN)."""
     assert value.const_value is not None
-    array = value.const_value.numpy()
-    rounded = np.where(np.isfinite(array), np.clip(array, -_LARGEST, _LARGEST), array).astype(np.float16)
+    array, kind = value.const_value.numpy(), FORMATS[precision]
+    rounded = np.where(np.isfinite(array), np.clip(array, -kind.largest, kind.largest), array).astype(kind.numpy)
     tensor = ir.tensor(rounded.astype(np.float32) if simulate else rounded)
-    constant = ir.Value(name=f"{value.name}/fp16", const_value=tensor)
+    constant = ir.Value(name=f"{value.name}/{precision}", const_value=tensor)
     constant.dtype, constant.shape = tensor.dtype, value.shape
     graph.register_initializer(constant)
     return constant
 
 
-def _cast(value: ir.Value, simulate: bool) -> ir.Value:
-    """Return `value` in fp16, cast right behind its producer."""
-    producer = value.producer()
-    nodes = [ir.node("Cast", [value], {"to": ir.DataType.FLOAT16}, name=f"{value.name}/to_fp16")]
-    _name_output(nodes[0], f"{value.name}/fp16", value, ir.DataType.FLOAT16)
+def _cast(value: ir.Value, source: ir.Value, precision: FloatPrecision, simulate: bool) -> ir.Value:
+    """Return `value` in `precision`, cast right behind the producer of `source`, which holds the same."""
+    name, kind = str(value.name), FORMATS[precision].onnx
+    nodes = [ir.node("Cast", [source], {"to": kind}, name=f"{name}/to_{precision}")]
+    _name_output(nodes[0], f"{name}/{precision}", value, kind)
     if simulate:
-        nodes.append(ir.node("Cast", [nodes[0].outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{value.name}/rounded"))
-        _name_output(nodes[1], f"{value.name}/rounded", value, ir.DataType.FLOAT)
-    graph = value.graph
+        nodes.append(ir.node("Cast", [nodes[0].outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{name}/from_{precision}"))
+        _name_output(nodes[1], f"{name}/rounded_to_{precision}", value, ir.DataType.FLOAT)
+    graph, producer = value.graph, source.producer()
     assert isinstance(graph, ir.Graph)
     if producer is None:
         graph.insert_before(graph[0], nodes)
@@ -96,19 +164,19 @@ def _cast(value: ir.Value, simulate: bool) -> ir.Value:
     return nodes[-1].outputs[0]
 
 
-def _return_to_float(node: ir.Node, output: ir.Value, simulate: bool) -> ir.Value:
-    """Make `node` give fp16, and return the float32 cast of it, which all users of `output` get.
+def _return_to_float(node: ir.Node, output: ir.Value, precision: FloatPrecision, simulate: bool) -> ir.Value:
+    """Make `node` give `precision`, and return the float32 cast of it, which all users of `output` get.
 
     The float32 tensor takes over the name, so that layers can be compared by it.
     """
-    graph = node.graph
+    graph, kind = node.graph, FORMATS[precision].onnx
     assert isinstance(graph, ir.Graph)
     name = str(output.name)
     back = ir.node("Cast", [output], {"to": ir.DataType.FLOAT}, name=f"{name}/to_fp32")
     nodes = [back]
     if simulate:
-        there = ir.node("Cast", [output], {"to": ir.DataType.FLOAT16}, name=f"{name}/to_fp16")
-        _name_output(there, f"{name}/fp16", output, ir.DataType.FLOAT16)
+        there = ir.node("Cast", [output], {"to": kind}, name=f"{name}/to_{precision}")
+        _name_output(there, f"{name}/{precision}", output, kind)
         back.replace_input_with(0, there.outputs[0])
         nodes.insert(0, there)
     _name_output(back, "", output, ir.DataType.FLOAT)
@@ -117,7 +185,7 @@ def _return_to_float(node: ir.Node, output: ir.Value, simulate: bool) -> ir.Valu
     nodes[0].replace_input_with(0, output)  # the line above rewired it too
     output.name = f"{name}/raw"
     # A new type, since a clone shares its type objects with the model that it was cloned from.
-    output.type = ir.TensorType(ir.DataType.FLOAT if simulate else ir.DataType.FLOAT16)
+    output.type = ir.TensorType(ir.DataType.FLOAT if simulate else kind)
     replaced.name = name
     graph.insert_after(node, nodes)
     return replaced

@@ -9,32 +9,33 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calibrate.graph.placement import Placement
-from calibrate.plan import QuantizationPlan
+from calibrate.graph.precision import FORMATS, float_precision
+from calibrate.plan import FloatPrecision, QuantizationPlan
 
-__all__ = ["insert_qdq", "quantize_weight"]
-
-_SMALLEST = {"fp32": float(np.finfo(np.float32).tiny), "fp16": float(np.finfo(np.float16).smallest_subnormal)}
-_LARGEST = {"fp32": float(np.finfo(np.float32).max), "fp16": float(np.finfo(np.float16).max)}
-_NUMPY = {"fp32": np.float32, "fp16": np.float16}
+__all__ = ["insert_qdq", "quantize_weight", "representable"]
 
 
 def insert_qdq(model: ir.Model, placement: Placement, plan: QuantizationPlan) -> None:
     """Quantize the inputs of every int8 layer, in place.
 
     An activation is quantized once, and every consumer has a DequantizeLinear of its own, so that TensorRT can
-    fuse each. Only the consumers that the plan names are rewired: all others, graph outputs and subgraphs keep
-    the float tensor. Weights become int8 initializers behind a DequantizeLinear; biases stay float.
+    fuse each. Where consumers have different float types, it is quantized once per type: TensorRT-RTX 1.7 fuses
+    layers that read one QuantizeLinear, and fails where they give different types. Only the consumers that the plan
+    names are rewired: all others, graph outputs and subgraphs keep the float tensor. Weights become int8 initializers
+    behind a DequantizeLinear; biases stay float.
     All scales are float32, holding values that `plan.float_precision` can represent.
     """
     nodes = {node.name: node for node in model.graph}
     values = {value.name: value for value in _values(model)}
-    quantized: dict[str, ir.Value] = {}
+    quantized: dict[tuple[str, FloatPrecision], ir.Value] = {}
 
     def dequantized(tensor: str, consumer: ir.Node) -> ir.Value:
-        scale = _representable(np.asarray(plan.scales[tensor]), plan)
-        if tensor not in quantized:
-            quantized[tensor] = _quantize(model.graph, values[tensor], scale)
-        return _dequantize(consumer, quantized[tensor], tensor, ir.tensor(scale), None)
+        scale = representable(np.asarray(plan.scales[tensor]), plan)
+        kind = float_precision(consumer, plan)
+        if (tensor, kind) not in quantized:
+            suffix = "" if kind == plan.float_precision else f"/{kind}"
+            quantized[tensor, kind] = _quantize(model.graph, values[tensor], scale, suffix)
+        return _dequantize(consumer, quantized[tensor, kind], tensor, ir.tensor(scale), None)
 
     for layer in placement.layers:
         if layer.node in plan.int8_layers:
@@ -62,23 +63,23 @@ def quantize_weight(
     per_channel = plan.weights == "per_channel"
     reduced = tuple(i for i in range(weight.ndim) if i != axis or not per_channel)
     amax = np.abs(weight).max(axis=reduced)
-    scales = _representable(np.where(amax > 0, amax / np.float32(127), np.float32(1)), plan)
+    scales = representable(np.where(amax > 0, amax / np.float32(127), np.float32(1)), plan)
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)] if per_channel else []
     return np.clip(np.rint(weight / scales.reshape(shape)), -128, 127).astype(np.int8), scales
 
 
-def _representable(scale: NDArray[np.floating[Any]], plan: QuantizationPlan) -> NDArray[np.float32]:
+def representable(scale: NDArray[np.floating[Any]], plan: QuantizationPlan) -> NDArray[np.float32]:
     """Round scales to what the plan's float type can hold, never down to zero or up to infinity."""
-    kind = plan.float_precision
-    bounded: NDArray[np.floating[Any]] = np.clip(scale, _SMALLEST[kind], _LARGEST[kind])
-    return bounded.astype(_NUMPY[kind]).astype(np.float32)
+    kind = FORMATS[plan.float_precision]
+    bounded: NDArray[np.floating[Any]] = np.clip(scale, kind.smallest, kind.largest)
+    return bounded.astype(kind.numpy).astype(np.float32)
 
 
-def _quantize(graph: ir.Graph, value: ir.Value, scale: NDArray[np.float32]) -> ir.Value:
+def _quantize(graph: ir.Graph, value: ir.Value, scale: NDArray[np.float32], suffix: str) -> ir.Value:
     name = str(value.name)
     inputs = [value, _constant(graph, f"{name}/scale", ir.tensor(scale)), _zero_point(graph, None)]
-    node = ir.node("QuantizeLinear", inputs, name=f"{name}/QuantizeLinear")
-    _set(node.outputs[0], f"{name}/quantized", ir.DataType.INT8, value.shape)
+    node = ir.node("QuantizeLinear", inputs, name=f"{name}/QuantizeLinear{suffix}")
+    _set(node.outputs[0], f"{name}/quantized{suffix}", ir.DataType.INT8, value.shape)
     producer = value.producer()
     if producer is None:
         graph.insert_before(graph[0], node)

@@ -13,11 +13,13 @@ from typing import Literal
 
 import pytest
 
+from validate.pareto import pareto_points
 from validate.results import (
     Accuracy,
     BuildResult,
     Candidate,
     CandidateAccuracy,
+    Cost,
     Decision,
     ForwardPasses,
     IntegerKernels,
@@ -28,6 +30,8 @@ from validate.results import (
     Reference,
     Results,
     Rule,
+    Search,
+    Trial,
     Verdict,
 )
 
@@ -123,7 +127,7 @@ def _candidate(
         plan=f"plans/{name}.json",
         plan_hash=f"{sum(map(ord, name)) * 7919:012x}",
         float_layers=float_layers,
-        selection_error=0.0004 * 2 ** (-quality / 3),
+        selection_error=None if float_layers else 0.0004 * 2 ** (-quality / 3),
         accuracy=_accuracy(drop, half),
         integer_kernels=None
         if integer is None
@@ -134,10 +138,52 @@ def _candidate(
         ),
         latency=latency,
         latency_reason=None if latency else "the TensorRT build failed, so there is no engine to time",
+        cost=_cost(0.412 + 0.03 * len(float_layers)),
+        int8_mac_share=0.97 - 0.06 * len(float_layers),
         nodes=NodeCounts(int8=52 - len(float_layers), fp16=13 + len(float_layers), fp32=3),
         size_bytes=10_861_224 + 4_000 * len(float_layers),
         tensorrt_build=build,
         layers=_layers(quality, float_layers, len(name), layers),
+    )
+
+
+def _cost(value: float) -> Cost:
+    return Cost(basis="estimate", value=value, unit="ms", source="roofline of an NVIDIA L4 (datasheet: PB-11316-001)")
+
+
+def _search(candidate: Candidate) -> Search:
+    """Return a search that ended at `candidate`, after one trial that fell short and one that was given up."""
+    given_up = _accuracy(0.04, 0.03).model_copy(update={"n": 120})
+    trials = [
+        ("percentile-99.99+1fp16", given_up, True, False, 1),
+        ("percentile-99.99+5fp16", _accuracy(0.001, 0.006), False, True, 5),
+        (candidate.name, candidate.accuracy, False, True, 2),
+    ]
+    return Search(
+        target="exact_match at most 1 percentage points worse than the float model, with 97.5% confidence",
+        precision="fp16",
+        effects={
+            FALLEN[1]: 0.0231,
+            FALLEN[0]: 0.0107,
+            **{f"blocks.{i}/Conv_{10 * i}": 0.004 / i for i in range(1, 40)},
+        },
+        ranking_samples=32,
+        ranking_passes=5.9,
+        judging_samples=SAMPLES,
+        judging_passes=2.3,
+        trials=[
+            Trial(
+                name=name,
+                plan_hash=candidate.plan_hash if name == candidate.name else f"trial-{count}",
+                float_layers=[*FALLEN, "a", "b", "c"][:count],
+                accuracy=accuracy,
+                stopped_early=stopped,
+                meets_target=meets,
+                cost=_cost(0.412 + 0.03 * count),
+            )
+            for name, accuracy, stopped, meets, count in trials
+        ],
+        ended="no plan that is faster is left to try",
     )
 
 
@@ -171,6 +217,18 @@ def build_results() -> BuildResults:
     """Return a builder of results: whatever fields of `Results` it is given take the place of its own."""
 
     def build(layers: int = 68, **changes: object) -> Results:
+        candidates = [
+            _candidate("minmax", 0.0375, 0.021, -6, _latency(9.6), _UNCHECKED, layers, integer=-0.0125),
+            _candidate("percentile-99.99", 0.0125, 0.0118, 1, _latency(9.57), _BUILT, layers),
+            _candidate(PASSING, 0.0025, 0.0071, 4, _latency(9.91), _BUILT, layers, FALLEN, -0.0025),
+            _candidate("entropy", 0.02, 0.0139, 0, _latency(9.63), _BUILT, layers),
+            _candidate("mse", 0.0075, 0.01, 2, None, _REFUSED, layers),
+        ]
+        reference = Reference(
+            accuracy=Accuracy(metric=METRIC, higher_is_better=True, is_rate=True, value=REFERENCE, n=SAMPLES),
+            latency=_latency(14.82),
+        )
+        search = _search(candidates[2])
         results = Results(
             created="2026-11-23T21:27:38Z",
             command="python -m calibrate run examples/ppocr.yaml --set policy.max_drop=0.01",
@@ -183,18 +241,11 @@ def build_results() -> BuildResults:
                 "selection": {"source": "lines.yaml, split train", "samples": 64, "digest": "b2" * 16},
                 "validation": {"source": "lines.yaml, split test", "samples": 400, "digest": "c3" * 16},
             },
-            reference=Reference(
-                accuracy=Accuracy(metric=METRIC, higher_is_better=True, is_rate=True, value=REFERENCE, n=SAMPLES),
-                latency=_latency(14.82),
-            ),
-            candidates=[
-                _candidate("minmax", 0.0375, 0.021, -6, _latency(9.6), _UNCHECKED, layers, integer=-0.0125),
-                _candidate("percentile-99.99", 0.0125, 0.0118, 1, _latency(9.57), _BUILT, layers),
-                _candidate(PASSING, 0.0025, 0.0071, 4, _latency(9.91), _BUILT, layers, FALLEN, -0.0025),
-                _candidate("entropy", 0.02, 0.0139, 0, _latency(9.63), _BUILT, layers),
-                _candidate("mse", 0.0075, 0.01, 2, None, _REFUSED, layers),
-            ],
+            reference=reference,
+            candidates=candidates,
             selected=PASSING,
+            search=search,
+            pareto=pareto_points(reference, _cost(0.93), candidates, search.trials, {"trial-5": 0.61}, 10_900_000),
             verdict=Verdict(
                 decision=Decision.GO,
                 reasons=[

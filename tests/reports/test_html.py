@@ -14,7 +14,7 @@ from typing import Any
 import plotly.graph_objects as go  # type: ignore[import-untyped,unused-ignore]
 import pytest
 
-from reports import html, plots
+from reports import html, plots, search_plots
 from validate.results import Candidate, Decision, Results
 
 HOSTILE = "</script><script>alert(1)</script>"
@@ -46,9 +46,15 @@ def _hostile(results: Results, name: str) -> Results:
             "tensorrt_build": candidates[0].tensorrt_build.model_copy(update={"message": f"{name}\n{name}"}),
         }
     )
+    assert results.search is not None
+    cost = results.pareto[0].cost.model_copy(update={"source": name})
+    trials = [trial.model_copy(update={"name": name, "float_layers": [name]}) for trial in results.search.trials]
+    said = {"target": name, "ended": name, "precision": name, "effects": {name: 0.1}, "trials": trials}
     return results.model_copy(
         update={
             "candidates": candidates,
+            "search": results.search.model_copy(update=said),
+            "pareto": [point.model_copy(update={"name": name, "cost": cost}) for point in results.pareto],
             "task": name,
             "command": name,
             "warnings": [name],
@@ -111,7 +117,7 @@ def test_text_has_every_part(read: Reader, results: Results) -> None:
     assert all(candidate.name in text for candidate in results.candidates)
     assert all(f"{key} {value}" in text for key, value in results.environment.items())
     assert "94.25% on 400 samples" in text
-    assert "94.00% +0.25 [-0.46, +0.96] 0.000159 50 15 3 10.9 MB 9.91 1.50 x float speed yes" in text
+    assert "94.00% +0.25 [-0.46, +0.96] - 50 15 3 10.9 MB 9.91 1.50 x float speed yes" in text
     assert "tensorrt_rtx 1.4.0.76" in text
     assert "min_samples: 200" in text  # config
     assert "samples 400 digest c3c3" in text  # data
@@ -156,7 +162,7 @@ def test_worst_layers_are_the_lowest_and_leave_out_what_has_no_number(results: R
 
 
 def test_figures_are_what_plotly_takes(results: Results) -> None:
-    for figure in (plots.drop_figure(results), plots.sqnr_figure(results)):
+    for figure in (plots.drop_figure(results), plots.sqnr_figure(results), search_plots.pareto_figure(results)):
         go.Figure(figure)  # refuses what plotly does not know
         json.dumps(figure, allow_nan=False)
 
@@ -196,7 +202,14 @@ def test_hostile_names_are_text(read: Reader, results: Results, name: str) -> No
     source = html.render(_hostile(results, name))
     page = read(source)
     shown = name.replace("\u2028", "\\u2028")
-    for part in ("may be released.", "Candidates", "Worst layers", "Layers not in INT8", "Environment"):
+    for part in (
+        "may be released.",
+        "Candidates",
+        "Accuracy against speed",
+        "Trials, in order",
+        "Worst layers",
+        "Environment",
+    ):
         assert shown in page.text[page.text.index(part) :]
     assert len(page.scripts) == 3
     assert not any("alert(1)" in script for script in page.scripts[1:])
@@ -206,7 +219,8 @@ def test_hostile_names_are_text(read: Reader, results: Results, name: str) -> No
 
 def test_figures_draw_names_as_text_too(results: Results) -> None:
     # plotly obeys <b>, <a href> and more in all that it draws.
-    figures = plots.drop_figure(_hostile(results, LINK)), plots.sqnr_figure(_hostile(results, LINK))
+    hostile = _hostile(results, LINK)
+    figures = plots.drop_figure(hostile), plots.sqnr_figure(hostile), search_plots.pareto_figure(hostile)
     assert "<a" not in json.dumps(figures)
     assert "&lt;a href" in json.dumps(figures)
 

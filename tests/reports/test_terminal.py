@@ -51,7 +51,7 @@ def test_summary_without_tracking_names_no_runs(results: Results) -> None:
 
 
 def test_table_shows_a_rate_in_percent_and_its_drop_in_points(results: Results) -> None:
-    rows = _print(terminal.candidates_table(results), 80).splitlines()
+    rows = _print(terminal.candidates_table(results), 100).splitlines()
     selected = next(row for row in rows if row.startswith("*"))
     assert selected.split() == [
         "*",
@@ -61,6 +61,7 @@ def test_table_shows_a_rate_in_percent_and_its_drop_in_points(results: Results) 
         "[-0.46,",
         "+0.96]",
         "50/15/3",
+        "0.472",
         "9.91",
         "yes",
     ]

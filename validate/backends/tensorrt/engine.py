@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from validate.exceptions import JobError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DEVICE", "TensorRTEngine", "deserialize"]
+__all__ = ["DEVICE", "Bound", "TensorRTEngine", "deserialize"]
 
 DEVICE = "cuda"
 
@@ -49,6 +50,21 @@ def deserialize(path: Path, library: Library, fingerprint: Fingerprint) -> Any:
         said = "; ".join(errors) or "without a message"
         raise JobError(f"{library} refuses {path} ({said}); build it again on this machine")
     return engine
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A call whose inputs and outputs are at fixed places on the GPU.
+
+    Attributes:
+        enqueue: puts one call on PyTorch's current stream, which may be capturing, and returns the outputs.
+        feeds: what it reads, by name.
+        batches: to be copied there, on the GPU already.
+    """
+
+    enqueue: Callable[[], list[torch.Tensor]]
+    feeds: dict[str, torch.Tensor]
+    batches: list[dict[str, torch.Tensor]]
 
 
 class TensorRTEngine:
@@ -122,6 +138,33 @@ class TensorRTEngine:
             self._execute(context, inputs)
         return {layer: statistics.median(times[-runs:]) for layer, times in profiler.times.items()}
 
+    def bind(self, batches: Sequence[Mapping[str, NDArray[Any]]]) -> Bound:
+        """Return the engine with buffers that stay where they are, as one who times it needs it; see `Bound`.
+
+        Args:
+            batches: of one shape, one or more.
+
+        Raises:
+            JobError: an input is missing or does not fit, or is one that TensorRT reads on the host.
+        """
+        import torch
+
+        if on_host := [name for name in self.input_names if self._place(name) != DEVICE]:
+            raise JobError(f"engine input {', '.join(on_host)} is a shape, read on the host, so that no call is bound")
+        context = self._new_context()
+        with torch.cuda.stream(self._stream), self._library.errors():
+            placed = [self._feeds(batch) for batch in batches]
+            feeds = {name: feed.clone() for name, feed in placed[0].items()}
+            results = self._address(context, feeds)
+            self._stream.synchronize()
+
+        def enqueue() -> list[torch.Tensor]:
+            if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+                raise JobError(f"{self._library} cannot run the engine")
+            return list(results.values())
+
+        return Bound(enqueue, feeds, placed)
+
     def layers(self) -> list[Layer]:
         """Return the layers of the engine in the order in which they run; see `parse_layers`."""
         inspector = self._engine.create_engine_inspector()
@@ -149,21 +192,29 @@ class TensorRTEngine:
         """Run once and return the engine's outputs. Copies and kernels are in one stream, and so in order."""
         import torch
 
-        if missing := set(self.input_names) - set(inputs):
-            raise JobError(f"no array is given for engine input {', '.join(sorted(missing))}")
         with torch.cuda.stream(self._stream), self._library.errors() as errors:
-            feeds = {name: self._feed(name, inputs[name]) for name in self.input_names}
-            for name, feed in feeds.items():
-                if not context.set_input_shape(name, tuple(feed.shape)):
-                    raise JobError(self._misfit(name, feed))
-                context.set_tensor_address(name, feed.data_ptr())
-            results = {name: self._empty(context, name) for name in self._results}
-            for name, result in results.items():
-                context.set_tensor_address(name, result.data_ptr())
+            feeds = self._feeds(inputs)  # held until the run is over
+            results = self._address(context, feeds)
             done = context.execute_async_v3(self._stream.cuda_stream)
             self._stream.synchronize()
         if not done:
             raise JobError(f"{self._library} cannot run the engine: {'; '.join(errors) or 'it gives no reason'}")
+        return results
+
+    def _feeds(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
+        if missing := set(self.input_names) - set(inputs):
+            raise JobError(f"no array is given for engine input {', '.join(sorted(missing))}")
+        return {name: self._feed(name, inputs[name]) for name in self.input_names}
+
+    def _address(self, context: Any, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Tell a context where its inputs are and where its outputs go, and return these."""
+        for name, feed in feeds.items():
+            if not context.set_input_shape(name, tuple(feed.shape)):
+                raise JobError(self._misfit(name, feed))
+            context.set_tensor_address(name, feed.data_ptr())
+        results = {name: self._empty(context, name) for name in self._results}
+        for name, result in results.items():
+            context.set_tensor_address(name, result.data_ptr())
         return results
 
     def _feed(self, name: str, array: NDArray[Any]) -> torch.Tensor:

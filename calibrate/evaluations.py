@@ -1,0 +1,64 @@
+"""What was evaluated, on disk, so that a run that was killed goes on where it stopped and ends as it would have."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Evaluated", "Evaluations"]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Per-sample numbers, shape (n,), and the seconds that they took when they were computed."""
+
+    values: NDArray[np.float64]
+    seconds: float
+
+
+class Evaluations:
+    """Evaluations by what they depend on, each a small JSON file.
+
+    Args:
+        folder: of the files; made when the first is written.
+        context: what all evaluations of this run depend on: hashes of the model, the data, the task and the code that
+            prepares inputs, and versions. Where one is different, nothing that was stored is found.
+    """
+
+    def __init__(self, folder: Path, context: Mapping[str, str]) -> None:
+        self._folder, self._context = folder, dict(context)
+        self.read = 0
+        """How many were on disk already."""
+
+    def get(self, what: str, compute: Callable[[], NDArray[np.float64]], **key: Any) -> Evaluated:
+        """Return the stored evaluation, or compute and store it.
+
+        Args:
+            what: kind of evaluation.
+            compute: makes it.
+            key: all else that it depends on, such as a plan's hash; JSON values.
+        """
+        content = json.dumps({"what": what, **key, **self._context}, sort_keys=True)
+        path = self._folder / f"{hashlib.sha256(content.encode()).hexdigest()}.json"
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            evaluated = Evaluated(np.array(stored["values"], np.float64), float(stored["seconds"]))
+        except (OSError, ValueError, KeyError):  # not there, or not one of ours: it is computed
+            started = time.perf_counter()
+            evaluated = Evaluated(np.asarray(compute(), np.float64), time.perf_counter() - started)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            stored = {"key": json.loads(content), "values": evaluated.values.tolist(), "seconds": evaluated.seconds}
+            partial.write_text(json.dumps(stored), encoding="utf-8")
+            partial.replace(path)  # a reader, and a run that goes on, never sees half a file
+        else:
+            self.read += 1
+        return evaluated

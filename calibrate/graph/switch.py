@@ -1,0 +1,162 @@
+"""Writes a plan as a model with a switch per layer, so that one session computes every plan."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from calibrate.graph.placement import Layer, Placement
+from calibrate.graph.qdq import quantize_weight, representable
+from calibrate.plan import QuantizationPlan
+
+__all__ = ["SWITCHES", "switchable"]
+
+SWITCHES = "calibrate/switches"
+"""Name of the input that says which layers are int8: bool, shape (layers,), in the order of `placement.layers`."""
+
+
+def switchable(model: ir.Model, placement: Placement, plan: QuantizationPlan) -> ir.Model:
+    """Return a copy of a prepared model that takes `SWITCHES` as one more input.
+
+    Where all of the plan's int8 layers are on, and no others, it computes what the plan's simulated file does; a layer
+    that is off is float32, whatever the plan would type it. Each layer is an If with the float layer in one branch
+    and the quantized one in the other: only one of them runs, and both have constant weights, which runtimes lay out
+    beforehand. Layers that the plan does not have in int8 have no scales to switch to, and stay as they are.
+    """
+    result = model.clone()
+    graph = result.graph
+    switches = ir.Value(
+        name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape(["layers"])
+    )  # fmt: skip
+    graph.inputs.append(switches)
+    nodes = {node.name: node for node in graph}
+    on = {
+        layer.node: _switch(graph, switches, index)
+        for index, layer in enumerate(placement.layers)
+        if layer.node in plan.int8_layers
+    }
+    for layer in placement.layers:
+        if layer.node in on:
+            _switch_layer(nodes[layer.node], layer, on[layer.node], plan)
+    for residual_node in dict.fromkeys(residual.node for residual in placement.residuals):
+        taken: ir.Value | None = None
+        for residual in (r for r in placement.residuals if r.node == residual_node and r.fused_into in on):
+            condition = on[residual.fused_into]
+            if taken is not None:  # only one input of an Add is quantized: the first whose layer is on
+                condition = _before(nodes[residual_node], "And", [condition, _before(nodes[residual_node], "Not", [taken])])
+            _switch_residual(nodes[residual_node], residual.index, residual.tensor, condition, plan)
+            taken = on[residual.fused_into]
+    RemoveUnusedNodesPass()(result)
+    return result
+
+
+def _switch(graph: ir.Graph, switches: ir.Value, index: int) -> ir.Value:
+    """Return one switch, a scalar."""
+    position = _initializer(graph, f"{SWITCHES}/{index}", ir.tensor(np.asarray(index, np.int64)))
+    gather = ir.node("Gather", [switches, position], {"axis": 0}, name=f"{SWITCHES}/gather/{index}")
+    gather.outputs[0].name, gather.outputs[0].dtype = f"{SWITCHES}/on/{index}", ir.DataType.BOOL
+    graph.insert_before(graph[0], gather)
+    return gather.outputs[0]
+
+
+def _switch_layer(node: ir.Node, layer: Layer, on: ir.Value, plan: QuantizationPlan) -> None:
+    """Put `node` into an If, by itself or with its inputs quantized."""
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    quantizers, inputs = [], list(node.inputs)
+    for index, tensor in enumerate(layer.activations):
+        nodes = _quantized(node, inputs[index], plan.scales[tensor], plan)
+        quantizers += nodes
+        inputs[index] = nodes[-1].outputs[0]
+    if layer.axis is not None:
+        inputs[1] = _quantized_weight(graph, node, layer.axis, plan)
+    int8 = ir.node(node.op_type, inputs, dict(node.attributes), name=f"{node.name}/int8", version=node.version)
+    float32 = ir.node(node.op_type, node.inputs, dict(node.attributes), name=f"{node.name}/fp32", version=node.version)
+    _replace(node, on, [*quantizers, int8], [float32])
+
+
+def _switch_residual(add: ir.Node, index: int, tensor: str, on: ir.Value, plan: QuantizationPlan) -> None:
+    """Put an If before an input of an Add: quantized, or as it is."""
+    value = add.inputs[index]
+    assert value is not None
+    quantizers = _quantized(add, value, plan.scales[tensor], plan)
+    passed = ir.node("Identity", [value], name=f"{add.name}/{index}/fp32")
+    add.replace_input_with(index, _if(add, f"{add.name}/{index}", on, quantizers, [passed], value))
+
+
+def _quantized(node: ir.Node, value: ir.Value | None, scale: float, plan: QuantizationPlan) -> list[ir.Node]:
+    """Return the Q/DQ pair of an activation."""
+    graph = node.graph
+    assert isinstance(graph, ir.Graph) and value is not None
+    amount = representable(np.asarray(scale), plan)
+    constants = [
+        _initializer(graph, f"{value.name}/{node.name}/scale", ir.tensor(amount)),
+        _initializer(graph, f"{value.name}/{node.name}/zero_point", ir.tensor(np.zeros((), np.int8))),
+    ]
+    quantize = ir.node("QuantizeLinear", [value, *constants], name=f"{value.name}/{node.name}/QuantizeLinear")
+    return [quantize, ir.node("DequantizeLinear", [quantize.outputs[0], *constants])]
+
+
+def _quantized_weight(graph: ir.Graph, node: ir.Node, axis: int, plan: QuantizationPlan) -> ir.Value:
+    """Return the weight as it is after quantization, in float32, which needs no kernel at run time."""
+    weight = node.inputs[1]
+    assert weight is not None and weight.const_value is not None
+    array, scales = quantize_weight(weight.const_value.numpy(), axis, plan)
+    shape = [-1 if i == axis else 1 for i in range(array.ndim)] if scales.ndim else []
+    return _initializer(graph, f"{node.name}/weight/dequantized", ir.tensor(array * scales.reshape(shape)))
+
+
+def _replace(node: ir.Node, on: ir.Value, then: list[ir.Node], otherwise: list[ir.Node]) -> None:
+    """Put an If in the place of `node`."""
+    graph, old = node.graph, node.outputs[0]
+    assert isinstance(graph, ir.Graph)
+    new = _if(node, str(node.name), on, then, otherwise, old)
+    name = old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    new.name = name
+
+
+def _if(
+    before: ir.Node, name: str, on: ir.Value, then: list[ir.Node], otherwise: list[ir.Node], like: ir.Value
+) -> ir.Value:
+    """Insert ``If(on)`` before a node, with branches that end with their last node's output; return its output."""
+    graph = before.graph
+    assert isinstance(graph, ir.Graph)
+    branches = {}
+    for branch, nodes in (("then_branch", then), ("else_branch", otherwise)):
+        for number, node in enumerate(nodes):
+            for output in node.outputs:
+                output.name = f"{name}/{branch}/{number}"
+        nodes[-1].outputs[0].type = like.type
+        constants = {v: _own(v,name+branch) for n in nodes for v in n.inputs if v is not None and v.is_initializer()}
+        for n in nodes:
+            for i,v in enumerate(n.inputs):
+                if v in constants: n.replace_input_with(i, constants[v])
+        branches[branch] = ir.Graph([], [nodes[-1].outputs[0]], nodes=nodes, name=f"{name}/{branch}", initializers=list(constants.values()))
+    attributes = [ir.AttrGraph(branch, subgraph) for branch, subgraph in branches.items()]
+    node = ir.Node("", "If", [on], attributes, name=f"{name}/switch")
+    output = node.outputs[0]
+    output.name, output.type, output.shape = f"{name}/switched", like.type, like.shape
+    graph.insert_before(before, node)
+    return output
+
+
+def _before(node: ir.Node, op_type: str, inputs: list[ir.Value]) -> ir.Value:
+    """Insert a logical operation before `node`; return what it gives."""
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    made = ir.node(op_type, inputs)
+    made.outputs[0].dtype = ir.DataType.BOOL
+    graph.insert_before(node, made)
+    return made.outputs[0]
+
+
+def _initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()))
+    graph.register_initializer(value)
+    return value
+
+def _own(v,p):
+    return ir.Value(name=p+v.name, const_value=v.const_value, type=v.type, shape=v.shape)

@@ -1,0 +1,83 @@
+"""What is logged of cost and of fallback's trials, read back from a real MLflow database."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from reports.tracking import log_results
+from validate.results import Results
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+
+@pytest.fixture
+def runs(results: Results, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Run]:
+    """Log the run; return every run of the database by its name, the job as "job"."""
+    import mlflow
+
+    monkeypatch.chdir(tmp_path)  # artifacts go beside the database
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+    output = tmp_path / "out"
+    (output / "plans").mkdir(parents=True)
+    for candidate in results.candidates:
+        (output / candidate.plan).write_text("{}", encoding="utf-8")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    log_results(results, output, uri, "trials", "job")
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("trials")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    assert len({run.info.run_name for run in found}) == len(found)
+    return {run.info.run_name: run for run in found}
+
+
+def test_every_plan_is_one_run(results: Results, runs: dict[str, Run]) -> None:
+    assert results.search is not None
+    tried = {trial.name for trial in results.search.trials}
+    assert set(runs) == {"job", *tried, *(candidate.name for candidate in results.candidates)}
+    assert {name for name, run in runs.items() if run.data.tags.get("trial") == "true"} == tried
+    parents = {run.data.tags.get("mlflow.parentRunId") for name, run in runs.items() if name != "job"}
+    assert parents == {runs["job"].info.run_id}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+
+
+def test_a_trial_carries_what_came_of_it(runs: dict[str, Run]) -> None:
+    data = runs["percentile-99.99+1fp16"].data
+    assert (data.tags["stopped_early"], data.tags["meets_target"]) == ("true", "false")
+    assert (data.tags["cost.basis"], data.tags["cost.unit"]) == ("estimate", "ms")
+    assert data.params == {"plan.hash": "trial-1", "fallback.layers": "1"}
+    assert data.metrics == pytest.approx(
+        {
+            "eval/exact_match": 0.9025, "eval/exact_match_drop": 0.04, "eval/exact_match_drop_ci_low": 0.01,
+            "eval/exact_match_drop_ci_high": 0.07, "eval/samples": 120, "perf/cost": 0.442,
+        }
+    )  # fmt: skip
+
+
+def test_a_candidate_that_was_a_trial_says_so_beside_its_own_numbers(results: Results, runs: dict[str, Run]) -> None:
+    assert results.selected is not None
+    data = runs[results.selected].data
+    assert (data.tags["trial"], data.tags["stopped_early"], data.tags["meets_target"]) == ("true", "false", "true")
+    assert data.tags["selected"] == "true"
+    assert data.tags["cost.source"].startswith("roofline of an NVIDIA L4")
+    assert data.metrics["perf/cost"] == pytest.approx(0.472)
+    assert data.metrics["perf/int8_mac_share"] == pytest.approx(0.85)
+    assert "eval/selection_error" not in data.metrics
+    assert "eval/selection_error" in runs["minmax"].data.metrics
+    assert "trial" not in runs["minmax"].data.tags
+
+
+def test_the_front_is_an_artifact_of_the_job(results: Results, runs: dict[str, Run], tmp_path: Path) -> None:
+    import mlflow
+
+    path = mlflow.artifacts.download_artifacts(
+        run_id=runs["job"].info.run_id, artifact_path="pareto.json", dst_path=str(tmp_path / "down")
+    )
+    points = json.loads(Path(path).read_text(encoding="utf-8"))["pareto"]
+    assert points == [point.model_dump(mode="json") for point in results.pareto]

@@ -1,0 +1,271 @@
+"""What of the machine moves a latency: its clocks, its temperature, and what else runs on it; and how to hold it still.
+
+Linux tells most of it in /proc and /sys, and NVIDIA's driver through nvidia-smi. What is not told is None.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pydantic import Field
+
+from validate.results import Record
+
+__all__ = [
+    "Clocks",
+    "Load",
+    "Machine",
+    "available_cpus",
+    "busy_before",
+    "disturbances",
+    "pinned",
+    "read_clocks",
+    "read_machine",
+]
+
+_PROC, _SYS = Path("/proc"), Path("/sys/devices/system/cpu")
+_MOVED = 0.05
+"""Share by which a clock may move before a warning is given."""
+_BUSY = 0.5
+"""Load per CPU before the job from which a warning is given."""
+_OTHERS = 0.05
+"""Share of the CPUs' time taken by others from which a warning is given."""
+_LEAST_SECONDS = 0.5
+_SECONDS = 20  # after which nvidia-smi is given up
+
+# "NvmlClocksEventReasons" in NVIDIA's NVML API reference; the idle GPU and settings of the user's own are not here.
+_SLOWED = {
+    0x4: "power cap", 0x8: "hardware slowdown", 0x20: "thermal slowdown by software",
+    0x40: "thermal slowdown by hardware", 0x80: "power brake",
+}  # fmt: skip
+_IDLE = 0x1
+_BUS_ID_BYTES = 32
+
+
+class Clocks(Record):
+    """Clocks at one moment."""
+
+    cpu_mhz: float | None = Field(description="mean of the CPUs that are used, as the OS says")
+    sm_mhz: float | None = Field(default=None, description="of the GPU's multiprocessors")
+    sm_max_mhz: float | None = None
+    temperature_c: float | None = Field(default=None, description="of the GPU, in degrees Celsius")
+    power_w: float | None = Field(default=None, description="of the GPU, in watts")
+    gpu_idle: bool | None = Field(default=None, description="the GPU was clocked down because it had nothing to do")
+    slowed_by: list[str] = Field(default_factory=list, description="what held the GPU's clocks down")
+
+
+class Machine(Record):
+    """What holds for all of a job."""
+
+    threads: int = Field(ge=1, description="intra-op threads of every model")
+    pinned_cpus: list[int] = Field(description="CPUs that the process was kept on; empty where the OS cannot do that")
+    cpus: int = Field(ge=1, description="of the machine")
+    governor: str | None = Field(description="of the CPUs' clocks")
+    load: float | None = Field(description="processes that ran or waited, mean of the minute before the job")
+
+
+def available_cpus() -> int:
+    """Return how many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def pinned(threads: int) -> Iterator[list[int]]:
+    """Keep this thread, and all that it starts from now on, on as many CPUs as threads; yield them.
+
+    CPUs of different cores come first. Where the OS cannot do that (it is Linux's), the list is empty.
+
+    Args:
+        threads: >= 1; all CPUs that the process may use are taken where they are fewer.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        yield []
+        return
+    before = os.sched_getaffinity(0)
+    chosen = sorted(before, key=lambda cpu: (_rank_in_core(cpu), cpu))[:threads]
+    try:
+        os.sched_setaffinity(0, chosen)
+    except OSError:  # a sandbox may forbid it
+        yield []
+        return
+    try:
+        yield sorted(chosen)
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def read_machine(threads: int, cpus: Sequence[int]) -> Machine:
+    """Return what holds for a job; to be called before its models are loaded, since that is load too.
+
+    Args:
+        threads: of every model.
+        cpus: that `pinned` yielded.
+    """
+    governor = _text(_SYS / f"cpu{cpus[0] if cpus else 0}/cpufreq/scaling_governor")
+    load = _text(_PROC / "loadavg")
+    return Machine(
+        threads=threads, pinned_cpus=list(cpus), cpus=os.cpu_count() or 1,
+        governor=governor, load=float(load.split()[0]) if load else None,
+    )  # fmt: skip
+
+
+def read_clocks(cpus: Sequence[int], gpu: bool) -> Clocks:
+    """Return the clocks of now.
+
+    Args:
+        cpus: which; none for all.
+        gpu: ask for the GPU's too, which takes some 100 ms.
+    """
+    mhz = _cpu_mhz(cpus)
+    found = _gpu() if gpu else None
+    return Clocks(cpu_mhz=mhz) if found is None else found.model_copy(update={"cpu_mhz": mhz})
+
+
+class Load:
+    """How much of the CPUs' time others take while this runs; made at the start.
+
+    Args:
+        cpus: which; none for all.
+    """
+
+    def __init__(self, cpus: Sequence[int]) -> None:
+        self._cpus = list(cpus)
+        self._before = self._now()
+
+    def of_others(self) -> float | None:
+        """Return the share in [0, 1] of the CPUs' time since the start that neither this process took nor was idle.
+
+        Time that a hypervisor gave to other machines counts. From /proc/stat (proc_stat(5)), whose steps of 10 ms say
+        nothing of less than half a second.
+        """
+        now = self._now()
+        if now is None or self._before is None:
+            return None
+        total, busy, own = (b - a for a, b in zip(self._before, now, strict=True))
+        return min(max(busy - own, 0.0) / total, 1.0) if total >= _LEAST_SECONDS else None
+
+    def _now(self) -> tuple[float, float, float] | None:
+        """Return seconds in all, seconds not idle, and seconds of this process."""
+        wanted = {f"cpu{cpu}" for cpu in self._cpus} or {"cpu"}
+        rows = [line.split() for line in (_text(_PROC / "stat") or "").splitlines()]
+        # The first eight are user, nice, system, idle, iowait, irq, softirq, steal; guests are in user already.
+        counts = [[int(count) for count in row[1:9]] for row in rows if row and row[0] in wanted]
+        if not counts:
+            return None
+        ticks = os.sysconf("SC_CLK_TCK")
+        total = sum(map(sum, counts)) / ticks
+        idle = sum(row[3] + row[4] for row in counts) / ticks
+        used = os.times()
+        return total, total - idle, used.user + used.system
+
+
+def busy_before(machine: Machine) -> list[str]:
+    """Return what was wrong with the machine before the job, in sentences."""
+    if machine.load is None or machine.load / machine.cpus <= _BUSY:
+        return []
+    load = f"load {machine.load:.1f} for {machine.cpus} CPUs"
+    return [f"the machine was busy before this began ({load}): times may be too long, ratios less so"]
+
+
+def disturbances(before: Clocks, after: Clocks, others: float | None) -> list[str]:
+    """Return what went wrong with the machine between two moments, in sentences.
+
+    Args:
+        before: the clocks once the models were warm.
+        after: the clocks when the last was timed.
+        others: see `Load.of_others`.
+    """
+    found = []
+    pairs = [("CPU", before.cpu_mhz, after.cpu_mhz)]
+    if not (before.gpu_idle or after.gpu_idle):  # the clock of an idle GPU is not the one that was timed with
+        pairs.append(("GPU", before.sm_mhz, after.sm_mhz))
+    for what, was, became in pairs:
+        if was and became and abs(became / was - 1) > _MOVED:
+            found.append(f"the {what} clock moved from {was:.0f} to {became:.0f} MHz while the models were timed")
+    if slowed := sorted({*before.slowed_by, *after.slowed_by}):
+        found.append(f"the GPU's clock was held down by: {', '.join(slowed)}")
+    if others is not None and others > _OTHERS:
+        found.append(f"other processes took {others:.0%} of the CPUs while the models were timed")
+    return found
+
+
+def _rank_in_core(cpu: int) -> int:
+    """Return 0 for the first CPU of a core, 1 for the thread beside it, ..."""
+    siblings = _numbers(_text(_SYS / f"cpu{cpu}/topology/thread_siblings_list") or "")
+    return siblings.index(cpu) if cpu in siblings else 0
+
+
+def _numbers(text: str) -> list[int]:
+    """Read a list as Linux writes it: ``0,4`` or ``0-3,8``."""
+    found: list[int] = []
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        found.extend(range(int(first), int(last or first) + 1))
+    return found
+
+
+def _cpu_mhz(cpus: Sequence[int]) -> float | None:
+    texts = [_text(_SYS / f"cpu{cpu}/cpufreq/scaling_cur_freq") for cpu in cpus]
+    mhz = [float(text) / 1e3 for text in texts if text]
+    if not mhz:
+        lines = (_text(_PROC / "cpuinfo") or "").splitlines()
+        every = [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
+        mhz = [every[cpu] for cpu in cpus if cpu < len(every)] or every
+    return sum(mhz) / len(mhz) if mhz else None
+
+
+def _gpu() -> Clocks | None:
+    """Ask nvidia-smi for the GPU that CUDA shows first; None where there is none."""
+    gpu = _bus_id() or "0"
+    for reasons in ("clocks_event_reasons.active", "clocks_throttle_reasons.active"):  # the second: older drivers
+        query = f"--query-gpu=clocks.sm,clocks.max.sm,temperature.gpu,power.draw,{reasons}"
+        command = ["nvidia-smi", f"--id={gpu}", query, "--format=csv,noheader,nounits"]
+        with suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS)  # noqa: S603
+            return _parse_gpu(done.stdout)
+    return None
+
+
+def _parse_gpu(printed: str) -> Clocks:
+    """Read what nvidia-smi prints; it has words such as ``[N/A]`` for what it does not know."""
+    cells = [cell.strip() for cell in printed.strip().splitlines()[0].split(",")]
+    numbers: list[float | None] = []
+    for cell in cells[:4]:
+        try:
+            numbers.append(float(cell))
+        except ValueError:
+            numbers.append(None)
+    sm, sm_max, temperature, power = numbers
+    mask = int(cells[4], 16) if cells[4].startswith("0x") else None
+    return Clocks(
+        cpu_mhz=None, sm_mhz=sm, sm_max_mhz=sm_max, temperature_c=temperature, power_w=power,
+        gpu_idle=None if mask is None else bool(mask & _IDLE),
+        slowed_by=[] if mask is None else [reason for bit, reason in _SLOWED.items() if mask & bit],
+    )  # fmt: skip
+
+
+def _bus_id() -> str | None:
+    """Return where CUDA's first GPU is on the PCI bus: nvidia-smi counts GPUs otherwise than CUDA does.
+
+    By the CUDA Driver API ("Device Management"), where CUDA_VISIBLE_DEVICES holds.
+    """
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    name = ctypes.create_string_buffer(_BUS_ID_BYTES)
+    failed = cuda.cuInit(0) or cuda.cuDeviceGetPCIBusId(name, _BUS_ID_BYTES, 0)
+    return None if failed else name.value.decode()
+
+
+def _text(path: Path) -> str | None:
+    """Return what a file of the OS says, stripped; None where there is no such file, or it says nothing."""
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
