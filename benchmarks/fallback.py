@@ -171,6 +171,13 @@ class Case:
         self.runs["judging"] += found.size
         return found
 
+    def scores_of(self, plan: Layers, chosen: np.ndarray[Any, Any]) -> Floats:
+        """Return the scores of some judging samples, and pay for these."""
+        keys = [("judging", first, plan) for first in dict.fromkeys((chosen - chosen % BATCH).tolist())]
+        self._compute([key for key in keys if key not in self.known])
+        self.runs["judging"] += chosen.size
+        return np.array([self.known["judging", i - i % BATCH, plan][0][i % BATCH] for i in chosen])
+
     def _compute(self, keys: list[tuple[str, int, Layers]]) -> None:
         tasks = [(self.folder, *key) for key in keys]
         self.known |= dict(zip(keys, self.pool.map(judged, tasks, chunksize=max(1, len(tasks) // 64)), strict=True))
@@ -189,17 +196,31 @@ def ours(case: Case, cost: str) -> Layers | None:
     chosen = ranking_samples(len(case.layers), case.sizes["ranking"])
     effects = effects_of_layers(case.layers, lambda x, i: case.error_of(frozenset({x}), i), chosen)
     price = case.case["macs"] if cost == "MACs" else dict.fromkeys(case.layers, 1)
-    target = Target(case.margin, None, case.sizes["judging"])
+    target, total = Target(case.margin, None, case.sizes["judging"]), case.sizes["judging"]
+    int8 = case.float_scores - np.pad(
+        scores := case.score_until(case.all(), target.enough), (0, total - scores.size), constant_values=np.nan
+    )
+    seen, changed = scores.size, np.flatnonzero(int8[: scores.size])
 
-    def judge(back: Layers) -> Tried:
-        scores = case.score_until(case.all() - back, target.hopeless)
-        done = scores.size == case.sizes["judging"]
-        return Tried(done and case.meets(scores), scores.size / case.sizes["judging"], 0.0)
+    class OnTheCase:
+        def screen(self, back: Layers) -> Tried:
+            worse = np.zeros(seen)
+            worse[changed] = case.float_scores[changed] - case.scores_of(case.all() - back, changed)
+            return Tried(target.met(worse), changed.size / total, 0.0)
+
+        def judge(self, back: Layers) -> Tried:
+            scores = case.score_until(case.all() - back, lambda worse: target.hopeless(worse, total))
+            return Tried(scores.size == total and case.meets(scores), scores.size / total, 0.0)
 
     def value(back: Layers) -> float:
         return float(sum(price[x] for x in case.layers) + sum(price[x] for x in back))
 
-    found = search(ladder(effects, value), effects, value, judge, Budget(EVALUATIONS))
+    left = Budget(EVALUATIONS - seen / total)
+    found = search(ladder(effects, value), effects, value, OnTheCase(), left)
+    if os.environ.get("SHOW"):
+        print("int8 seen", seen, "changed", changed.size, file=sys.stderr)
+        for n, d in (("screen", found.screened), ("judge", found.tried)):
+            print(n, [(len(k), v.meets, round(v.passes, 3)) for k, v in d.items()], file=sys.stderr)
     return found.layers
 
 

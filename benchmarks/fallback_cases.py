@@ -41,7 +41,7 @@ def efficientnet(folder: Path) -> None:
 
 
 def planted(folder: Path) -> None:
-    """EfficientNet-Lite0 with per-channel weights, and three layers whose input has a scale 40 times too wide."""
+    """EfficientNet-Lite0 with per-channel weights, and three layers whose input has a scale 100 times too wide."""
     _efficientnet(folder, "per_channel", ruined=3)
 
 
@@ -263,7 +263,7 @@ def _write(
         alone = [x for x in placement.layers if x.node in names and readers.count(x.activation) == 1]
         chosen = [alone[int(len(alone) * (i + 0.5) / ruined)] for i in range(ruined)]
         broken = [layer.node for layer in chosen]
-        wide = {layer.activation: 40 * plan.scales[layer.activation] for layer in chosen}
+        wide = {layer.activation: 100 * plan.scales[layer.activation] for layer in chosen}
         plan = plan.model_copy(update={"scales": plan.scales | wide})
     write(switchable(prepared, placement, plan), folder / "switchable.onnx")
     np.savez_compressed(folder / "ranking.npz", **calibration)

@@ -62,6 +62,10 @@ Strategy = Annotated[
 class QuantizationConfig(QuantizationRules):
     """How candidates are made."""
 
+    # FP16 is what INT8 has to beat, and a rest in FP32 loses to it; nodes that FP16 cannot hold are found and kept out.
+    float_precision: FloatPrecision = Field(
+        default="fp16", description="type of everything that is not int8, and of the float side of int8 layers"
+    )
     strategies: list[Strategy] = Field(
         default=[
             "minmax", PercentileStrategy(percentile=99.9), PercentileStrategy(percentile=99.99),

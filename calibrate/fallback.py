@@ -1,21 +1,24 @@
 """Searches the fastest plan that meets a target, by putting layers back to float. Sees a small protocol, no framework.
 
 Layers are ranked once (`calibrate.sensitivity`); a ladder of plans follows from the effects and from what each plan
-costs; a handful of trials find the lowest rung that meets the target. Accuracy is not monotone along the ladder, so
-that neighbours are checked, and a backward pass takes layers back to int8 one at a time.
+costs. The samples that make the difference are those whose score INT8 changes, a few in a hundred of all: on them
+alone, plans are screened at little cost, and what they let through is judged on all samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
-__all__ = ["Budget", "CostOf", "Found", "Layers", "Rung", "Tried", "ladder", "search"]
+__all__ = ["Budget", "CostOf", "Found", "Layers", "Rung", "Tried", "Trier", "ladder", "search"]
 
-_STEP = 8.0
-"""By how much the first trial, and each one after a miss, cuts the effects that the layers left in int8 add up to."""
+_LITTLE = 1 / 64
+"""Share of the effects of all layers that is hardly enough to miss a target."""
+_AFTER_A_MISS = 1 / 4
+"""Share of its effects that the plan after one that was judged and missed may leave."""
 
 Layers = frozenset[str]
 CostOf = Callable[[Layers], float]
@@ -43,7 +46,7 @@ class Tried:
 
     Attributes:
         meets: the target, on all judging samples.
-        passes: what it took, in runs over all judging samples; below 1 where it was stopped early.
+        passes: what it took, in runs over all judging samples; below 1 where not all of them ran.
         seconds: what it took, also where it was read from a cache: a resumed search ends as one that ran through.
     """
 
@@ -65,19 +68,36 @@ class Budget:
     minutes: float = np.inf
 
 
+class Trier(Protocol):
+    """Tries plans, given by their layers in float."""
+
+    def screen(self, layers: Layers) -> Tried:
+        """Guess from the few judging samples that all layers in int8 change."""
+        ...
+
+    def judge(self, layers: Layers) -> Tried:
+        """Try on all judging samples; a plan that is out of reach of the target may be stopped early."""
+        ...
+
+
 @dataclass
 class Found:
     """What a search found; `layers` is None where no trial met the target."""
 
     layers: Layers | None = None
-    cost: float = np.inf
     ended: str = ""
     tried: dict[Layers, Tried] = field(default_factory=dict)
+    screened: dict[Layers, Tried] = field(default_factory=dict)
 
     @property
     def passes(self) -> float:
-        """Runs over all judging samples, over all trials."""
-        return sum(tried.passes for tried in self.tried.values())
+        """Runs over all judging samples, of all trials and screens."""
+        return sum(tried.passes for tried in (*self.tried.values(), *self.screened.values()))
+
+    @property
+    def screen_passes(self) -> float:
+        """What the dearest screen so far took; they all take the same samples."""
+        return max((tried.passes for tried in self.screened.values()), default=0.0)
 
 
 def ladder(effects: Mapping[str, float], cost: CostOf) -> list[Rung]:
@@ -120,77 +140,83 @@ class _SpentError(Exception):
     """The budget is used up; the message says which."""
 
 
-def search(
-    rungs: Sequence[Rung], effects: Mapping[str, float], cost: CostOf, judge: Callable[[Layers], Tried], budget: Budget
-) -> Found:
-    """Return the cheapest plan that met the target in a trial.
+def search(rungs: Sequence[Rung], effects: Mapping[str, float], cost: CostOf, trier: Trier, budget: Budget) -> Found:
+    """Return the cheapest plan that was judged to meet the target.
+
+    The lowest rung that meets it, and the fewest layers of that rung, are found by screening: halving, as accuracy
+    mostly grows with the layers in float; then a look further down, as it does not always; then each layer of it, the
+    least harmful first, goes back to int8 if the screen still says so. Only what comes out of that is judged. Where
+    it misses after all, the next one is a rung that leaves a quarter of its effects, or less.
 
     Args:
         rungs: what `ladder` returned; the first has no layer in float and is known to miss the target.
         effects: of all layers.
         cost: of a plan.
-        judge: tries a plan.
-        budget: of all trials.
+        trier: screens and judges plans.
+        budget: of all that it does.
     """
     found = Found()
-    started = found.tried
 
-    def meets(layers: Layers) -> bool:
-        if layers not in started:
-            _check(budget, found)
-            started[layers] = judge(layers)
-            if started[layers].meets and (price := cost(layers)) < found.cost:
-                found.layers, found.cost = layers, price
-        return started[layers].meets
+    def screened(layers: Layers) -> bool:
+        """Raises _SpentError where that would leave no pass to judge."""
+        if layers not in found.screened:
+            _check(budget, found, found.screen_passes)
+            found.screened[layers] = trier.screen(layers)
+        return found.screened[layers].meets
 
+    low = 0
     try:
-        low, high = 0, len(rungs)  # the highest rung that missed, and the lowest that met the target
-        while high - low > 1:
-            middle = _next_rung(rungs, low, high)
-            if meets(rungs[middle].layers):
-                high = middle
-            else:
-                low = middle
-        if found.layers is None:
-            found.ended = "no plan with a layer in int8 met the target"
-            return found
-        if low > 1:  # accuracy is not monotone: a neighbour below a miss may meet the target
-            meets(rungs[low - 1].layers)
-        _backward(found, effects, cost, meets)
-        found.ended = "no layer can go back to int8 without missing the target"
+        while low < len(rungs) - 1:
+            _check(budget, found, 0.0)
+            index, layers = _smallest(rungs, low, effects, cost, screened)
+            found.tried[layers] = trier.judge(layers)
+            if found.tried[layers].meets:
+                found.layers, found.ended = layers, "a plan met the target"
+                return found
+            wanted = rungs[index].remaining * _AFTER_A_MISS
+            low = next((i for i in range(index + 1, len(rungs)) if rungs[i].remaining <= wanted), len(rungs) - 1) - 1
+            low = max(low, index)
+        found.ended = "no plan with a layer in int8 met the target"
     except _SpentError as error:
         found.ended = str(error)
     return found
 
 
-def _next_rung(rungs: Sequence[Rung], low: int, high: int) -> int:
-    """Return the rung to try between two: halfway in the logarithm of the remaining effects."""
-    remaining = np.array([rung.remaining for rung in rungs])
-    if not np.isfinite(remaining[low]):  # layers that break the model go first
-        finite = int(np.argmax(np.isfinite(remaining)))
-        if low < finite < high:
-            return finite
-    if high == len(rungs):
-        wanted = remaining[low] / _STEP
-    else:
-        wanted = np.sqrt(max(remaining[low], 1e-300) * max(remaining[high], 1e-300))
-    inside = np.arange(low + 1, high)
-    reached = inside[remaining[inside] <= wanted]
-    return int(reached[0]) if reached.size and (high == len(rungs) or reached[0] < high) else int(inside[-1])
+def _smallest(
+    rungs: Sequence[Rung], low: int, effects: Mapping[str, float], cost: CostOf, screened: Callable[[Layers], bool]
+) -> tuple[int, Layers]:
+    """Return the lowest rung above `low` that the screen lets through, and the layers of it that have to go back."""
+    high = len(rungs)
+    try:
+        step = low + 1
+        while high - low > 1:  # from below: most models need few layers back
+            middle = min(step, high - 1) if high == len(rungs) else (low + high) // 2
+            low, high = (low, middle) if screened(rungs[middle].layers) else (middle, high)
+            step = 2 * middle
+        if high == len(rungs):
+            return high - 1, rungs[-1].layers
+        if high > 2 and screened(rungs[high - 2].layers):
+            high -= 2
+    except _SpentError:
+        if high == len(rungs):  # nothing is known to be enough
+            little = rungs[0].remaining * _LITTLE
+            high = next((i for i in range(low + 1, high) if rungs[i].remaining <= little), high - 1)
+        return high, rungs[high].layers
+    layers = rungs[high].layers
+    try:
+        for layer in sorted(layers, key=lambda name: (effects[name], name)):
+            fewer = layers - {layer}
+            if fewer and cost(fewer) < cost(layers) and screened(fewer):
+                layers = fewer
+    except _SpentError:
+        pass  # what was found so far is good
+    return high, layers
 
 
-def _backward(found: Found, effects: Mapping[str, float], cost: CostOf, meets: Callable[[Layers], bool]) -> None:
-    """Take layers of the best plan back to int8, those first that cost most for what they do, while that holds."""
-    assert found.layers is not None
-    for layer in sorted(found.layers, key=lambda name: (effects[name], name)):
-        fewer = found.layers - {layer}
-        if fewer and cost(fewer) < found.cost:
-            meets(fewer)
-
-
-def _check(budget: Budget, found: Found) -> None:
-    minutes = sum(tried.seconds for tried in found.tried.values()) / 60
-    if found.passes + 1 > budget.passes + 1e-9:  # the next trial may take a whole pass
-        raise _SpentError(f"the budget of {budget.passes:g} runs over the judging samples was used up")
+def _check(budget: Budget, found: Found, more: float) -> None:
+    """Raise where the budget does not allow `more` passes and one to judge."""
+    minutes = sum(tried.seconds for tried in (*found.tried.values(), *found.screened.values())) / 60
+    if found.passes + more + 1 > budget.passes + 1e-9:
+        raise _SpentError(f"the budget of {budget.passes:.3g} runs over the judging samples was used up")
     if minutes >= budget.minutes:
         raise _SpentError(f"the budget of {budget.minutes:g} minutes was used up")

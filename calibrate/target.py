@@ -7,14 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from validate.significance import paired_interval, projected_interval
+from validate.significance import projected_interval
 
 __all__ = ["Target"]
 
-_HOPELESS = 0.99
-"""Confidence with which a trial is beyond the target when it is stopped early."""
+_HOPELESS = 1.64
+"""Standard errors by which a trial is beyond the target when it is stopped: one in twenty is stopped wrongly, which
+costs the search a better plan and never makes a plan look good."""
 _FEWEST = 30
-"""Samples below which no trial is stopped."""
+"""Samples below which no trial is stopped, and nothing is screened."""
+_CHANGED = 24
+"""Changed samples by which plans are screened: more cost more, and hardly tell more."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,18 @@ class Target:
             return bool(worse.mean() <= self.margin)
         return bool(projected_interval(worse, self.confidence, self.samples).high < self.margin)
 
-    def hopeless(self, worse: NDArray[np.float64]) -> bool:
-        """Tell from the first samples whether it is hardly to be met."""
-        return worse.size >= _FEWEST and bool(paired_interval(worse, _HOPELESS).low > self.margin)
+    def enough(self, worse: NDArray[np.float64]) -> bool:
+        """Tell whether the first samples hold enough that INT8 changes to screen other plans by them."""
+        return worse.size >= _FEWEST and int((worse != 0).sum()) >= _CHANGED
+
+    def hopeless(self, worse: NDArray[np.float64], total: int) -> bool:
+        """Tell from the first of `total` samples whether the mean over all of them is hardly to come below the margin.
+
+        The mean of n of N samples differs from that of all by a standard error of ``s * sqrt(1/n - 1/N)`` (Cochran,
+        Sampling Techniques, 3rd ed., section 2.6). The largest difference is counted once more in s.
+        """
+        n = worse.size
+        if not _FEWEST <= n < total:
+            return False
+        deviation = np.sqrt((np.square(worse - worse.mean()).sum() + np.square(worse).max(initial=0)) / n)
+        return bool(worse.mean() - _HOPELESS * deviation * np.sqrt(1 / n - 1 / total) > self.margin)

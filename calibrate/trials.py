@@ -103,7 +103,7 @@ class Trials:
         plan, total = self.mixed(back), len(judging)
         with bench.journal.stage("trials", f"try {plan.name}", total) as advance:
             looks = np.linspace(0, total, _LOOKS + 1)[1:-1].astype(int).tolist()
-            judged = bench.judge(plan, judging, self.target.hopeless, looks, advance)
+            judged = bench.judge(plan, judging, lambda worse: self.target.hopeless(worse, total), looks, advance)
         seen = len(judged.values)
         assert bench.calibration_scores is not None  # see `fallback_can_help`
         reference = bench.calibration_scores[judging[:seen]]
