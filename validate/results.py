@@ -167,6 +167,8 @@ class LayerError(Record):
     )
     isolated_sqnr_db: Number = Field(description="the same where the layer is fed the float model's values")
     clipped_share: Number = Field(description="share of the float values of its inputs that INT8 clips")
+    scale: float | None = Field(default=None, description="of the input that is clipped most, where one is quantized")
+    latency_ms: float | None = Field(default=None, description="measured, of this layer alone; null where it was not")
 
 
 class Candidate(Record):
