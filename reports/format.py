@@ -38,6 +38,7 @@ __all__ = [
     "passes",
     "percent",
     "printable",
+    "quantity",
     "seconds",
     "share",
     "shorten",
@@ -91,6 +92,15 @@ def interval(low: float, high: float, rate: bool) -> str:
 def significant(value: float) -> str:
     """Return a number of any magnitude, such as an error or a scale, with three significant digits."""
     return NOT_AVAILABLE if math.isnan(value) else _number(value, "#.3g")
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """Return a rule's number with its unit: ``0.0123``, ``4.25 ms``, ``10.9 MB``, and ``-`` where there is none."""
+    if value is None:
+        return "-"
+    if not math.isfinite(value):
+        return NOT_AVAILABLE
+    return size(round(value)) if unit == "bytes" else f"{_number(value, ',.4g')} {unit}".rstrip()
 
 
 def milliseconds(value: float) -> str:

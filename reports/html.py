@@ -1,7 +1,7 @@
 """The HTML page about a run; `reports.page` says what all pages have in common.
 
-It is made of ``results.json`` and of what lies beside it: ``evidence.json`` (histograms, convergence, pictures) and
-``samples.parquet``. Where one of them is missing, the page says what it cannot show.
+It is made of ``results.json`` and of what lies beside it: ``illustrations.json`` (histograms, convergence, pictures)
+and ``samples.parquet``. Where one of them is missing, the page says what it cannot show.
 
 Everything a page says is in its text and tables, and the figures only add to them: a reader whose viewer runs no
 scripts misses no number.
@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 
 from reports import format as fmt
 from reports import page, plots
-from reports.evidence_plots import convergence_figure, histogram_figure
+from reports.illustration_plots import convergence_figure, histogram_figure
 from reports.samples import SAMPLES, SampleScores, changes, read_scores
 from reports.search_plots import comparable, margin, pareto_figure
-from validate.evidence import EVIDENCE, Evidence
 from validate.exceptions import JobError
+from validate.illustrations import ILLUSTRATIONS, Illustrations
 from validate.pareto import FLOAT
 from validate.results import Candidate, CandidateAccuracy, Latency, LayerError, ParetoPoint, Reference, Results
 
@@ -85,11 +85,13 @@ def render(results: Results, folder: Path) -> str:
     selected = results.selected_candidate
     shown = selected or next(iter(results.candidates), None)
     layers = sorted_layers(shown) if shown else []
-    evidence, no_evidence = _evidence(results, folder)
-    histograms = [(f"histogram-{i}", tensor) for i, tensor in enumerate(evidence.histograms)] if evidence else []
+    illustrations, no_illustrations = _illustrations(results, folder)
+    histograms = (
+        [(f"histogram-{i}", tensor) for i, tensor in enumerate(illustrations.histograms)] if illustrations else []
+    )
     return page.render(
         "report.html.jinja",
-        figures=_figures(results, evidence),
+        figures=_figures(results, illustrations),
         filters=_FILTERS,
         results=results,
         rate=rate,
@@ -123,11 +125,11 @@ def render(results: Results, folder: Path) -> str:
         colours=plots.colours(results),
         dashes=plots.dashes(results),
         muted=plots.MUTED,
-        evidence=evidence,
-        no_evidence=no_evidence,
+        illustrations=illustrations,
+        no_illustrations=no_illustrations,
         histograms=histograms,
-        convergence_samples=[point.samples for point in evidence.convergence[0].points]
-        if evidence and evidence.convergence
+        convergence_samples=[point.samples for point in illustrations.convergence[0].points]
+        if illustrations and illustrations.convergence
         else [],
         **_samples(results, selected, folder),
         data=_data(results.data),
@@ -209,19 +211,19 @@ def _part(error: float, largest: float) -> float:
     return max(0.0, error / largest) if largest > 0 else 0.0
 
 
-def _evidence(results: Results, folder: Path) -> tuple[Evidence | None, str]:
-    """Return the evidence about the selected candidate, or None and a sentence that says why there is none."""
-    path = folder / EVIDENCE
+def _illustrations(results: Results, folder: Path) -> tuple[Illustrations | None, str]:
+    """Return the illustrations about the selected candidate, or None and a sentence that says why there is none."""
+    path = folder / ILLUSTRATIONS
     if not path.exists():
-        return None, f"There is no {EVIDENCE} beside the results, so that there is nothing to show here."
+        return None, f"There is no {ILLUSTRATIONS} beside the results, so that there is nothing to show here."
     try:
-        evidence = Evidence.read(path)
+        illustrations = Illustrations.read(path)
     except JobError as error:
         return None, f"{str(error).removeprefix(str(folder)).lstrip('/')}."
     selected = results.selected_candidate
-    if selected is None or evidence.plan_hash != selected.plan_hash:
-        return None, f"The {EVIDENCE} beside the results is about another candidate, so that it is not shown."
-    return evidence, ""
+    if selected is None or illustrations.plan_hash != selected.plan_hash:
+        return None, f"The {ILLUSTRATIONS} beside the results is about another candidate, so that it is not shown."
+    return illustrations, ""
 
 
 def _samples(results: Results, selected: Candidate | None, folder: Path) -> dict[str, Any]:
@@ -242,17 +244,17 @@ def _samples(results: Results, selected: Candidate | None, folder: Path) -> dict
     }
 
 
-def _figures(results: Results, evidence: Evidence | None) -> dict[str, plots.Figure]:
+def _figures(results: Results, illustrations: Illustrations | None) -> dict[str, plots.Figure]:
     figures = {"drop": plots.drop_figure(results), "sqnr": plots.sqnr_figure(results)}
     if len(comparable(results)) > 1:
         figures["pareto"] = pareto_figure(results)
-    if evidence is None:
+    if illustrations is None:
         return figures
     dashes = plots.dashes(results)
     lines = {name: {"color": colour, "dash": dashes[name]} for name, colour in plots.colours(results).items()}
-    if any(curve.points for curve in evidence.convergence):
-        figures["convergence"] = convergence_figure(evidence.convergence, lines)
-    return figures | {f"histogram-{i}": histogram_figure(x, lines) for i, x in enumerate(evidence.histograms)}
+    if any(curve.points for curve in illustrations.convergence):
+        figures["convergence"] = convergence_figure(illustrations.convergence, lines)
+    return figures | {f"histogram-{i}": histogram_figure(x, lines) for i, x in enumerate(illustrations.histograms)}
 
 
 def _points(results: Results) -> list[tuple[ParetoPoint, float | None]]:
@@ -353,6 +355,7 @@ _FILTERS: dict[str, Callable[..., str]] = {
     "ms": fmt.milliseconds,
     "outcome": fmt.outcome,
     "passes": fmt.passes,
+    "quantity": lambda value, unit: fmt.minus(fmt.quantity(value, unit)),
     "score": lambda value, rate: fmt.minus(fmt.metric_value(value, rate)),
     "seconds": fmt.seconds,
     "share": fmt.share,

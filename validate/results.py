@@ -84,11 +84,14 @@ class Latency(Record):
 
 
 class Accuracy(Record):
-    """The task's metric over the validation set; a mean of per-sample scores."""
+    """The task's metric over the validation set."""
 
     metric: str
     higher_is_better: bool
     is_rate: bool = Field(description="the metric is a share in [0, 1], shown to people in percent")
+    is_agreement: bool = Field(
+        default=False, description="labels were the float model's own answers: agreement with it, and not accuracy"
+    )
     value: Number
     n: int = Field(ge=0, description="samples scored")
 
@@ -252,6 +255,15 @@ class Rule(Record):
     name: str
     outcome: Literal["pass", "fail", "undecided", "not_measured"]
     message: str
+    value: Number | None = Field(default=None, description="what was measured, in `unit`; null where nothing was")
+    threshold: Number | None = Field(default=None, description="what the policy asks for, in `unit`")
+    unit: str = Field(default="", description="empty for the task's metric, shares and ratios")
+    optional: bool = Field(default=False, description="the policy lets it go unmeasured")
+
+    @property
+    def holds_up(self) -> bool:
+        """Whether there can be no GO because of it."""
+        return self.outcome != "pass" and not (self.outcome == "not_measured" and self.optional)
 
 
 class Verdict(Record):

@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 
 from validate.comparison import Histogram
-from validate.evidence import (
-    EVIDENCE,
+from validate.illustrations import (
+    ILLUSTRATIONS,
     Convergence,
     ConvergencePoint,
-    Evidence,
+    Illustrations,
     TensorHistogram,
     Threshold,
     WorstSample,
@@ -187,6 +187,7 @@ def _search(candidate: Candidate) -> Search:
             **{f"blocks.{i}/Conv_{10 * i}": 0.004 / i for i in range(1, 40)},
         },
         ranking_samples=32,
+        ranked_on=24,
         ranking_passes=5.9,
         judging_samples=SAMPLES,
         judging_passes=2.3,
@@ -264,7 +265,7 @@ def build_results() -> BuildResults:
             candidates=candidates,
             selected=PASSING,
             search=search,
-            pareto=pareto_points(reference, _cost(0.93), candidates, search.trials, {"trial-5": 0.61}, 10_900_000),
+            pareto=pareto_points(reference, _cost(0.93), candidates, 10_900_000),
             verdict=Verdict(
                 decision=Decision.GO,
                 reasons=[
@@ -272,12 +273,20 @@ def build_results() -> BuildResults:
                     "TensorRT-RTX 1.4.0.76 builds the file for SM89.",
                 ],
                 rules=[
-                    Rule(name="max_drop", outcome="pass", message="upper bound 0.96 pp, allowed 1.00 pp"),
+                    Rule(
+                        name="max_drop",
+                        outcome="pass",
+                        message="upper bound 0.96 pp, allowed 1.00 pp",
+                        value=0.0025,
+                        threshold=0.01,
+                    ),
                     Rule(name="min_samples", outcome="pass", message="400 samples, at least 200 asked for"),
                     Rule(name="tensorrt_build", outcome="pass", message="tensorrt_rtx 1.4.0.76 builds it"),
                     Rule(
                         name="min_speedup",
                         outcome="not_measured",
+                        threshold=1.2,
+                        optional=True,
                         message="no GPU here; latency on a CPU says nothing about a GPU",
                     ),
                 ],
@@ -331,7 +340,7 @@ def results(build_results: BuildResults) -> Results:
 
 
 @pytest.fixture
-def evidence(results: Results) -> Evidence:
+def illustrations(results: Results) -> Illustrations:
     """Return what the run kept beside its results."""
     assert results.selected_candidate is not None
     strategies = [candidate.name for candidate in results.candidates if not candidate.float_layers]
@@ -339,7 +348,7 @@ def evidence(results: Results) -> Evidence:
     picture = io.BytesIO()
     Image.linear_gradient("L").resize((96, 64)).convert("RGB").save(picture, "JPEG")
     counts = [int(3e6 * math.exp(-0.12 * i) * rng.uniform(0.7, 1.3)) + (i == 127) for i in range(128)]
-    return Evidence(
+    return Illustrations(
         plan_hash=results.selected_candidate.plan_hash,
         histograms=[
             TensorHistogram(
@@ -380,11 +389,11 @@ def evidence(results: Results) -> Evidence:
 
 
 @pytest.fixture
-def folder(results: Results, evidence: Evidence, tmp_path: Path) -> Path:
+def folder(results: Results, illustrations: Illustrations, tmp_path: Path) -> Path:
     """Return a folder with the files that a run writes beside its results."""
     folder = tmp_path / "run"
     folder.mkdir()
-    evidence.write(folder / EVIDENCE)
+    illustrations.write(folder / ILLUSTRATIONS)
     write_samples(folder / "samples.parquet", results)
     return folder
 

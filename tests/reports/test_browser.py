@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from reports import html
-from validate.evidence import EVIDENCE, Evidence
+from validate.illustrations import ILLUSTRATIONS, Illustrations
 from validate.results import Decision, Results
 
 SCRIPT = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -223,10 +223,12 @@ def test_names_from_models_and_data_are_text_everywhere(visit: Visit, results: R
         for layer in results.selected_candidate.layers
     ]
     candidate = results.selected_candidate.model_copy(update={"layers": layers})
-    evidence = Evidence.read(folder / EVIDENCE)
-    histograms = [x.model_copy(update={"tensor": SCRIPT, "layers": [SCRIPT]}) for x in evidence.histograms]
-    samples = [x.model_copy(update={"label": SCRIPT, "slice": SCRIPT, "text": SCRIPT}) for x in evidence.worst_samples]
-    evidence.model_copy(update={"histograms": histograms, "worst_samples": samples}).write(folder / EVIDENCE)
+    illustrations = Illustrations.read(folder / ILLUSTRATIONS)
+    histograms = [x.model_copy(update={"tensor": SCRIPT, "layers": [SCRIPT]}) for x in illustrations.histograms]
+    samples = [
+        x.model_copy(update={"label": SCRIPT, "slice": SCRIPT, "text": SCRIPT}) for x in illustrations.worst_samples
+    ]
+    illustrations.model_copy(update={"histograms": histograms, "worst_samples": samples}).write(folder / ILLUSTRATIONS)
     html.write(results.model_copy(update={"candidates": [candidate]}), folder / "report.html")
     tab = visit(folder / "report.html")
     tab.on("dialog", lambda dialog: pytest.fail(dialog.message))

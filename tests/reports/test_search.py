@@ -90,8 +90,8 @@ def test_search_says_its_target_its_work_and_its_end(read: Reader, results: Resu
     text = _text_of(html.render(results, NOWHERE), read)
     assert f"Target {results.search.target}" in text
     assert f"Why it ended {results.search.ended}" in text
-    assert "5.9 passes over 32 samples" in text
-    assert "2.3 passes over 400 samples" in text
+    assert "5.9 passes over 32 calibration samples, 24 of which were used" in text
+    assert "2.3 passes over 400 calibration samples that did not rank" in text
     assert "1 head/MatMul 0.0231 FP16" in text
     assert "3 blocks.1/Conv_10 0.00400 INT8" in text
     assert "20 of 41 layers" in text

@@ -8,7 +8,7 @@ from typing import Any
 
 from reports import format as fmt
 from reports.plots import GRID, MUTED, Figure, layout, plot_text
-from validate.evidence import Convergence, TensorHistogram
+from validate.illustrations import Convergence, TensorHistogram
 
 __all__ = ["convergence_figure", "histogram_figure"]
 

@@ -1,6 +1,6 @@
 """What a run keeps for people beside its results: histograms, convergence, pictures. Nothing is decided by it.
 
-``evidence.json`` lies beside ``results.json``; a report is as right without it, and says what it cannot show.
+``illustrations.json`` lies beside ``results.json``; a report is as right without it, and says what it cannot show.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from validate.exceptions import JobError
 from validate.results import Number, Record
 
 __all__ = [
-    "EVIDENCE",
+    "ILLUSTRATIONS",
     "Convergence",
     "ConvergencePoint",
-    "Evidence",
+    "Illustrations",
     "TensorHistogram",
     "Threshold",
     "WorstSample",
 ]
 
-EVIDENCE = "evidence.json"
+ILLUSTRATIONS = "illustrations.json"
 """Name of the file."""
 
 
@@ -74,7 +74,7 @@ class WorstSample(Record):
     text: str | None = Field(default=None, description="what a text input says, or why there is no picture")
 
 
-class Evidence(Record):
+class Illustrations(Record):
     """All of it, about one candidate."""
 
     plan_hash: str = Field(description="of the candidate that it is about")
@@ -89,7 +89,7 @@ class Evidence(Record):
         partial.replace(path)
 
     @classmethod
-    def read(cls, path: Path) -> Evidence:
+    def read(cls, path: Path) -> Illustrations:
         """Read what `write` wrote. Raises JobError where the file is not that."""
         try:
             return cls.model_validate_json(path.read_bytes())
@@ -97,4 +97,6 @@ class Evidence(Record):
             raise JobError(f"{path} cannot be read: {error.strerror}") from error
         except ValidationError as error:
             first = error.errors()[0]
-            raise JobError(f"{path} holds no evidence: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            raise JobError(
+                f"{path} holds no illustrations: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+            ) from error
