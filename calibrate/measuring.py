@@ -16,15 +16,16 @@ from calibrate.config import Config
 from calibrate.evaluations import Evaluated, Evaluations
 from calibrate.graph.apply import apply, count_nodes
 from calibrate.graph.check import check
+from calibrate.graph.placement import Layer
 from calibrate.graph.switch import SWITCHES, switchable
 from calibrate.journal import Journal
 from calibrate.loading import Inputs, Seen
-from calibrate.plan import QuantizationPlan
+from calibrate.plan import Precision, QuantizationPlan
 from calibrate.pricing import Pricing
 from validate.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeModel
 from validate.backends.tensorrt import build
 from validate.compare import compare, subjects_of
-from validate.comparison import TensorDifference
+from validate.comparison import LayerDifference, TensorDifference
 from validate.data import Batch
 from validate.evaluate import OutputStore, candidate_accuracy, evaluate, reference_errors, stored_scores
 from validate.exceptions import JobError
@@ -230,15 +231,17 @@ class Bench:
         batches = self.inputs.calibration.limited(self.config.compare_samples).batches()
         found = compare(subjects, self.journal.forward("compare", batches, models=3), lambda samples: None).layers
         by_tensor = {layer.tensor: layer for layer in found}
-        return [
-            LayerError(
-                node=layer.node, op_type=layer.op_type, tensor=layer.output, precision=plan.layers[layer.node],
-                depth=by_tensor[layer.output].depth, sqnr_db=_sqnr(by_tensor[layer.output].accumulated),
-                isolated_sqnr_db=_sqnr(by_tensor[layer.output].isolated),
-                clipped_share=max((q.clipped_share for q in by_tensor[layer.output].quantized_inputs), default=0.0),
-            )
-            for layer in placement.layers
-        ]  # fmt: skip
+        return [self._layer(layer, plan.layers[layer.node], by_tensor[layer.output]) for layer in placement.layers]
+
+    def _layer(self, layer: Layer, precision: Precision, found: LayerDifference) -> LayerError:
+        most_clipped = max(found.quantized_inputs, key=lambda x: x.clipped_share, default=None)
+        return LayerError(
+            node=layer.node, op_type=layer.op_type, tensor=layer.output, precision=precision, depth=found.depth,
+            sqnr_db=_sqnr(found.accumulated), isolated_sqnr_db=_sqnr(found.isolated),
+            clipped_share=most_clipped.clipped_share if most_clipped else 0.0,
+            scale=most_clipped.scale if most_clipped else None,
+            latency_ms=self.pricing.plans.layer_ms(layer.node, precision),
+        )  # fmt: skip
 
 
 def _sqnr(difference: TensorDifference | None) -> float:
