@@ -17,6 +17,7 @@ __all__ = [
     "BuildResult",
     "Candidate",
     "CandidateAccuracy",
+    "Clipping",
     "Cost",
     "Decision",
     "ForwardPasses",
@@ -101,6 +102,9 @@ class CandidateAccuracy(Accuracy):
     ci_high: Number = Field(description="upper confidence bound of `drop`")
     confidence: float = Field(gt=0, lt=1, description="two-sided confidence of the interval")
     method: str = Field(description="how the interval was computed")
+    deviation: Number | None = Field(
+        default=None, description="standard deviation of the samples' differences; null where the metric is no mean"
+    )
 
 
 class IntegerKernels(Record):
@@ -169,6 +173,15 @@ class LayerError(Record):
     clipped_share: Number = Field(description="share of the float values of its inputs that INT8 clips")
 
 
+class Clipping(Record):
+    """How much INT8 clips of the activations that a plan quantizes: the share of the worst one."""
+
+    share: Number = Field(description="of its float values; counted in bins, rounded up by at most one bin")
+    tensor: str
+    split: Literal["validation"]
+    samples: int = Field(ge=0)
+
+
 class Candidate(Record):
     """One plan and all that was measured of it."""
 
@@ -192,6 +205,9 @@ class Candidate(Record):
     size_bytes: int = Field(ge=0)
     tensorrt_build: BuildResult
     layers: list[LayerError]
+    clipping: Clipping | None = Field(
+        default=None, description="on validation samples; null where no policy asked for it"
+    )
 
 
 class Reference(Record):
@@ -249,6 +265,15 @@ class Rule(Record):
     name: str
     outcome: Literal["pass", "fail", "undecided", "not_measured"]
     message: str
+    value: Number | None = Field(default=None, description="what was measured, in `unit`; null where nothing was")
+    threshold: Number | None = Field(default=None, description="what the policy asks for, in `unit`")
+    unit: str = Field(default="", description="empty for the task's metric, shares and ratios")
+    optional: bool = Field(default=False, description="the policy lets it go unmeasured")
+
+    @property
+    def holds_up(self) -> bool:
+        """Whether there can be no GO because of it."""
+        return self.outcome != "pass" and not (self.outcome == "not_measured" and self.optional)
 
 
 class Verdict(Record):
@@ -276,6 +301,9 @@ class Results(Record):
     model: ModelInfo
     task: str
     data: dict[str, Any] = Field(description="per split: source, samples, digest of the contents")
+    overlap: int | None = Field(
+        default=None, ge=0, description="validation samples that are calibration samples too; null where not counted"
+    )
     reference: Reference
     candidates: list[Candidate]
     selected: str | None = Field(description="name of the candidate that the verdict is about")
