@@ -107,8 +107,9 @@ def observable(prepared: ir.Model, tensors: Sequence[str], threads: int = 1) -> 
 
 
 def observe(
-    source: Observable, batches: Iterable[Batch], on_batch: Callable[[Batch, Outputs], None], workers: int = 1
-) -> Observation:
+    source: Observable, batches: Iterable[Batch], on_batch: Callable[[Batch, Outputs], None], workers: int = 1,
+    split: str = "calibration",
+) -> Observation:  # fmt: skip
     """Return the statistics of every tensor over the batches, in constant memory.
 
     Statistics do not depend on the order of the batches, so that each worker keeps its own and they are merged:
@@ -119,6 +120,7 @@ def observe(
         batches: calibration data.
         on_batch: called after each batch, in order, with the model's own outputs.
         workers: how many batches to run side by side.
+        split: what the batches are of.
 
     Raises:
         JobError: a tensor holds a NaN or an infinity; tensor, node and sample are named.
@@ -135,7 +137,7 @@ def observe(
                 try:
                     statistics.update(outputs[tensor])
                 except NonFiniteError as error:
-                    raise _not_finite(source, tensor, batch, outputs[tensor], error.row) from error
+                    raise _not_finite(source, tensor, batch, outputs[tensor], error.row, split) from error
         finally:
             shards.put(shard)
         return {name: outputs[name] for name in source.outputs}
@@ -155,12 +157,12 @@ def observe(
     return total
 
 
-def _not_finite(source: Observable, tensor: str, batch: Batch, values: NDArray[Any], row: int) -> JobError:
+def _not_finite(source: Observable, tensor: str, batch: Batch, values: NDArray[Any], row: int, split: str) -> JobError:
     node = source.tensors[tensor]
     if values.ndim > 0 and len(values) == len(batch):
-        where = f"calibration sample {batch.first + row}"
+        where = f"{split} sample {batch.first + row}"
     else:  # rows that are not samples: tokens, for one
-        where = f"one of calibration samples {batch.first} to {batch.first + len(batch) - 1}"
+        where = f"one of {split} samples {batch.first} to {batch.first + len(batch) - 1}"
     return JobError(
         f"activation {tensor}, {f'the output of node {node}' if node else 'an input of the model'}, is not finite for "
         f"{where}; the float model overflows there, or the "

@@ -13,7 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -146,6 +146,9 @@ class DataConfig(Section):
     calibration: DataSource = Field(description="samples that scales are found and candidates ranked on")
     validation: DataSource = Field(description="labelled samples that the verdict is made on, and nothing else")
     label: str | None = Field(default="label", description="column of the label")
+    slice: str | None = Field(
+        default=None, description="column by which the validation set is sliced, for policy.slices; e.g. the camera"
+    )
     image: ImagePreprocessing | None = Field(default=None, description="preprocessing of an image column")
     preprocess: CallableReference | None = Field(
         default=None, description="module:name or file.py:name; row -> array, or mapping from input name to array"
@@ -164,11 +167,12 @@ class DataConfig(Section):
     def stream(self, split: Split, names: tuple[str, ...], batch_size: int) -> SampleStream:
         """Return a split, ready to be streamed to a model with those inputs.
 
-        Calibration samples come without labels: nothing that calibration does needs them.
+        Calibration samples may lack the label (it is None then): scales need none, and only fallback does.
         """
-        label = self.label if split == "validation" else None
         preprocess: Preprocess | None = load_object(self.preprocess, Path()) if self.preprocess else self.image
-        return SampleStream(split, getattr(self, split), preprocess, label, names, batch_size)
+        required = split == "validation"
+        sliced = self.slice if split == "validation" else None
+        return SampleStream(split, getattr(self, split), preprocess, self.label, names, batch_size, required, sliced)
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,7 @@ class Sample:
     inputs: dict[str, Array]
     label: Any
     content: bytes
+    slice: Any = None
 
 
 @dataclass(frozen=True)
@@ -188,6 +193,7 @@ class Batch:
     labels: list[Any]
     contents: list[bytes]
     first: int
+    slices: list[Any] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.contents)
@@ -207,14 +213,13 @@ class SampleStream:
     label: str | None
     input_names: tuple[str, ...]
     batch_size: int
+    label_required: bool = True
+    slice: str | None = None
 
     def limited(self, samples: int) -> SampleStream:
         """Return the same stream, cut after `samples` samples."""
         limit = samples if self.source.limit is None else min(samples, self.source.limit)
-        return SampleStream(
-            self.name, self.source.model_copy(update={"limit": limit}), self.preprocess, self.label,
-            self.input_names, self.batch_size,
-        )  # fmt: skip
+        return replace(self, source=self.source.model_copy(update={"limit": limit}))
 
     def batches(self) -> Iterator[Batch]:
         """Yield batches in order; the last one may be smaller. Raises JobError where a row is unusable."""
@@ -251,7 +256,10 @@ class SampleStream:
     def _sample(self, row: Row, index: int) -> Sample:
         try:
             prepared = self.preprocess(row) if self.preprocess else {k: row[k] for k in self.input_names}
-            label = row[self.label] if self.label is not None else None
+            label = None
+            if self.label is not None:
+                label = row[self.label] if self.label_required else row.get(self.label)
+            sliced = row[self.slice] if self.slice is not None else None
         except KeyError as error:
             columns = ", ".join(sorted(map(str, row)))
             raise JobError(
@@ -269,7 +277,7 @@ class SampleStream:
         if missing := set(self.input_names) - set(prepared):
             raise JobError(f"the preprocessing gives no array for model input {', '.join(sorted(missing))}")
         inputs = {key: np.asarray(prepared[key]) for key in self.input_names}
-        return Sample(inputs, label, _content_hash(inputs))
+        return Sample(inputs, label, _content_hash(inputs), sliced)
 
 
 def _stack(group: list[Sample], first: int, name: str) -> Batch:
@@ -280,7 +288,10 @@ def _stack(group: list[Sample], first: int, name: str) -> Batch:
             f"samples {first} to {first + len(group) - 1} of the {name} set differ in shape and cannot be "
             "batched; make the preprocessing give one shape, or set data.batch_size to 1"
         ) from error
-    return Batch(inputs, [sample.label for sample in group], [sample.content for sample in group], first)
+    return Batch(
+        inputs, [sample.label for sample in group], [sample.content for sample in group], first,
+        [sample.slice for sample in group],
+    )  # fmt: skip
 
 
 def _content_hash(inputs: Mapping[str, Array]) -> bytes:

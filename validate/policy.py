@@ -109,3 +109,9 @@ class Policy(Section):
             if getattr(self, key) in (None, {}):
                 raise ValueError(f"optional names {key}, but the policy has no such rule")
         return self
+
+    def without_named_rules(self) -> Policy:
+        """Return what is left without the rules that a policy has only where it names them."""
+        return Policy(
+            max_drop=self.max_drop, confidence=self.confidence, require_tensorrt_build=self.require_tensorrt_build
+        )

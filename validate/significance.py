@@ -14,7 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-__all__ = ["POWER", "Interval", "looks", "paired_interval", "samples_to_settle", "score_interval", "tango_interval"]
+__all__ = [
+    "POWER",
+    "Interval",
+    "paired_interval",
+    "projected_interval",
+    "samples_to_settle",
+    "score_interval",
+    "tango_interval",
+]
 
 POWER = 0.8
 """How often a study of `samples_to_settle` samples decides."""
@@ -65,14 +73,39 @@ def paired_interval(differences: NDArray[np.floating[Any]], confidence: float, b
     return Interval(low, high, "score of the mean") if math.isfinite(high - low) else _NOTHING
 
 
-def tango_interval(more: int, fewer: int, n: int, confidence: float) -> tuple[float, float]:
+def projected_interval(
+    differences: NDArray[np.floating[Any]], confidence: float, samples: int, bound: float | None = None
+) -> Interval:
+    """Return the interval that `samples` samples would give if they were like these; see `paired_interval`.
+
+    Tango's with all counts in proportion; the others' width shrinks with the square root of the number of samples.
+
+    Args:
+        differences: one per sample, shape (n,).
+        confidence: two-sided, in (0, 1).
+        samples: >= 1.
+        bound: see `paired_interval`.
+    """
+    values = np.asarray(differences, np.float64)
+    found = paired_interval(values, confidence, bound)
+    if found.method == "none":
+        return found
+    more_samples = samples / values.size
+    if found.method == "Tango score":
+        more, fewer = ((values == sign).sum() * more_samples for sign in (1, -1))
+        return Interval(*tango_interval(float(more), float(fewer), samples, confidence), found.method)
+    mean, shrink = float(values.mean()), math.sqrt(1 / more_samples)
+    return Interval(mean - (mean - found.low) * shrink, mean + (found.high - mean) * shrink, found.method)
+
+
+def tango_interval(more: float, fewer: float, n: int, confidence: float) -> tuple[float, float]:
     """Return Tango's score interval of a difference of paired proportions, within [-1, 1].
 
     Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
     design", Statistics in Medicine 17 (1998), sections 2 and 3.
 
     Args:
-        more: pairs with difference +1.
+        more: pairs with difference +1; a fraction of one where a study is projected.
         fewer: pairs with difference -1.
         n: all pairs, >= 1.
         confidence: two-sided, in (0, 1).
@@ -167,20 +200,6 @@ def _tilted(values: NDArray[np.float64], position: NDArray[np.float64], tilt: fl
     weights /= weights.sum()
     mean = float(weights @ values)
     return mean, float(weights @ np.square(values - mean))
-
-
-def looks(confidence: float, trials: int) -> tuple[float, float]:
-    """Return the confidence of the first look at the samples of a verdict, and of each of the trials that may follow.
-
-    A Bonferroni split: half of the error goes to the candidate that was selected on other samples, half is shared by
-    the trials, so that a false GO is no likelier than the policy allows however many trials there are.
-
-    Args:
-        confidence: of the policy, two-sided.
-        trials: how many looks may follow at most, >= 0.
-    """
-    alpha = 1 - confidence
-    return (1 - alpha / 2, 1 - alpha / 2 / trials) if trials else (confidence, confidence)
 
 
 def samples_to_settle(n: int, distance: float, arm: float, deviation: float | None, confidence: float) -> int:
