@@ -156,6 +156,9 @@ class TrackingConfig(Section):
         default=None, description="tracking server; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
     )
     experiment: str = "calibrate"
+    retry_seconds: float = Field(
+        default=20, ge=0, description="how long a server that fails is tried again; python -m reports log sends later"
+    )
 
 
 class Config(Section):

@@ -9,7 +9,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+
+from validate.exceptions import UsageError
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -337,8 +339,16 @@ class Results(Record):
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """Read what `write` wrote; raises pydantic's ValidationError where it is something else."""
-        return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        """Read ``results.json``, or the one in a folder. Raises UsageError where it is not one."""
+        path = path / "results.json" if path.is_dir() else path
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise UsageError(f"results {path} cannot be read: {error.strerror}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise UsageError(f"{path} is not the results.json of a run: {where}: {first['msg']}") from error
 
 
 if __name__ == "__main__":
