@@ -12,8 +12,8 @@ from calibrate.gpus import gpu_named
 from calibrate.plan import FloatPrecision, QuantizationRules
 from validate.data import DataConfig
 from validate.exceptions import JobError
-from validate.gate import Policy
 from validate.imports import CallableReference, ExistingPath
+from validate.policy import Policy
 from validate.settings import Section, read_settings
 from validate.tasks.spec import TaskSpec
 
@@ -156,6 +156,9 @@ class TrackingConfig(Section):
         default=None, description="tracking server; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
     )
     experiment: str = "calibrate"
+    retry_seconds: float = Field(
+        default=20, ge=0, description="how long a server that fails is tried again; python -m reports log sends later"
+    )
 
 
 class Config(Section):

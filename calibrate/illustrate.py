@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calibrate.convergence import ScaleHistory
 from calibrate.graph.placement import Placement
+from calibrate.measuring import Bench
 from calibrate.plan import QuantizationPlan
 from validate.comparison import Histogram
 from validate.data import SampleStream
-from validate.illustrations import TensorHistogram, Threshold, WorstSample
-from validate.results import LayerError
+from validate.illustrations import Illustrations, TensorHistogram, Threshold, WorstSample
+from validate.results import LayerError, Results
 from validate.statistics import Statistics
 
-__all__ = ["picture", "tensor_histograms", "worst_samples"]
+__all__ = ["illustrate", "picture", "tensor_histograms", "worst_samples"]
 
 HISTOGRAMS = 8
 SAMPLES = 12
@@ -31,6 +33,39 @@ _SIZE = (320, 96)
 """Width and height that a picture keeps within, in pixels; lines of text are wide."""
 _TEXT = 400
 """Characters of a text that are kept."""
+
+
+def illustrate(
+    results: Results,
+    bench: Bench,
+    plans: Sequence[QuantizationPlan],
+    statistics: Mapping[str, Statistics],
+    history: ScaleHistory,
+) -> Illustrations:
+    """Return what the report shows of the selected candidate beside its results.
+
+    Args:
+        results: of the run.
+        bench: what measured them.
+        plans: of all candidates.
+        statistics: over all calibration samples.
+        history: of the scales.
+    """
+    selected = results.selected_candidate
+    assert selected is not None
+    of_strategies = [c for c in results.candidates if c.selection_error is not None]
+    int8 = next(c for c in of_strategies if c.strategy == selected.strategy)
+    names = {candidate.name for candidate in of_strategies}
+    scores = bench.candidate_scores[selected.name]
+    worse = bench.inputs.task.metric.worsening(bench.scores, scores)
+    return Illustrations(
+        plan_hash=selected.plan_hash,
+        histograms=tensor_histograms(
+            int8.layers, bench.inputs.model.placement, statistics, [plan for plan in plans if plan.name in names]
+        ),
+        convergence=history.curves(statistics, len(bench.calibration.order)),
+        worst_samples=worst_samples(bench.inputs.validation, worse, bench.scores, scores),
+    )
 
 
 def tensor_histograms(
@@ -111,7 +146,7 @@ def _shown(row: Mapping[str, Any], stream: SampleStream) -> dict[str, str | None
     """Return a row's label, and its picture or its text."""
     names = (stream.label,) if isinstance(stream.label, str) else stream.label or ()
     labels = [str(row[name]) for name in names if name in row]
-    inputs = {name: value for name, value in row.items() if name not in names}
+    inputs = {name: value for name, value in row.items() if name not in (*names, stream.slice)}
     shown = next((image for image in map(picture, inputs.values()) if image), None)
     text = "\n".join(value for value in inputs.values() if isinstance(value, str))
     if not (shown or text):
@@ -119,7 +154,7 @@ def _shown(row: Mapping[str, Any], stream: SampleStream) -> dict[str, str | None
         text = f"No picture: the row has {kinds}." if row else "The row could not be read again."
     return {
         "label": _shortened(", ".join(labels)) if labels else None,
-        "slice": None,
+        "slice": None if stream.slice is None or row.get(stream.slice) is None else _shortened(str(row[stream.slice])),
         "picture": shown,
         "text": _shortened(text) or None,
     }

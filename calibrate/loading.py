@@ -7,7 +7,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from calibrate.config import Config
@@ -51,10 +53,12 @@ class Inputs:
 
 @dataclass
 class Seen:
-    """What a run has seen of a split: the hash of every sample, and the shapes of the inputs."""
+    """What a run has seen of a split: of every sample its hash, label and slice, and the shapes of the inputs."""
 
     contents: dict[bytes, int] = field(default_factory=dict)
     order: list[bytes] = field(default_factory=list)
+    labels: list[str | None] = field(default_factory=list)
+    slices: list[str | None] = field(default_factory=list)
     smallest: dict[str, tuple[int, ...]] = field(default_factory=dict)
     largest: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -64,6 +68,8 @@ class Seen:
             for offset, content in enumerate(batch.contents):
                 self.contents.setdefault(content, batch.first + offset)
             self.order += batch.contents
+            self.labels += map(_as_text, batch.labels)
+            self.slices += map(_as_text, batch.slices)
             for name, array in batch.inputs.items():
                 small, large = self.smallest.get(name, array.shape), self.largest.get(name, array.shape)
                 self.smallest[name] = tuple(map(min, small, array.shape))
@@ -104,6 +110,11 @@ class Seen:
             largest = (fixed_batch or most, *inner)
             shapes[name] = ((fixed_batch or 1, *self.smallest[name][1:]), largest, largest)
         return shapes
+
+
+def _as_text(label: Any) -> str | None:
+    """Return a label that can name a class, as text; None for boxes, masks, vectors and what is not there."""
+    return str(label) if isinstance(label, str | bool | int | np.integer | np.bool_) else None
 
 
 def load_inputs(config: Config, folder: Path) -> Inputs:

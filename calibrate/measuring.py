@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 
@@ -47,6 +47,7 @@ class Bench:
         evaluations: what was evaluated before, also by a run that was killed.
         pricing: says what plans cost.
         folder: where candidate files go until one is selected.
+        candidate_scores: the scores of every candidate so far on the validation set, by its name.
     """
 
     config: Config
@@ -59,6 +60,7 @@ class Bench:
     evaluations: Evaluations
     pricing: Pricing
     folder: Path
+    candidate_scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @cached_property
     def calibration_scores(self) -> NDArray[np.float64] | None:
@@ -209,6 +211,8 @@ class Bench:
             return evaluate(model(), task, batches, advance)
 
         scores = self.evaluations.get(stage, compute, plan=plan.hash).values
+        if stage == "evaluate":
+            self.candidate_scores[plan.name] = scores
         return candidate_accuracy(task.metric, self.scores, scores, confidence)
 
     def _integer_kernels(

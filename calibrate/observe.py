@@ -23,7 +23,7 @@ from validate.exceptions import JobError
 from validate.onnxfile import detach, expose, weight_bytes
 from validate.statistics import NonFiniteError, Statistics
 
-__all__ = ["Observable", "Observation", "observable", "observe", "workers"]
+__all__ = ["Observable", "Observation", "OnDoubling", "observable", "observe", "workers"]
 
 Outputs = Mapping[str, NDArray[Any]]
 OnDoubling = Callable[[int, Callable[[str], Statistics]], None]
@@ -111,7 +111,7 @@ def observable(prepared: ir.Model, tensors: Sequence[str], threads: int = 1) -> 
 
 def observe(
     source: Observable, batches: Iterable[Batch], on_batch: Callable[[Batch, Outputs], None], workers: int = 1,
-    on_doubling: OnDoubling | None = None,
+    split: str = "calibration", on_doubling: OnDoubling | None = None,
 ) -> Observation:  # fmt: skip
     """Return the statistics of every tensor over the batches, in constant memory.
 
@@ -123,6 +123,7 @@ def observe(
         batches: calibration data.
         on_batch: called after each batch, in order, with the model's own outputs.
         workers: how many batches to run side by side.
+        split: what the batches are of.
         on_doubling: called after 1, 2, 4, 8, ... batches, each time when no other is running.
 
     Raises:
@@ -142,7 +143,7 @@ def observe(
                 try:
                     statistics.update(outputs[tensor])
                 except NonFiniteError as error:
-                    raise _not_finite(source, tensor, batch, outputs[tensor], error.row) from error
+                    raise _not_finite(source, tensor, batch, outputs[tensor], error.row, split) from error
         finally:
             idle.put(shard)
         return {name: outputs[name] for name in source.outputs}
@@ -166,12 +167,12 @@ def observe(
     return reduce(Observation.merge, shards)
 
 
-def _not_finite(source: Observable, tensor: str, batch: Batch, values: NDArray[Any], row: int) -> JobError:
+def _not_finite(source: Observable, tensor: str, batch: Batch, values: NDArray[Any], row: int, split: str) -> JobError:
     node = source.tensors[tensor]
     if values.ndim > 0 and len(values) == len(batch):
-        where = f"calibration sample {batch.first + row}"
+        where = f"{split} sample {batch.first + row}"
     else:  # rows that are not samples: tokens, for one
-        where = f"one of calibration samples {batch.first} to {batch.first + len(batch) - 1}"
+        where = f"one of {split} samples {batch.first} to {batch.first + len(batch) - 1}"
     return JobError(
         f"activation {tensor}, {f'the output of node {node}' if node else 'an input of the model'}, is not finite for "
         f"{where}; the float model overflows there, or the "

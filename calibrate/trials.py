@@ -44,21 +44,23 @@ class Target:
         margin: in the metric's unit.
         confidence: of the two-sided interval of the drop that has to lie below it; None: the drop itself has to.
         samples: on how many samples the interval is to be of: those of the verdict, which may be more than judge.
+        bound: the largest difference of two scores of a sample, where they have one.
     """
 
     margin: float
     confidence: float | None
     samples: int
+    bound: float | None
 
     def met(self, worse: NDArray[np.float64]) -> bool:
         """Tell from how much worse each judging sample is, shape (n,)."""
         if self.confidence is None:
             return bool(worse.mean() <= self.margin)
-        return bool(projected_interval(worse, self.confidence, self.samples).high < self.margin)
+        return bool(projected_interval(worse, self.confidence, self.samples, self.bound).high < self.margin)
 
     def hopeless(self, worse: NDArray[np.float64]) -> bool:
         """Tell from the first samples whether it is hardly to be met."""
-        return worse.size >= _FEWEST and bool(paired_interval(worse, _HOPELESS).low > self.margin)
+        return worse.size >= _FEWEST and bool(paired_interval(worse, _HOPELESS, self.bound).low > self.margin)
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ def fallback_can_help(config: Config, bench: Bench, verdict: Verdict, confidence
         return False
     samples, warn = len(bench.scores), bench.journal.warn
     if bench.inputs.task.metric.is_rate:
-        unchanged = paired_interval(np.zeros(samples), confidence)
+        unchanged = paired_interval(np.zeros(samples), confidence, bench.inputs.task.metric.largest_difference)
         if unchanged.high >= config.policy.max_drop:
             warn(
                 f"no layers were put back to float: with {samples} validation samples even a candidate without a "
@@ -212,7 +214,8 @@ def search_plans(
     wide = plan.wide_nodes
     if settings.precision == "fp16" and plan.float_precision != "fp16":
         wide |= nodes_beyond_fp16(bench.inputs, statistics, bench.journal)
-    target = Target(margin, settings.confidence or confidence, len(bench.scores))
+    bound = bench.inputs.task.metric.largest_difference
+    target = Target(margin, settings.confidence or confidence, len(bench.scores), bound)
     return Trials(bench, plan, target, settings, wide).run()
 
 

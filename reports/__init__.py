@@ -4,6 +4,7 @@
 - `reports.compare_html`: the same about a layer-wise comparison; its figures are in `reports.compare_plots`
 - `reports.page`: what both pages have in common: one self-contained file that loads nothing and runs no foreign script
 - `reports.terminal`, `reports.compare_terminal`: what the command line prints
+- `reports.tracking`: MLflow; `reports.cli`: ``python -m reports``, which makes all of it again from a results.json
 - `reports.format`: how numbers and words are written, shared by all of them
 
 Imports only from `validate`, never from `calibrate`: a report knows nothing but `validate.results.Results` or

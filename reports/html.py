@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 from reports import format as fmt
 from reports import page, plots
 from reports.illustration_plots import convergence_figure, histogram_figure
-from reports.samples import SAMPLES, SampleScores, changes, read_scores
+from reports.samples import SampleScores, changes, read_scores
 from reports.search_plots import comparable, margin, pareto_figure
 from validate.exceptions import JobError
 from validate.illustrations import ILLUSTRATIONS, Illustrations
 from validate.pareto import FLOAT
 from validate.results import Candidate, CandidateAccuracy, Latency, LayerError, ParetoPoint, Reference, Results
+from validate.samples import SAMPLES_FILE
 
 __all__ = [
     "Effect",
@@ -230,7 +231,7 @@ def _samples(results: Results, selected: Candidate | None, folder: Path) -> dict
     """Return what the template says of single samples: the scores, or a sentence, and the changes by group."""
     if selected is None:
         return {"scores": "", "group_changes": []}
-    scores = read_scores(folder / SAMPLES, selected.name)
+    scores = read_scores(folder / SAMPLES_FILE, selected.name)
     if not isinstance(scores, SampleScores):
         return {"scores": scores, "group_changes": []}
     higher = results.reference.accuracy.higher_is_better

@@ -1,4 +1,4 @@
-"""What changed on which samples: ``samples.parquet``, which a run writes beside its results, as changes by group."""
+"""What changed on which samples: the scores that a run writes beside its results, as changes by group."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SAMPLES", "GroupChange", "SampleScores", "changes", "read_scores"]
+from validate.exceptions import JobError
+from validate.samples import SampleTable
 
-SAMPLES = "samples.parquet"
-"""Name of the file."""
+__all__ = ["GroupChange", "SampleScores", "changes", "read_scores"]
 
 
 @dataclass(frozen=True)
@@ -46,21 +46,18 @@ class GroupChange(NamedTuple):
 
 def read_scores(path: Path, candidate: str) -> SampleScores | str:
     """Return the scores of a candidate, or a sentence that says why there are none."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     if not path.exists():
         return f"There is no {path.name} beside the results, so that changes by sample are not known."
-    column = f"candidate/{candidate}"
     try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException):
-        return f"{path.name} beside the results is no parquet file that can be read."
-    if missing := [name for name in ("reference", column) if name not in table.column_names]:
-        return f"{path.name} beside the results has no column {missing[0]}."
-    groups = {name: table[name].to_pylist() for name in ("label", "slice") if name in table.column_names}
-    reference, scores = (table[name].to_numpy().astype(np.float64) for name in ("reference", column))
-    return SampleScores(reference, scores, groups)
+        table = SampleTable.read(path)
+    except JobError as error:
+        return f"{str(error).removeprefix(str(path.parent)).lstrip('/')}."
+    if candidate not in table.candidates:
+        return f"The {path.name} beside the results has no scores of {candidate}."
+    if table.reference.ndim != 1:
+        return "The metric is not made of scores of single samples, so that there are no changes by sample."
+    groups = {"label": list(table.labels), "slice": list(table.slices)}
+    return SampleScores(table.reference, table.candidates[candidate], groups)
 
 
 def changes(scores: SampleScores, by: str, higher_is_better: bool) -> list[GroupChange]:

@@ -13,7 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -146,6 +146,9 @@ class DataConfig(Section):
     calibration: DataSource = Field(description="samples that scales are found and candidates ranked on")
     validation: DataSource = Field(description="labelled samples that the verdict is made on, and nothing else")
     label: str | None = Field(default="label", description="column of the label")
+    slice: str | None = Field(
+        default=None, description="column by which the validation set is sliced, for policy.slices; e.g. the camera"
+    )
     image: ImagePreprocessing | None = Field(default=None, description="preprocessing of an image column")
     preprocess: CallableReference | None = Field(
         default=None, description="module:name or file.py:name; row -> array, or mapping from input name to array"
@@ -168,7 +171,8 @@ class DataConfig(Section):
         """
         preprocess: Preprocess | None = load_object(self.preprocess, Path()) if self.preprocess else self.image
         required = split == "validation"
-        return SampleStream(split, getattr(self, split), preprocess, self.label, names, batch_size, required)
+        sliced = self.slice if split == "validation" else None
+        return SampleStream(split, getattr(self, split), preprocess, self.label, names, batch_size, required, sliced)
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,7 @@ class Sample:
     inputs: dict[str, Array]
     label: Any
     content: bytes
+    slice: Any = None
 
 
 @dataclass(frozen=True)
@@ -188,6 +193,7 @@ class Batch:
     labels: list[Any]
     contents: list[bytes]
     first: int
+    slices: list[Any] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.contents)
@@ -208,6 +214,7 @@ class SampleStream:
     input_names: tuple[str, ...]
     batch_size: int
     label_required: bool = True
+    slice: str | None = None
 
     def limited(self, samples: int) -> SampleStream:
         """Return the same stream, cut after `samples` samples."""
@@ -252,6 +259,7 @@ class SampleStream:
             label = None
             if self.label is not None:
                 label = row[self.label] if self.label_required else row.get(self.label)
+            sliced = row[self.slice] if self.slice is not None else None
         except KeyError as error:
             columns = ", ".join(sorted(map(str, row)))
             raise JobError(
@@ -269,7 +277,7 @@ class SampleStream:
         if missing := set(self.input_names) - set(prepared):
             raise JobError(f"the preprocessing gives no array for model input {', '.join(sorted(missing))}")
         inputs = {key: np.asarray(prepared[key]) for key in self.input_names}
-        return Sample(inputs, label, _content_hash(inputs))
+        return Sample(inputs, label, _content_hash(inputs), sliced)
 
 
 def _stack(group: list[Sample], first: int, name: str) -> Batch:
@@ -280,7 +288,10 @@ def _stack(group: list[Sample], first: int, name: str) -> Batch:
             f"samples {first} to {first + len(group) - 1} of the {name} set differ in shape and cannot be "
             "batched; make the preprocessing give one shape, or set data.batch_size to 1"
         ) from error
-    return Batch(inputs, [sample.label for sample in group], [sample.content for sample in group], first)
+    return Batch(
+        inputs, [sample.label for sample in group], [sample.content for sample in group], first,
+        [sample.slice for sample in group],
+    )  # fmt: skip
 
 
 def _content_hash(inputs: Mapping[str, Array]) -> bytes:

@@ -113,9 +113,9 @@ def candidate_accuracy(
     if reference.shape != scores.shape:
         raise JobError(f"{reference.size} samples of the reference cannot be paired with {scores.size}")
     worse = metric.worsening(reference, scores)
-    interval = paired_interval(worse, confidence)
+    interval = paired_interval(worse, confidence, metric.largest_difference)
     summary: dict[str, Any] = accuracy(metric, scores).model_dump()
     return CandidateAccuracy(
         **summary, drop=float(worse.mean()), ci_low=interval.low, ci_high=interval.high,
-        confidence=confidence, method=interval.method,
+        confidence=confidence, method=interval.method, deviation=float(worse.std()),
     )  # fmt: skip

@@ -9,7 +9,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+
+from validate.exceptions import UsageError
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -17,6 +19,7 @@ __all__ = [
     "BuildResult",
     "Candidate",
     "CandidateAccuracy",
+    "Clipping",
     "Cost",
     "Decision",
     "ForwardPasses",
@@ -104,6 +107,9 @@ class CandidateAccuracy(Accuracy):
     ci_high: Number = Field(description="upper confidence bound of `drop`")
     confidence: float = Field(gt=0, lt=1, description="two-sided confidence of the interval")
     method: str = Field(description="how the interval was computed")
+    deviation: Number | None = Field(
+        default=None, description="standard deviation of the samples' differences; null where the metric is no mean"
+    )
 
 
 class IntegerKernels(Record):
@@ -174,6 +180,15 @@ class LayerError(Record):
     latency_ms: float | None = Field(default=None, description="measured, of this layer alone; null where it was not")
 
 
+class Clipping(Record):
+    """How much INT8 clips of the activations that a plan quantizes: the share of the worst one."""
+
+    share: Number = Field(description="of its float values; counted in bins, rounded up by at most one bin")
+    tensor: str
+    split: Literal["validation"]
+    samples: int = Field(ge=0)
+
+
 class Candidate(Record):
     """One plan and all that was measured of it."""
 
@@ -197,6 +212,9 @@ class Candidate(Record):
     size_bytes: int = Field(ge=0)
     tensorrt_build: BuildResult
     layers: list[LayerError]
+    clipping: Clipping | None = Field(
+        default=None, description="on validation samples; null where no policy asked for it"
+    )
 
 
 class Reference(Record):
@@ -291,6 +309,9 @@ class Results(Record):
     model: ModelInfo
     task: str
     data: dict[str, Any] = Field(description="per split: source, samples, digest of the contents")
+    overlap: int | None = Field(
+        default=None, ge=0, description="validation samples that are calibration samples too; null where not counted"
+    )
     reference: Reference
     candidates: list[Candidate]
     selected: str | None = Field(description="name of the candidate that the verdict is about")
@@ -323,8 +344,16 @@ class Results(Record):
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """Read what `write` wrote; raises pydantic's ValidationError where it is something else."""
-        return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        """Read ``results.json``, or the one in a folder. Raises UsageError where it is not one."""
+        path = path / "results.json" if path.is_dir() else path
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise UsageError(f"results {path} cannot be read: {error.strerror}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise UsageError(f"{path} is not the results.json of a run: {where}: {first['msg']}") from error
 
 
 if __name__ == "__main__":

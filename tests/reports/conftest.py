@@ -12,8 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -48,6 +47,7 @@ from validate.results import (
     Trial,
     Verdict,
 )
+from validate.samples import SAMPLES_FILE, SampleTable
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -394,7 +394,7 @@ def folder(results: Results, illustrations: Illustrations, tmp_path: Path) -> Pa
     folder = tmp_path / "run"
     folder.mkdir()
     illustrations.write(folder / ILLUSTRATIONS)
-    write_samples(folder / "samples.parquet", results)
+    write_samples(folder / SAMPLES_FILE, results)
     return folder
 
 
@@ -404,9 +404,9 @@ def write_samples(path: Path, results: Results) -> None:
     labels = [f"c{i % 8}" for i in range(count)]
     reference = [float(i % 17 != 0) for i in range(count)]
     scores = [0.0 if i % 8 == 3 and (i // 8) % 10 == 0 else reference[i] for i in range(count)]
-    columns = {"index": list(range(count)), "content": ["0" * 64] * count, "label": labels}
-    columns |= {"slice": ["day" if i % 2 else "night" for i in range(count)], "reference": reference}
-    pq.write_table(pa.table(columns | {f"candidate/{c.name}": scores for c in results.candidates}), path)
+    contents, slices = [f"{i:064x}" for i in range(count)], ["day" if i % 2 else "night" for i in range(count)]
+    candidates = {candidate.name: np.array(scores) for candidate in results.candidates}
+    SampleTable(contents, labels, slices, np.array(reference), candidates).write(path)
 
 
 class Page(HTMLParser):

@@ -26,6 +26,11 @@ class Metric:
     higher_is_better: bool
     is_rate: bool
 
+    @property
+    def largest_difference(self) -> float | None:
+        """How much two scores of a sample can differ at most; None where there is no such bound."""
+        return 1.0 if self.is_rate else None
+
     def worsening(self, reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return per sample how much worse the candidate scores; positive is worse, whatever the metric."""
         return reference - candidate if self.higher_is_better else candidate - reference
