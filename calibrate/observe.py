@@ -157,12 +157,14 @@ def observe(
         return reduce(Statistics.merge, (half[tensor] for shard in shards for half in shard.halves))
 
     with ThreadPoolExecutor(workers, thread_name_prefix="observe") as pool:
+        samples = 0
         for number, batch in enumerate(batches):
+            samples += len(batch)
             running.append((batch, pool.submit(work, batch, number % 2)))
             finish(but=workers)
             if on_doubling is not None and number & (number + 1) == 0:
                 finish(but=0)
-                on_doubling(batch.first + len(batch), seen)
+                on_doubling(samples, seen)
         finish(but=0)
     return reduce(Observation.merge, shards)
 

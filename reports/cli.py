@@ -44,7 +44,7 @@ def html(
         from validate.results import Results
 
         path = output or _folder(results) / "report.html"
-        page.write(Results.read(results), path)
+        page.write(Results.read(results), path, _folder(results))
         console.print(f"report {path}", highlight=False, markup=False, soft_wrap=True)
 
     step(job)

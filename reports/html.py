@@ -65,14 +65,15 @@ class FloatLayer(NamedTuple):
     """The candidate that has this layer in INT8, where one was measured."""
 
 
-def write(results: Results, path: Path) -> None:
+def write(results: Results, path: Path, folder: Path | None = None) -> None:
     """Write the page, whole or not at all: a reader never sees half a file.
 
     Args:
         results: what it is about.
-        path: of the page; what else the run wrote is read from the folder that it is in.
+        path: of the page.
+        folder: where the run's other files are, by default beside the page.
     """
-    page.write(render(results, path.parent), path)
+    page.write(render(results, folder or path.parent), path)
 
 
 def render(results: Results, folder: Path) -> str:
