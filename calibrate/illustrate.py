@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calibrate.clipping import clipped_share
 from calibrate.convergence import ScaleHistory
 from calibrate.graph.placement import Placement
 from calibrate.measuring import Bench
@@ -39,7 +40,6 @@ def illustrate(
     results: Results,
     bench: Bench,
     plans: Sequence[QuantizationPlan],
-    statistics: Mapping[str, Statistics],
     history: ScaleHistory,
 ) -> Illustrations:
     """Return what the report shows of the selected candidate beside its results.
@@ -48,7 +48,6 @@ def illustrate(
         results: of the run.
         bench: what measured them.
         plans: of all candidates.
-        statistics: over all calibration samples.
         history: of the scales.
     """
     selected = results.selected_candidate
@@ -61,9 +60,9 @@ def illustrate(
     return Illustrations(
         plan_hash=selected.plan_hash,
         histograms=tensor_histograms(
-            int8.layers, bench.inputs.model.placement, statistics, [plan for plan in plans if plan.name in names]
+            int8.layers, bench.inputs.model.placement, bench.statistics, [plan for plan in plans if plan.name in names]
         ),
-        convergence=history.curves(statistics, len(bench.calibration.order)),
+        convergence=history.curves(bench.statistics, len(bench.calibration.order)),
         worst_samples=worst_samples(bench.inputs.validation, worse, bench.scores, scores),
     )
 
@@ -98,13 +97,11 @@ def _tensor_histogram(
 ) -> TensorHistogram:
     counts = statistics.histogram().copy()
     counts[0] -= statistics.zeros  # exact in any scale, and after ReLU most of all values
-    thresholds = []
-    for plan in plans:
-        if scale := plan.scales.get(tensor):
-            beyond = int(counts[int(np.ceil(_LEVELS * scale / statistics.width)) :].sum())
-            thresholds.append(
-                Threshold(candidate=plan.name, value=_LEVELS * scale, clipped_share=beyond / statistics.count)
-            )
+    scales = {plan.name: plan.scales[tensor] for plan in plans if tensor in plan.scales}
+    thresholds = [
+        Threshold(candidate=name, value=_LEVELS * scale, clipped_share=clipped_share(statistics, scale))
+        for name, scale in scales.items()
+    ]
     joined = 1 << max(0, int(np.ceil(np.log2(counts.size / _BINS))))
     drawn = np.pad(counts, (0, -counts.size % joined)).reshape(-1, joined).sum(axis=1)
     return TensorHistogram(

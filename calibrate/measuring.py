@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from calibrate.clipping import clipped_share
 from calibrate.config import Config
 from calibrate.evaluations import Evaluated, Evaluations
 from calibrate.graph.apply import apply, count_nodes
@@ -20,7 +21,7 @@ from calibrate.graph.placement import Layer
 from calibrate.graph.switch import SWITCHES, switchable
 from calibrate.journal import Journal
 from calibrate.loading import Inputs, Seen
-from calibrate.plan import Precision, QuantizationPlan
+from calibrate.plan import QuantizationPlan
 from calibrate.pricing import Pricing
 from validate.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeModel
 from validate.backends.tensorrt import build
@@ -31,6 +32,7 @@ from validate.evaluate import OutputStore, candidate_accuracy, evaluate, referen
 from validate.exceptions import JobError
 from validate.onnxfile import detach, write
 from validate.results import Candidate, CandidateAccuracy, IntegerKernels, LayerError
+from validate.statistics import Statistics
 from validate.tasks.base import Outputs
 
 __all__ = ["Bench"]
@@ -46,6 +48,7 @@ class Bench:
         calibration, validation: what the first pass saw; every later one must see the same.
         evaluations: what was evaluated before, also by a run that was killed.
         pricing: says what plans cost.
+        statistics: of every tensor that a plan may quantize, over the calibration samples.
         folder: where candidate files go until one is selected.
         candidate_scores: the scores of every candidate so far on the validation set, by its name.
     """
@@ -59,6 +62,7 @@ class Bench:
     validation: Seen
     evaluations: Evaluations
     pricing: Pricing
+    statistics: Mapping[str, Statistics]
     folder: Path
     candidate_scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
@@ -235,15 +239,17 @@ class Bench:
         batches = self.inputs.calibration.limited(self.config.compare_samples).batches()
         found = compare(subjects, self.journal.forward("compare", batches, models=3), lambda samples: None).layers
         by_tensor = {layer.tensor: layer for layer in found}
-        return [self._layer(layer, plan.layers[layer.node], by_tensor[layer.output]) for layer in placement.layers]
+        return [self._layer(layer, plan, by_tensor[layer.output]) for layer in placement.layers]
 
-    def _layer(self, layer: Layer, precision: Precision, found: LayerDifference) -> LayerError:
-        most_clipped = max(found.quantized_inputs, key=lambda x: x.clipped_share, default=None)
+    def _layer(self, layer: Layer, plan: QuantizationPlan, found: LayerDifference) -> LayerError:
+        precision = plan.layers[layer.node]
+        scales = {name: plan.scales[name] for name in layer.activations} if precision == "int8" else {}
+        clipped = {name: clipped_share(self.statistics[name], scale) for name, scale in scales.items()}
+        worst = max(clipped, key=lambda name: clipped[name], default=None)
         return LayerError(
             node=layer.node, op_type=layer.op_type, tensor=layer.output, precision=precision, depth=found.depth,
             sqnr_db=_sqnr(found.accumulated), isolated_sqnr_db=_sqnr(found.isolated),
-            clipped_share=most_clipped.clipped_share if most_clipped else 0.0,
-            scale=most_clipped.scale if most_clipped else None,
+            clipped_share=clipped[worst] if worst else 0.0, scale=scales[worst] if worst else None,
             latency_ms=self.pricing.plans.layer_ms(layer.node, precision),
         )  # fmt: skip
 

@@ -92,8 +92,9 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         evaluations = Evaluations(output / "evaluations", evaluation_context(config, inputs, origin, seen_validation))
         pricing = price(config, inputs, plans[0], folder, journal)
         bench = Bench(
-            config, inputs, journal, scores, outputs, seen_calibration, seen_validation, evaluations, pricing, folder
-        )
+            config, inputs, journal, scores, outputs, seen_calibration, seen_validation, evaluations, pricing,
+            observation.statistics, folder,
+        )  # fmt: skip
         looks = verdict_confidences(config)
         candidates = [bench.candidate(plan, [], looks[0]) for plan in plans]
         reference = Reference(accuracy=accuracy(inputs.task.metric, scores), latency=None)
@@ -104,7 +105,7 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         search = None
         if verdict.decision is not Decision.GO and fallback_can_help(config, bench, verdict, looks[1]):
             int8 = plans[candidates.index(selected)]
-            found = search_plans(config, bench, int8, observation.statistics, reference.accuracy, looks[1])
+            found = search_plans(config, bench, int8, bench.statistics, reference.accuracy, looks[1])
             search = found.search
             for plan, confidence in zip(found.plans, looks[1:], strict=False):
                 back = [layer for layer in search.effects if plan.layers[layer] != "int8"]
@@ -160,7 +161,7 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         )
         write_statistics(StoredStatistics(observation, origin, len(seen_calibration.order)), output / "statistics.npz")
         samples.write(output / SAMPLES_FILE)
-        illustrate(results, bench, plans, observation.statistics, history).write(output / ILLUSTRATIONS)
+        illustrate(results, bench, plans, history).write(output / ILLUSTRATIONS)
         _write(results, plans, folder, output)
     return results
 

@@ -94,10 +94,8 @@ def significant(value: float) -> str:
     return NOT_AVAILABLE if math.isnan(value) else _number(value, "#.3g")
 
 
-def quantity(value: float | None, unit: str) -> str:
-    """Return a rule's number with its unit: ``0.0123``, ``4.25 ms``, ``10.9 MB``, and ``-`` where there is none."""
-    if value is None:
-        return "-"
+def quantity(value: float, unit: str) -> str:
+    """Return a rule's number with its unit: ``0.0123``, ``4.25 ms``, ``10.9 MB``."""
     if not math.isfinite(value):
         return NOT_AVAILABLE
     return size(round(value)) if unit == "bytes" else f"{_number(value, ',.4g')} {unit}".rstrip()

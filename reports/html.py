@@ -306,7 +306,7 @@ def _latency_gaps(results: Results) -> Iterable[tuple[str, str]]:
 
 
 def _interval_kind(accuracy: CandidateAccuracy) -> str:
-    return f"{100 * accuracy.confidence:g}%, {accuracy.method}"
+    return f"{100 * accuracy.confidence:.4g}%, {accuracy.method}"
 
 
 def _grouped(messages: Iterable[tuple[str, str]]) -> list[tuple[list[str], str]]:
@@ -357,7 +357,7 @@ _FILTERS: dict[str, Callable[..., str]] = {
     "ms": fmt.milliseconds,
     "outcome": fmt.outcome,
     "passes": fmt.passes,
-    "quantity": lambda value, unit: fmt.minus(fmt.quantity(value, unit)),
+    "quantity": lambda value, unit: "-" if value is None else fmt.minus(fmt.quantity(value, unit)),
     "score": lambda value, rate: fmt.minus(fmt.metric_value(value, rate)),
     "seconds": fmt.seconds,
     "share": fmt.share,

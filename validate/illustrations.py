@@ -32,7 +32,7 @@ class Threshold(Record):
 
     candidate: str
     value: float = Field(gt=0, description="127 times the scale, in the tensor's unit")
-    clipped_share: float = Field(ge=0, le=1, description="share of the values whose bin begins beyond it")
+    clipped_share: float = Field(ge=0, le=1, description="share of the calibration values that INT8 clips")
 
 
 class TensorHistogram(Record):

@@ -175,8 +175,8 @@ class LayerError(Record):
         description="10 log10(sum ref^2 / sum (ref - x)^2); inf where equal, -inf where only the reference is zero"
     )
     isolated_sqnr_db: Number = Field(description="the same where the layer is fed the float model's values")
-    clipped_share: Number = Field(description="share of the float values of its inputs that INT8 clips")
-    scale: float | None = Field(default=None, description="of the input that is clipped most, where one is quantized")
+    clipped_share: Number = Field(description="share of an input's calibration values that INT8 clips; 0 in float")
+    scale: float | None = Field(default=None, description="of the input that is clipped most; null in float")
     latency_ms: float | None = Field(default=None, description="measured, of this layer alone; null where it was not")
 
 
