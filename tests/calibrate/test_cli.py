@@ -19,6 +19,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from calibrate.plan import QuantizationPlan
 from validate.illustrations import Illustrations
 from validate.results import Results
 from validate.samples import SampleTable
@@ -160,6 +161,18 @@ def test_what_illustrates_the_report_is_of_this_run(go: Run) -> None:
     assert {x.index for x in shown.worst_samples} <= set(np.flatnonzero(lost))
     assert len(shown.worst_samples) == min(12, lost.sum())
     assert all(x.picture and x.label == samples.labels[x.index] for x in shown.worst_samples)
+
+
+def test_layers_say_their_scale_and_what_it_clips(go: Run, data_module: dict[str, Any]) -> None:
+    scales = QuantizationPlan.read(go.job.output / "plans" / "percentile-99.9.json").scales
+    candidate = next(c for c in go.results["candidates"] if c["name"] == "percentile-99.9")
+    stem = next(layer for layer in candidate["layers"] if layer["node"] == "stem")
+    inputs = ("image", "r1", "r2", "features")
+    assert [layer["scale"] for layer in candidate["layers"]] == [scales[name] for name in inputs]
+    pixels = np.abs(np.stack([row["image"] for row in data_module["rows"](30, seed=1)]))
+    assert stem["clipped_share"] == pytest.approx((pixels > 127.5 * scales["image"]).mean(), abs=1e-4)
+    assert stem["clipped_share"] > 0
+    assert {layer["latency_ms"] for layer in candidate["layers"]} == {None}  # no engine was timed here
 
 
 def test_the_model_is_described_as_it_is(go: Run, models: Models) -> None:

@@ -246,3 +246,29 @@ def test_no_candidates(read: Reader, results: Results) -> None:
 
 def test_large_model_stays_below_the_limit(build_results: Any) -> None:
     assert len(html.render(build_results(layers=2000), NOWHERE)) < 8_000_000
+
+
+def test_page_without_its_side_files_says_what_it_cannot_show(read: Reader, results: Results) -> None:
+    text = read(html.render(results, NOWHERE)).text
+    assert "There is no samples.parquet beside the results" in text
+    assert "There is no illustrations.json beside the results" in text
+
+
+def test_illustrations_of_another_run_are_not_shown(read: Reader, results: Results, folder: Path) -> None:
+    assert "What the strategies clip" in read(html.render(results, folder)).text
+    other = results.model_copy(update={"selected": "minmax"})
+    text = read(html.render(other, folder)).text
+    assert "illustrations.json beside the results is about another candidate" in text
+    assert "What the strategies clip" not in text
+    (folder / "illustrations.json").write_text('{"plan_hash": 3}', encoding="utf-8")
+    assert "illustrations.json holds no illustrations: plan_hash" in read(html.render(results, folder)).text
+
+
+def test_side_files_become_tables(read: Reader, results: Results, folder: Path) -> None:
+    text = read(html.render(results, folder)).text
+    assert f"Of 400 validation samples, {results.selected} scores 4 worse than the float model and 0 better" in text
+    assert "c3 50 94.00% 86.00% +8.00 4 0 c0 50" in text  # what lost most is first
+    assert "percentile-99.99 61 31.00% median 2.00% 7.75%" in text  # convergence
+    assert "minmax 12.8 0 largest |x| 12.8" in text  # thresholds
+    assert "tench night sample 17: score 1 -> 0" in text.replace("\N{RIGHTWARDS ARROW}", "->")
+    assert "what a text input says" in text
