@@ -16,7 +16,7 @@ from validate.samples import paired_rows
 from validate.significance import paired_interval
 from validate.wording import score
 
-__all__ = ["GroupDrop", "champion_rule", "group_drops", "group_rule"]
+__all__ = ["GroupDrop", "champion_rule", "group_drops", "group_rule", "largest_difference", "worsening"]
 
 _SHOWN = 5
 """Groups that a message names at most."""
@@ -89,10 +89,10 @@ def group_rule(kind: Literal["class", "slice"], wanted: GroupPolicy, evidence: E
         return unmeasured(f"{missing} of {len(groups)} samples have no {kind}; see {where} in the config")
     if table.reference.ndim != 1:
         return unmeasured(f"{accuracy.metric} is not a mean of scores that a {kind} has by itself")
-    worse = _worse(accuracy, table.reference, table.candidates[candidate.name])
+    worse = worsening(accuracy, table.reference, table.candidates[candidate.name])
     if not worse.size or not np.isfinite(worse).all():
         return unmeasured("there are no samples" if not worse.size else "some scores are not finite")
-    found = group_drops(worse, groups, candidate.accuracy.confidence, _bound(accuracy))
+    found = group_drops(worse, groups, candidate.accuracy.confidence, largest_difference(accuracy))
     return _judged(name, wanted, found, show)
 
 
@@ -132,19 +132,21 @@ def champion_rule(margin: float, evidence: Evidence, champion: Champion) -> Rule
             name=name, outcome="not_measured", threshold=margin, message=f"{name} {champion.name}: {why}; {wish}"
         )
 
+    if champion.accuracy is None or champion.scores is None:
+        return unmeasured(champion.problem)
     if table is None or evidence.candidate.name not in table.candidates:
         return unmeasured("there is no samples.parquet with the candidate's scores beside the results")
-    if (accuracy.metric, accuracy.higher_is_better) != (champion.metric, champion.higher_is_better):
-        return unmeasured(f"it was judged by {champion.metric}, and the candidate by {accuracy.metric}")
+    if (accuracy.metric, accuracy.higher_is_better) != (champion.accuracy.metric, champion.accuracy.higher_is_better):
+        return unmeasured(f"it was judged by {champion.accuracy.metric}, and the candidate by {accuracy.metric}")
     ours, theirs = table.candidates[evidence.candidate.name], champion.scores.reference
     if ours.ndim != 1 or theirs.ndim != 1:
         return unmeasured(f"{accuracy.metric} is not a mean of scores that can be paired")
     rows, their_rows = paired_rows(table, champion.scores)
-    worse = _worse(accuracy, theirs[their_rows], ours[rows])
+    worse = worsening(accuracy, theirs[their_rows], ours[rows])
     if not worse.size or not np.isfinite(worse).all():
         return unmeasured("the two saw no sample in common" if not worse.size else "some scores are not finite")
     confidence = evidence.candidate.accuracy.confidence
-    interval = paired_interval(worse, confidence, _bound(accuracy))
+    interval = paired_interval(worse, confidence, largest_difference(accuracy))
     drop = float(worse.mean())
     outcome: Literal["pass", "fail", "undecided"] = "undecided"
     if interval.high < margin:
@@ -160,9 +162,13 @@ def champion_rule(margin: float, evidence: Evidence, champion: Champion) -> Rule
     )  # fmt: skip
 
 
-def _worse(accuracy: Accuracy, reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> NDArray[np.float64]:
+def worsening(
+    accuracy: Accuracy, reference: NDArray[np.float64], candidate: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return by how much each sample is worse; positive is worse, whatever the metric."""
     return reference - candidate if accuracy.higher_is_better else candidate - reference
 
 
-def _bound(accuracy: Accuracy) -> float | None:
+def largest_difference(accuracy: Accuracy) -> float | None:
+    """Return the bound of the difference of two scores; see `paired_interval`."""
     return 1.0 if accuracy.is_rate else None
