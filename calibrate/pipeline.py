@@ -98,7 +98,7 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
 
         # 4. Where it misses the policy, layers go back to float: the fastest plan that other samples say meets it.
         search = None
-        if verdict.decision is not Decision.GO and fallback_can_help(config, bench, verdict, looks[1]):
+        if verdict.decision is not Decision.GO and fallback_can_help(config, bench, verdict, looks[-1]):
             int8 = plans[candidates.index(selected)]
             found = search_plans(config, bench, int8, observation.statistics, reference.accuracy, looks[1])
             search = found.search

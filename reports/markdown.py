@@ -11,8 +11,10 @@ from validate.results import Results, Rule
 
 __all__ = ["escaped", "text", "write"]
 
-_PLAIN = set(",;%/'\".")  # of ASCII punctuation: what means nothing within a line of Markdown
+_PLAIN = set(",;%/'\".()-+=:!?")  # of ASCII punctuation: what means nothing within a line, once the rest is escaped
 _SPECIAL = str.maketrans({char: f"\\{char}" for char in set(string.punctuation) - _PLAIN})
+_MARKERS = re.compile(r"^([-+=]|\d+(?=[.)]))|(:)(?=\S)")
+"""Of lists and headings at the start of a line, and colons, which GitHub reads as links and emojis."""
 
 
 def write(results: Results, path: Path) -> None:
@@ -40,4 +42,9 @@ def _row(rule: Rule) -> str:
 def escaped(text: str) -> str:
     """Return a text that somebody else wrote, so that Markdown shows it as it is, in one line."""
     line = " ".join(fmt.printable(text).split())
-    return re.sub(r"^(\d+)\.", r"\1\\.", line.translate(_SPECIAL))
+    return _MARKERS.sub(_marked, line.translate(_SPECIAL))
+
+
+def _marked(found: re.Match[str]) -> str:
+    marker = found[0]
+    return f"{marker}\\" if marker.isdigit() else f"\\{marker}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class Registry:
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         for chatty in ("alembic", "mlflow"):  # they announce every table of a new sqlite file on the terminal
             logging.getLogger(chatty).setLevel(logging.WARNING)
 
@@ -56,8 +58,8 @@ class Registry:
             present = {file.path for file in client.list_artifacts(run_id)}
             if _RESULTS not in present:
                 raise JobError(
-                    f"run {run_id} at {without_password(self._uri)} has no {_RESULTS}; name the run of a job, not one of "
-                    "its candidates, and complete it with python -m reports log"
+                    f"run {run_id} at {without_password(self._uri)} has no {_RESULTS}; name the run of a job, not "
+                    "one of its candidates, and complete it with python -m reports log"
                 )
             for name in (_RESULTS, SAMPLES_FILE):
                 if name in present:

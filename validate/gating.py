@@ -77,9 +77,9 @@ def _at_confidence(policy: Policy, results: Results, candidate: Candidate, sampl
     wanted = 1 - (1 - policy.confidence) * share
     if samples is None or samples.reference.ndim != 1 or candidate.integer_kernels is not None:
         raise UsageError(
-            f"policy.confidence is {policy.confidence:g} and the run's was {planned:g}; other intervals can be computed "
-            "only with a samples.parquet, of a metric that is a mean of scores, and not of integer kernels: run again "
-            f"with policy.confidence={policy.confidence:g}"
+            f"policy.confidence is {policy.confidence:g} and the run's was {planned:g}; other intervals can be "
+            "computed only with a samples.parquet, of a metric that is a mean of scores, and not of integer kernels: "
+            f"run again with policy.confidence={policy.confidence:g}"
         )
     return candidate.model_copy(update={"accuracy": _interval(results.reference.accuracy, candidate, samples, wanted)})
 

@@ -93,28 +93,31 @@ def group_rule(kind: Literal["class", "slice"], wanted: GroupPolicy, evidence: E
     if not worse.size or not np.isfinite(worse).all():
         return unmeasured("there are no samples" if not worse.size else "some scores are not finite")
     found = group_drops(worse, groups, candidate.accuracy.confidence, largest_difference(accuracy))
-    return _judged(name, wanted, found, show)
+    return _judged(name, kind, wanted, found, show)
 
 
-def _judged(name: str, wanted: GroupPolicy, found: list[GroupDrop], show: Callable[[float], str]) -> Rule:
+def _judged(name: str, kind: str, wanted: GroupPolicy, found: list[GroupDrop], show: Callable[[float], str]) -> Rule:
     margin = wanted.max_drop
     beyond = [group for group in found if group.low > margin]
     unproven = [group for group in found if not group.high < margin and group not in beyond]
     wish = f"the policy allows {show(margin)} of each"
 
     def listed(groups: list[GroupDrop]) -> str:
-        shown = [f"{g.name} {show(g.drop)} [{show(g.low)}, {show(g.high)}] on {g.n}" for g in groups[:_SHOWN]]
+        shown = [
+            f"{kind} {g.name} by {show(g.drop)} (between {show(g.low)} and {show(g.high)}, {g.n} samples)"
+            for g in groups[:_SHOWN]
+        ]
         return ", ".join(shown) + (f" and {len(groups) - _SHOWN} more" if len(groups) > _SHOWN else "")
 
     outcome: Literal["pass", "fail", "undecided"] = "pass"
     if beyond:
-        outcome, message = "fail", f"{len(beyond)} of {len(found)} lose more than allowed: {listed(beyond)}"
+        outcome, message = "fail", f"{len(beyond)} of {len(found)} drop by more than allowed: {listed(beyond)}"
     elif unproven and wanted.unproven == "undecided":
         outcome, message = "undecided", f"{len(unproven)} of {len(found)} are open: {listed(unproven)}"
     elif unproven:
-        message = f"none of {len(found)} is shown to lose more, but {len(unproven)} are open: {listed(unproven)}"
+        message = f"none of {len(found)} is shown to drop by more, but {len(unproven)} are open: {listed(unproven)}"
     else:
-        message = f"the worst of {len(found)} is {listed(found[:1])}"
+        message = f"none of {len(found)} drops by more than allowed; the worst is {listed(found[:1])}"
     worst = (beyond or unproven or found)[0]
     return Rule(
         name=name, outcome=outcome, value=worst.drop, threshold=margin, message=f"{name}: {message}; {wish}"

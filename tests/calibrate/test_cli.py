@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "validate" / "results.schema.json").read_text(encoding="utf-8"))
-FILES = {"results.json", "samples.parquet", "plan.json", "plans", "model.int8.onnx", "report.html", "run.log", "statistics.npz"}
+FILES = {
+    "results.json", "samples.parquet", "plan.json", "plans", "model.int8.onnx", "report.html", "run.log",
+    "statistics.npz",
+}  # fmt: skip
 
 # What the issue promises to other programs, name by name.
 CONTRACT = {
