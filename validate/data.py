@@ -13,7 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -164,11 +164,11 @@ class DataConfig(Section):
     def stream(self, split: Split, names: tuple[str, ...], batch_size: int) -> SampleStream:
         """Return a split, ready to be streamed to a model with those inputs.
 
-        Calibration samples come without labels: nothing that calibration does needs them.
+        Calibration samples may lack the label (it is None then): scales need none, and only fallback does.
         """
-        label = self.label if split == "validation" else None
         preprocess: Preprocess | None = load_object(self.preprocess, Path()) if self.preprocess else self.image
-        return SampleStream(split, getattr(self, split), preprocess, label, names, batch_size)
+        required = split == "validation"
+        return SampleStream(split, getattr(self, split), preprocess, self.label, names, batch_size, required)
 
 
 @dataclass(frozen=True)
@@ -207,14 +207,12 @@ class SampleStream:
     label: str | None
     input_names: tuple[str, ...]
     batch_size: int
+    label_required: bool = True
 
     def limited(self, samples: int) -> SampleStream:
         """Return the same stream, cut after `samples` samples."""
         limit = samples if self.source.limit is None else min(samples, self.source.limit)
-        return SampleStream(
-            self.name, self.source.model_copy(update={"limit": limit}), self.preprocess, self.label,
-            self.input_names, self.batch_size,
-        )  # fmt: skip
+        return replace(self, source=self.source.model_copy(update={"limit": limit}))
 
     def batches(self) -> Iterator[Batch]:
         """Yield batches in order; the last one may be smaller. Raises JobError where a row is unusable."""
@@ -251,7 +249,9 @@ class SampleStream:
     def _sample(self, row: Row, index: int) -> Sample:
         try:
             prepared = self.preprocess(row) if self.preprocess else {k: row[k] for k in self.input_names}
-            label = row[self.label] if self.label is not None else None
+            label = None
+            if self.label is not None:
+                label = row[self.label] if self.label_required else row.get(self.label)
         except KeyError as error:
             columns = ", ".join(sorted(map(str, row)))
             raise JobError(

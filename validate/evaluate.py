@@ -18,7 +18,7 @@ from validate.results import Accuracy, CandidateAccuracy
 from validate.significance import paired_interval
 from validate.tasks.base import Metric, Outputs, Task
 
-__all__ = ["OutputStore", "accuracy", "candidate_accuracy", "evaluate", "reference_errors"]
+__all__ = ["OutputStore", "accuracy", "candidate_accuracy", "evaluate", "reference_errors", "stored_scores"]
 
 OnBatch = Callable[[int], None]
 """Called with the number of samples just done; drives progress bars."""
@@ -52,6 +52,15 @@ def evaluate(model: Runnable, task: Task, batches: Iterable[Batch], on_batch: On
         outputs = model.run(batch.inputs)
         scores.append(_per_sample(task, batch, partial(task.scores, outputs, batch.labels)))
         on_batch(len(batch))
+    return np.concatenate(scores)
+
+
+def stored_scores(task: Task, batches: Iterable[Batch], outputs: Iterable[Outputs]) -> NDArray[np.float64]:
+    """Return the task's score of every sample from stored outputs, shape (n,); see `evaluate`."""
+    scores = [
+        _per_sample(task, batch, partial(task.scores, {k: v[: len(batch)] for k, v in stored.items()}, batch.labels))
+        for batch, stored in zip(batches, outputs, strict=False)
+    ]
     return np.concatenate(scores)
 
 
