@@ -41,6 +41,7 @@ _SETTINGS = {
 }
 _REQUEST_SECONDS, _FILE_SECONDS = "20", "120"  # a server answers when it has stored the whole of a file
 _METRICS, _PARAMS = 1000, 100  # that a server takes in one request
+_LONGEST_PAUSE = 5.0
 _HTTP_TOO_MANY_REQUESTS, _HTTP_SERVER_ERRORS = 429, 500
 
 
@@ -81,7 +82,7 @@ def log_results(results: Results, folder: Path, destination: Destination, retry_
                 ) from error
             logging.getLogger(__name__).warning("MLflow failed and is tried again in %.1f s: %s", pause, error)
             time.sleep(pause)
-            pause *= 2
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def _may_pass(error: Exception) -> bool:

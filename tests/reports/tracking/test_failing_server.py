@@ -202,6 +202,7 @@ def test_what_cannot_pass_is_not_tried_again(
     stored: tuple[Results, Path], server: str, wire_to: Callable[[str], Wire]
 ) -> None:
     results, folder = stored
+    results = results.model_copy(update={"created": "2026-11-24T00:00:00Z"})  # a job that the server does not know
     wire = wire_to(server)
     with pytest.raises(JobError, match="did not take the results"):
         log_results(results, folder, Destination.of(results, wire.address, "x" * 600), retry_seconds=60)
