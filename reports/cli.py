@@ -55,9 +55,7 @@ def log(
     results: ResultsArgument,
     tracking_uri: Annotated[
         str | None,
-        typer.Option(
-            "--tracking-uri", help="[default: the config's, else MLFLOW_TRACKING_URI, else sqlite]"
-        ),
+        typer.Option("--tracking-uri", help="[default: the config's, else MLFLOW_TRACKING_URI, else sqlite]"),
     ] = None,
     experiment: Annotated[str | None, typer.Option("--experiment", help="[default: the config's]")] = None,
     name: Annotated[str | None, typer.Option("--name", help="of the run [default: the config's]")] = None,

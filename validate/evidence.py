@@ -15,29 +15,28 @@ __all__ = ["Champion", "Engine", "Evidence"]
 
 @dataclass(frozen=True)
 class Champion:
-    """The model that is live.
+    """The model that is live, to be compared with.
 
     Attributes:
         name: as people know it, with its version.
-        metric: of its scores.
-        higher_is_better: the metric's direction.
-        scores: of its run's samples, as that run's reference; see `SampleTable`.
+        accuracy: of its run; None where it cannot be compared with.
+        scores: its scores, as the reference of a table of its own; None where it cannot be compared with.
+        problem: why it cannot; empty where it can.
     """
 
     name: str
-    metric: str
-    higher_is_better: bool
-    scores: SampleTable
+    accuracy: Accuracy | None = None
+    scores: SampleTable | None = None
+    problem: str = ""
 
     @classmethod
-    def of(cls, name: str, results: Results, samples: SampleTable) -> Champion:
-        """Return the selected candidate of a run. Raises JobError where its samples are not that run's."""
-        selected = results.selected
-        if selected is None or selected not in samples.candidates:
-            raise JobError(f"{name} cannot be compared with: its samples.parquet has no scores of {selected}")
-        accuracy = results.candidate(selected).accuracy
-        alone = SampleTable(samples.contents, samples.labels, samples.slices, samples.candidates[selected], {})
-        return cls(name, accuracy.metric, accuracy.higher_is_better, alone)
+    def of(cls, name: str, results: Results, samples: SampleTable | None) -> Champion:
+        """Return the selected candidate of a run."""
+        selected = results.selected_candidate
+        if samples is None or selected is None or selected.name not in samples.candidates:
+            return cls(name, problem="its run has no samples.parquet with its scores")
+        alone = SampleTable(samples.contents, samples.labels, samples.slices, samples.candidates[selected.name], {})
+        return cls(name, selected.accuracy, alone)
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Evidence:
         candidate: what was measured of it.
         overlap: validation samples that are calibration samples too; None where they were not counted.
         samples: scores of every sample; None where they are not at hand.
-        champion: the model to hold it against; None where there is none.
+        champion: the model to hold it against; None where that is not asked for.
         engine: built from the candidate's file; None where none was given.
     """
 

@@ -16,7 +16,7 @@ from validate.samples import paired_rows
 from validate.significance import paired_interval
 from validate.wording import score
 
-__all__ = ["GroupDrop", "champion_rule", "group_drops", "group_rule"]
+__all__ = ["GroupDrop", "champion_rule", "group_drops", "group_rule", "largest_difference", "worsening"]
 
 _SHOWN = 5
 """Groups that a message names at most."""
@@ -89,32 +89,35 @@ def group_rule(kind: Literal["class", "slice"], wanted: GroupPolicy, evidence: E
         return unmeasured(f"{missing} of {len(groups)} samples have no {kind}; see {where} in the config")
     if table.reference.ndim != 1:
         return unmeasured(f"{accuracy.metric} is not a mean of scores that a {kind} has by itself")
-    worse = _worse(accuracy, table.reference, table.candidates[candidate.name])
+    worse = worsening(accuracy, table.reference, table.candidates[candidate.name])
     if not worse.size or not np.isfinite(worse).all():
         return unmeasured("there are no samples" if not worse.size else "some scores are not finite")
-    found = group_drops(worse, groups, candidate.accuracy.confidence, _bound(accuracy))
-    return _judged(name, wanted, found, show)
+    found = group_drops(worse, groups, candidate.accuracy.confidence, largest_difference(accuracy))
+    return _judged(name, kind, wanted, found, show)
 
 
-def _judged(name: str, wanted: GroupPolicy, found: list[GroupDrop], show: Callable[[float], str]) -> Rule:
+def _judged(name: str, kind: str, wanted: GroupPolicy, found: list[GroupDrop], show: Callable[[float], str]) -> Rule:
     margin = wanted.max_drop
     beyond = [group for group in found if group.low > margin]
     unproven = [group for group in found if not group.high < margin and group not in beyond]
     wish = f"the policy allows {show(margin)} of each"
 
     def listed(groups: list[GroupDrop]) -> str:
-        shown = [f"{g.name} {show(g.drop)} [{show(g.low)}, {show(g.high)}] on {g.n}" for g in groups[:_SHOWN]]
+        shown = [
+            f"{kind} {g.name} by {show(g.drop)} (between {show(g.low)} and {show(g.high)}, {g.n} samples)"
+            for g in groups[:_SHOWN]
+        ]
         return ", ".join(shown) + (f" and {len(groups) - _SHOWN} more" if len(groups) > _SHOWN else "")
 
     outcome: Literal["pass", "fail", "undecided"] = "pass"
     if beyond:
-        outcome, message = "fail", f"{len(beyond)} of {len(found)} lose more than allowed: {listed(beyond)}"
+        outcome, message = "fail", f"{len(beyond)} of {len(found)} drop by more than allowed: {listed(beyond)}"
     elif unproven and wanted.unproven == "undecided":
         outcome, message = "undecided", f"{len(unproven)} of {len(found)} are open: {listed(unproven)}"
     elif unproven:
-        message = f"none of {len(found)} is shown to lose more, but {len(unproven)} are open: {listed(unproven)}"
+        message = f"none of {len(found)} is shown to drop by more, but {len(unproven)} are open: {listed(unproven)}"
     else:
-        message = f"the worst of {len(found)} is {listed(found[:1])}"
+        message = f"none of {len(found)} drops by more than allowed; the worst is {listed(found[:1])}"
     worst = (beyond or unproven or found)[0]
     return Rule(
         name=name, outcome=outcome, value=worst.drop, threshold=margin, message=f"{name}: {message}; {wish}"
@@ -132,19 +135,21 @@ def champion_rule(margin: float, evidence: Evidence, champion: Champion) -> Rule
             name=name, outcome="not_measured", threshold=margin, message=f"{name} {champion.name}: {why}; {wish}"
         )
 
+    if champion.accuracy is None or champion.scores is None:
+        return unmeasured(champion.problem)
     if table is None or evidence.candidate.name not in table.candidates:
         return unmeasured("there is no samples.parquet with the candidate's scores beside the results")
-    if (accuracy.metric, accuracy.higher_is_better) != (champion.metric, champion.higher_is_better):
-        return unmeasured(f"it was judged by {champion.metric}, and the candidate by {accuracy.metric}")
+    if (accuracy.metric, accuracy.higher_is_better) != (champion.accuracy.metric, champion.accuracy.higher_is_better):
+        return unmeasured(f"it was judged by {champion.accuracy.metric}, and the candidate by {accuracy.metric}")
     ours, theirs = table.candidates[evidence.candidate.name], champion.scores.reference
     if ours.ndim != 1 or theirs.ndim != 1:
         return unmeasured(f"{accuracy.metric} is not a mean of scores that can be paired")
     rows, their_rows = paired_rows(table, champion.scores)
-    worse = _worse(accuracy, theirs[their_rows], ours[rows])
+    worse = worsening(accuracy, theirs[their_rows], ours[rows])
     if not worse.size or not np.isfinite(worse).all():
         return unmeasured("the two saw no sample in common" if not worse.size else "some scores are not finite")
     confidence = evidence.candidate.accuracy.confidence
-    interval = paired_interval(worse, confidence, _bound(accuracy))
+    interval = paired_interval(worse, confidence, largest_difference(accuracy))
     drop = float(worse.mean())
     outcome: Literal["pass", "fail", "undecided"] = "undecided"
     if interval.high < margin:
@@ -160,9 +165,13 @@ def champion_rule(margin: float, evidence: Evidence, champion: Champion) -> Rule
     )  # fmt: skip
 
 
-def _worse(accuracy: Accuracy, reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> NDArray[np.float64]:
+def worsening(
+    accuracy: Accuracy, reference: NDArray[np.float64], candidate: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return by how much each sample is worse; positive is worse, whatever the metric."""
     return reference - candidate if accuracy.higher_is_better else candidate - reference
 
 
-def _bound(accuracy: Accuracy) -> float | None:
+def largest_difference(accuracy: Accuracy) -> float | None:
+    """Return the bound of the difference of two scores; see `paired_interval`."""
     return 1.0 if accuracy.is_rate else None

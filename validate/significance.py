@@ -217,14 +217,15 @@ def samples_to_settle(n: int, distance: float, arm: float, deviation: float | No
         confidence: of the interval, two-sided.
     """
     z, power = float(stats.norm.ppf(0.5 + confidence / 2)), float(stats.norm.ppf(POWER))
+    arm /= distance  # squares of what is very large would leave float64
     spread = (n + z**2) * arm**2 / z**2  # s^2 + c a
-    variance = spread if deviation is None else min(deviation**2, spread)
+    variance = spread if deviation is None else min(deviation / distance, math.sqrt(spread)) ** 2
     unseen = (spread - variance) / arm
 
     def too_wide(samples: float) -> float:
         half = z**2 * unseen / (2 * (samples + z**2))
         expected = half + math.sqrt(half**2 + z**2 * variance / (samples + z**2))
-        return expected + power * math.sqrt(variance / samples) - distance
+        return expected + power * math.sqrt(variance / samples) - 1
 
     most = 2.0 * n
     while too_wide(most) > 0:

@@ -54,4 +54,5 @@ def _source(given: Any) -> tuple[str, DatasetSource]:
     if path := given.get("parquet") or given.get("imagefolder"):
         return PurePath(path).name, LocalArtifactDatasetSource(path)
     name = str(given.get("callable", "unknown"))
-    return name[-100:], CodeDatasetSource({key: str(value) for key, value in given.items()})
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in given.items()}
+    return name[-100:], CodeDatasetSource(texts)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reports import format as fmt
-from validate.results import Candidate, CandidateAccuracy, LayerError, ParetoPoint, Results, Trial
+from validate.results import Candidate, CandidateAccuracy, LayerError, Results, Trial
 
 __all__ = ["JobRecord", "Measurement", "RunRecord", "job_record"]
 
@@ -142,9 +142,8 @@ def _plans(results: Results, folder: Path) -> Iterator[RunRecord]:
     trials = {trial.plan_hash: trial for trial in results.search.trials} if results.search else {}
     for candidate in results.candidates:
         yield _candidate(results, candidate, trials.pop(candidate.plan_hash, None), folder)
-    points = {point.name: point for point in results.pareto}
     for trial in trials.values():
-        yield _trial(results, trial, points.get(trial.name))
+        yield _trial(results, trial)
 
 
 def _candidate(results: Results, candidate: Candidate, trial: Trial | None, folder: Path) -> RunRecord:
@@ -152,6 +151,7 @@ def _candidate(results: Results, candidate: Candidate, trial: Trial | None, fold
     tags = {
         "selected": str(candidate.name == results.selected).lower(),
         "tensorrt_build": str(build.ok).lower(),
+        "eval.split": "validation",
         "cost.basis": cost.basis, "cost.unit": cost.unit, "cost.source": cost.source,
     } | _trial_tags(trial) | _context_tags(results)  # fmt: skip
     texts = {}
@@ -169,16 +169,10 @@ def _candidate(results: Results, candidate: Candidate, trial: Trial | None, fold
     return RunRecord(candidate.name, candidate.plan_hash, _tags(tags), params, metrics, texts)
 
 
-def _trial(results: Results, trial: Trial, point: ParetoPoint | None) -> RunRecord:
+def _trial(results: Results, trial: Trial) -> RunRecord:
     metrics = _accuracy_metrics(trial.accuracy) | {"perf/cost": trial.cost.value}
-    if point:
-        metrics["perf/int8_mac_share"] = point.int8_mac_share
-        if point.size_bytes is not None:
-            metrics["size_bytes"] = float(point.size_bytes)
-        if point.latency_ms is not None:
-            metrics["perf/latency_p50_ms"] = point.latency_ms
     tags = {
-        "selected": "false", "tensorrt_build": "none",
+        "selected": "false", "tensorrt_build": "none", "eval.split": "calibration",
         "cost.basis": trial.cost.basis, "cost.unit": trial.cost.unit, "cost.source": trial.cost.source,
     } | _trial_tags(trial) | _context_tags(results)  # fmt: skip
     params = _plan_params(results, _strategy(results, trial), trial.plan_hash, trial.float_layers)

@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,8 +35,13 @@ KEY, PLAN, VERSION = "job.key", "job.plan", "job.version"
 """Tags: of which job, about which plan (empty: the job itself), and once it is complete, which version of it."""
 _MODEL_NAME = "model"
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # it would repeat what was done and whose answer was lost; we look first
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 _REQUEST_SECONDS, _FILE_SECONDS = "20", "120"  # a server answers when it has stored the whole of a file
 _METRICS, _PARAMS = 1000, 100  # that a server takes in one request
+_LONGEST_PAUSE = 5.0
 _HTTP_TOO_MANY_REQUESTS, _HTTP_SERVER_ERRORS = 429, 500
 
 
@@ -65,8 +70,7 @@ def log_results(results: Results, folder: Path, destination: Destination, retry_
     give_up, pause = None, 0.5
     while True:
         try:
-            # MLflow would repeat a request whose answer was lost, and with it a run. The loop looks first.
-            with _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0", **{_TIMEOUT: asked or _REQUEST_SECONDS}):
+            with _environment(_SETTINGS | {_TIMEOUT: asked or _REQUEST_SECONDS}):
                 return _Sending(record, destination, asked or _FILE_SECONDS).send()
         except (MlflowException, OSError) as error:
             now = time.monotonic()
@@ -78,7 +82,7 @@ def log_results(results: Results, folder: Path, destination: Destination, retry_
                 ) from error
             logging.getLogger(__name__).warning("MLflow failed and is tried again in %.1f s: %s", pause, error)
             time.sleep(pause)
-            pause *= 2
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def _may_pass(error: Exception) -> bool:
@@ -97,7 +101,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 @contextmanager
-def _environment(**values: str) -> Iterator[None]:
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables, which is how MLflow takes its settings, for a while."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
@@ -143,7 +147,7 @@ class _Sending:
                 self._fill(run, plan)
                 self._finish(run)
         self._fill(job, self.record.job)
-        with _environment(**{_TIMEOUT: self.file_seconds}):
+        with _environment({_TIMEOUT: self.file_seconds}):
             for path in self.record.files:
                 self.client.log_artifact(job.info.run_id, str(path))
         if self.record.model:
@@ -195,10 +199,12 @@ class _Sending:
         return self._new_run(experiment.experiment_id, self.destination.name, self.record.job.plan, None)
 
     def _new_run(self, experiment: str, name: str, plan: str, parent: str | None) -> Run:
+        from mlflow.tracking.context.git_context import GitRunContext
         from mlflow.tracking.context.registry import resolve_tags
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-        tags = resolve_tags(self._identity(plan) | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {}))
+        tags = self._identity(plan) | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {})
+        tags = resolve_tags(tags, ignore=[GitRunContext])  # that is where this code is from, and not the model
         return self.client.create_run(experiment, self.record.started_ms, tags, name)
 
     def _identity(self, plan: str) -> dict[str, str]:
@@ -232,7 +238,7 @@ class _Sending:
             client.log_batch(run_id, metrics=metrics[first : first + _METRICS])
         client.log_batch(run_id, tags=tags)
         client.log_inputs(run_id, dataset_inputs(self.record.data))
-        with _environment(**{_TIMEOUT: self.file_seconds}):
+        with _environment({_TIMEOUT: self.file_seconds}):
             for name, text in record.texts.items():
                 client.log_text(run_id, text, name)
 
@@ -258,7 +264,7 @@ class _Sending:
         if model.model_id not in {output.model_id for output in (outputs.model_outputs if outputs else [])}:
             client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         if model.status != LoggedModelStatus.READY:
-            with tempfile.TemporaryDirectory() as temporary, _environment(**{_TIMEOUT: self.file_seconds}):
+            with tempfile.TemporaryDirectory() as temporary, _environment({_TIMEOUT: self.file_seconds}):
                 folder = Path(temporary) / _MODEL_NAME
                 described = Model(
                     artifact_path=model.artifact_location, run_id=run_id, model_id=model.model_id,

@@ -246,7 +246,7 @@ _UNCHECKED = BuildResult(
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def build_results() -> BuildResults:
     """Return a builder of results: whatever fields of `Results` it is given take the place of its own."""
 

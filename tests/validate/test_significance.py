@@ -18,7 +18,6 @@ from scipy import stats
 
 from validate.significance import (
     Interval,
-    looks,
     paired_interval,
     samples_to_settle,
     score_interval,
@@ -201,41 +200,6 @@ def test_coverage(setting: object) -> None:
 def test_the_settings_have_the_mean_that_they_say(setting: object) -> None:
     drawn = setting.studies(4000)  # type: ignore[attr-defined]
     assert abs(drawn.mean() - setting.drop) < 4 * drawn.std() / math.sqrt(drawn.size)  # type: ignore[attr-defined]
-
-
-# --- several looks ---
-
-
-def test_looks_share_the_error() -> None:
-    first, each = looks(0.95, 5)
-    assert (1 - first) + 5 * (1 - each) == pytest.approx(0.05)
-    assert looks(0.9, 0) == (0.9, 0.9)
-
-
-@pytest.mark.parametrize("shared", [0.0, 0.8])
-def test_selection_and_every_look_together_let_no_more_through_than_the_policy(shared: float) -> None:
-    """Six strategies, one selected on other samples, then five trials; all of them lose just the margin.
-
-    The scores of models of one float model go together: a share of the changed answers is the same in all.
-    """
-    n, lost, won, trials, studies, confidence = 400, 0.04, 0.02, 5, 4000, 0.95
-    margin, random = lost - won, np.random.default_rng(5)
-    common = random.multinomial(n, [shared * lost, shared * won, 1 - shared * (lost + won)], studies)
-    rest = [(1 - shared) * lost, (1 - shared) * won]
-    models = common[:, None, :2] + random.multinomial(n, [*rest, 1 - sum(rest)], (studies, 6 + trials))[..., :2]
-    selected = random.integers(0, 6, studies)  # by other samples, on which all are alike
-
-    def lets_through(counts: NDArray[np.int64], level: float) -> bool:
-        return tango(int(counts[0]), int(counts[1]), n, level)[1] < margin
-
-    def false_go(first: float, each: float) -> float:
-        return float(np.mean([
-            lets_through(study[index], first) or any(lets_through(trial, each) for trial in study[6:])
-            for study, index in zip(models, selected, strict=True)
-        ]))  # fmt: skip
-
-    assert false_go(*looks(confidence, trials)) <= 0.025 + 3 * math.sqrt(0.025 * 0.975 / studies)
-    assert false_go(confidence, confidence) > 0.05  # what it is without the correction
 
 
 # --- how many samples would settle it ---

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import mlflow
 import pytest
 
+from reports.tracking import Destination, log_results
 from validate.results import Results
 
 if TYPE_CHECKING:
@@ -30,11 +34,14 @@ CONFIG = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def stored(build_results: Callable[..., Results], models: Models, tmp_path: Path) -> tuple[Results, Path]:
-    """Return results and the folder that they are in, with all files of a run."""
-    results = build_results(layers=40, data=SPLITS, config=CONFIG)
-    folder = tmp_path / "out"
+@pytest.fixture(scope="session")
+def stored(
+    build_results: Callable[..., Results], models: Models, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Results, Path]:
+    """Return results and the folder that they are in, with all files of a run: three candidates and two trials."""
+    complete = build_results(layers=40)
+    results = build_results(layers=40, data=SPLITS, config=CONFIG, candidates=complete.candidates[:3])
+    folder = tmp_path_factory.mktemp("stored") / "out"
     (folder / "plans").mkdir(parents=True)
     for candidate in results.candidates:
         plan = json.dumps({"name": candidate.name, "scales": {"image": 0.02, "<script>": 1.5}})
@@ -48,14 +55,42 @@ def stored(build_results: Callable[..., Results], models: Models, tmp_path: Path
     return results, folder
 
 
+@pytest.fixture(autouse=True)
+def _nothing_stays_set(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forget where a test has told MLflow to look, which is an environment variable too."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    yield
+    mlflow.set_tracking_uri("")
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+@pytest.fixture(scope="session")
+def new_database(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str]:
+    """Return what makes an empty database of its own, beside which artifacts go, and returns its URI."""
+
+    def make() -> str:
+        place = tmp_path_factory.mktemp("mlflow")
+        shutil.copyfile(empty_store, place / "mlflow.db")
+        uri = f"sqlite:///{place}/mlflow.db"
+        with contextlib.chdir(place):
+            mlflow.MlflowClient(uri).create_experiment("from-a-test")
+        return uri
+
+    return make
+
+
 @pytest.fixture
-def database(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the URI of an empty database of its own, beside which artifacts go."""
-    place = tmp_path / "mlflow"
-    place.mkdir()
-    monkeypatch.chdir(place)
-    shutil.copyfile(empty_store, place / "mlflow.db")
-    return f"sqlite:///{place}/mlflow.db"
+def database(new_database: Callable[[], str]) -> str:
+    return new_database()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(stored: tuple[Results, Path], new_database: Callable[[], str], snapshot: Snapshot) -> dict[str, Any]:
+    """Return what is held of the stored results where nothing fails."""
+    results, folder = stored
+    uri = new_database()
+    assert log_results(results, folder, Destination.of(results, uri))
+    return snapshot(uri, "from-a-test")
 
 
 @pytest.fixture(scope="session")
@@ -63,8 +98,6 @@ def snapshot() -> Snapshot:
     """Return what reads all that is held of an experiment, without what differs each time: identities and paths."""
 
     def taken(uri: str, experiment: str) -> dict[str, Any]:
-        import mlflow
-
         client = mlflow.MlflowClient(uri)
         found = client.get_experiment_by_name(experiment)
         assert found is not None
@@ -86,7 +119,7 @@ def snapshot() -> Snapshot:
 
 
 def _run(client: Any, run: Run, names: dict[str, str]) -> dict[str, Any]:
-    tags = {key: value for key, value in run.data.tags.items() if key != "mlflow.source.git.commit"}
+    tags = dict(run.data.tags)
     if parent := tags.get("mlflow.parentRunId"):
         tags["mlflow.parentRunId"] = names[parent]
     return {
