@@ -94,13 +94,6 @@ def significant(value: float) -> str:
     return NOT_AVAILABLE if math.isnan(value) else _number(value, "#.3g")
 
 
-def quantity(value: float, unit: str) -> str:
-    """Return a rule's number with its unit: ``0.0123``, ``4.25 ms``, ``10.9 MB``."""
-    if not math.isfinite(value):
-        return NOT_AVAILABLE
-    return size(round(value)) if unit == "bytes" else f"{_number(value, ',.4g')} {unit}".rstrip()
-
-
 def milliseconds(value: float) -> str:
     """Return milliseconds without their unit, with about three significant digits."""
     if not math.isfinite(value):

@@ -357,7 +357,7 @@ _FILTERS: dict[str, Callable[..., str]] = {
     "ms": fmt.milliseconds,
     "outcome": fmt.outcome,
     "passes": fmt.passes,
-    "quantity": lambda value, unit: "-" if value is None else fmt.minus(fmt.quantity(value, unit)),
+    "quantity": lambda value, unit: fmt.minus(fmt.quantity(value, unit)) or "-",
     "score": lambda value, rate: fmt.minus(fmt.metric_value(value, rate)),
     "seconds": fmt.seconds,
     "share": fmt.share,
