@@ -172,7 +172,7 @@ def picture(value: Any) -> str | None:
         if image is None:
             return None
         image = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what PIL raises on bytes of something else
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # PIL's for what is no image
         return None
     image.thumbnail(_SIZE)
     file = io.BytesIO()
