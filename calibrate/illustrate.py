@@ -55,15 +55,17 @@ def illustrate(
     of_strategies = [c for c in results.candidates if c.selection_error is not None]
     int8 = next(c for c in of_strategies if c.strategy == selected.strategy)
     names = {candidate.name for candidate in of_strategies}
-    scores = bench.candidate_scores[selected.name]
-    worse = bench.inputs.task.metric.worsening(bench.scores, scores)
+    scores, worst = bench.candidate_scores[selected.name], []
+    if scores.ndim == 1:  # a record of a sample, of which the metric is no mean, is neither better nor worse
+        worse = bench.inputs.task.metric.worsening(bench.scores, scores)
+        worst = worst_samples(bench.inputs.validation, worse, bench.scores, scores)
     return Illustrations(
         plan_hash=selected.plan_hash,
         histograms=tensor_histograms(
             int8.layers, bench.inputs.model.placement, bench.statistics, [plan for plan in plans if plan.name in names]
         ),
         convergence=history.curves(bench.statistics, len(bench.calibration.order)),
-        worst_samples=worst_samples(bench.inputs.validation, worse, bench.scores, scores),
+        worst_samples=worst,
     )
 
 
