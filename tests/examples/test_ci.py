@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,6 +61,21 @@ def test_the_policy_is_one() -> None:
     policy = read_settings(Policy, CI / "policy.yaml")
     assert (policy.max_drop, policy.optional, policy.max_model_bytes) == (0.01, ["champion"], 50_000_000)
     assert policy.speedup["FP16"].estimate
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/gate.md"])
+def test_the_policies_that_are_shown_are_policies(document: str, tmp_path: Path) -> None:
+    text = (CI.parents[1] / document).read_text(encoding="utf-8")
+    blocks = [block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "\nmax_drop:" in f"\n{block}"]
+    assert blocks
+    for block in blocks:
+        (tmp_path / "policy.yaml").write_text(block, encoding="utf-8")
+        assert read_settings(Policy, tmp_path / "policy.yaml").max_drop == 0.01
+
+
+def test_the_documentation_explains_every_rule() -> None:
+    text = (CI.parents[1] / "docs/gate.md").read_text(encoding="utf-8")
+    assert [name for name in Policy.model_fields if name not in text] == []
 
 
 @pytest.mark.slow
