@@ -194,7 +194,10 @@ def _track(results: Results, folder: Path, uri: str, config: Config, journal: Jo
 
 
 def _start_folder(folder: Path) -> None:
-    """Empty the folder of an earlier run's files, so that no stale verdict can be read, and start its log."""
+    """Empty the folder of an earlier run's files, so that no stale verdict can be read, and start its log.
+
+    Its evaluations stay: they are named by all that they depend on, and a run that was killed goes on from them.
+    """
     import shutil
 
     from validate.exceptions import UsageError

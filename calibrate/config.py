@@ -8,8 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from calibrate.plan import QuantizationRules
-from validate.data import DataConfig
+from calibrate.gpus import gpu_named
+from calibrate.plan import FloatPrecision, QuantizationRules
+from validate.data import UNION_BRANCHES, DataConfig
+from validate.exceptions import JobError
 from validate.gate import Policy
 from validate.imports import CallableReference, ExistingPath
 from validate.settings import Section, read_settings
@@ -30,6 +32,10 @@ class ModelConfig(Section):
     inputs: list[str] | None = Field(
         default=None, min_length=1, description="names of a PyTorch module's inputs, in the order of forward()"
     )
+    expected_metric: float | None = Field(
+        default=None, allow_inf_nan=False, description="value of the task's metric that the model is known for; a "
+        "warning where it is far below on the validation samples, which a wrong preprocessing is the usual cause of"
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _one_model(self) -> ModelConfig:
@@ -81,10 +87,35 @@ class QuantizationConfig(QuantizationRules):
 
 
 class FallbackConfig(Section):
-    """The search that puts layers back to FP16 where no candidate meets the policy."""
+    """The search that puts layers back to float where the selected candidate misses the policy.
 
-    max_trials: int = Field(default=5, ge=0, description="mixed candidates to judge at most; 0 turns fallback off")
-    samples: int = Field(default=32, ge=1, description="calibration samples that layers are ranked on")
+    Its target is the policy's margin, unless it has one of its own. Calibration samples rank the layers, others judge
+    the trials, and the validation samples see only what the search ends with.
+    """
+
+    evaluations: float = Field(
+        default=4, ge=0,
+        description="runs over the judging samples that all trials may take together; one that is stopped early counts "
+        "as the part that it ran; 0 turns fallback off",
+    )  # fmt: skip
+    minutes: float | None = Field(default=None, gt=0, description="the search ends after so many, with the best so far")
+    samples: int = Field(default=64, ge=1, description="calibration samples of which some rank the layers")
+    precision: FloatPrecision = Field(default="fp16", description="what layers go back to")
+    max_drop: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="target in the metric's unit; default: policy.max_drop"
+    )
+    max_relative_drop: float | None = Field(
+        default=None, gt=0, lt=1, description="target as a share of the float model's metric, e.g. 0.01"
+    )
+    confidence: float | None = Field(
+        default=None, gt=0.5, lt=1, description="two-sided; default: that of the verdict on what the search finds"
+    )
+
+    @model_validator(mode="after")
+    def _one_target(self) -> FallbackConfig:
+        if self.max_drop is not None and self.max_relative_drop is not None:
+            raise ValueError("give max_drop or max_relative_drop, not both")
+        return self
 
 
 class TargetConfig(Section):
@@ -97,6 +128,19 @@ class TargetConfig(Section):
         default="8.9", pattern=r"^\d+\.\d+$", coerce_numbers_to_str=True,
         description="GPU that TensorRT-RTX builds for, ahead of time",
     )  # fmt: skip
+    gpu: str | None = Field(
+        default=None,
+        description="GPU whose speed is estimated where none can be measured, e.g. T4, A10, L4, A100, H100 or "
+        "RTX 4090; default: one with the compute capability",
+    )
+
+    @field_validator("gpu")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        try:
+            return None if name is None else gpu_named(name).name
+        except JobError as error:
+            raise ValueError(str(error)) from None
 
 
 class LatencyConfig(Section):
@@ -104,6 +148,9 @@ class LatencyConfig(Section):
 
     runs: int = Field(default=10, ge=0, description="timed calls per model; 0 measures nothing")
     batch_size: int = Field(default=1, ge=1)
+    torch_compile: bool = Field(
+        default=False, description="time a PyTorch model compiled too, which takes minutes, beside the eager one"
+    )
 
 
 class TrackingConfig(Section):
@@ -118,7 +165,7 @@ class TrackingConfig(Section):
 class Config(Section):
     """A job: which model, which data, which task, and what a release must keep to."""
 
-    union_branches: ClassVar = {("task",): 1, ("quantization", "strategies"): 3}
+    union_branches: ClassVar = {("task",): 1, ("quantization", "strategies"): 3, **UNION_BRANCHES}
 
     name: str = Field(default="run", pattern=r"^[\w.-]+$", description="names the output folder and the MLflow run")
     model: ModelConfig
@@ -138,6 +185,17 @@ class Config(Section):
             raise ValueError(
                 f"policy.max_drop is {self.policy.max_drop:g}, which allows any drop of a rate; "
                 f"five percentage points are written 0.05"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _expectations_need_labels(self) -> Config:
+        if self.model.expected_metric is not None and self.data.label is None:
+            raise ValueError("model.expected_metric needs labels, and data.label is null")
+        if self.task.is_rate and (self.model.expected_metric or 0) > 1:
+            raise ValueError(
+                f"model.expected_metric is {self.model.expected_metric:g}, which is above 100%; 75 percent are "
+                "written 0.75"
             )
         return self
 

@@ -7,13 +7,12 @@ that neighbours are checked, and a backward pass takes layers back to int8 one a
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-__all__ = ["Budget", "Found", "Rung", "Tried", "ladder", "search"]
+__all__ = ["Budget", "CostOf", "Found", "Layers", "Rung", "Tried", "ladder", "search"]
 
 _STEP = 8.0
 """By how much the first trial, and each one after a miss, cuts the effects that the layers left in int8 add up to."""
@@ -45,7 +44,7 @@ class Tried:
     Attributes:
         meets: the target, on all judging samples.
         passes: what it took, in runs over all judging samples; below 1 where it was stopped early.
-        seconds: what it took, also where it was read from a cache, so that a resumed search ends as one that ran through.
+        seconds: what it took, also where it was read from a cache: a resumed search ends as one that ran through.
     """
 
     meets: bool
@@ -55,10 +54,14 @@ class Tried:
 
 @dataclass(frozen=True)
 class Budget:
-    """Where a search ends, whichever comes first."""
+    """Where a search ends, whichever comes first.
 
-    trials: int
-    passes: float = np.inf
+    Attributes:
+        passes: over all judging samples; what a trial that is stopped early did not run is left for others.
+        minutes: of trials.
+    """
+
+    passes: float
     minutes: float = np.inf
 
 
@@ -81,7 +84,8 @@ def ladder(effects: Mapping[str, float], cost: CostOf) -> list[Rung]:
     """Return plans with more and more layers in float, from none to all but one.
 
     Layers go in order of effect per cost; one whose way back costs nothing, as that of a lone int8 layer between float
-    ones may, goes as soon as that is so. A rung that another is no worse than, in remaining effect and cost, is left out.
+    ones may, goes as soon as that is so. Where another rung has no more remaining effect and costs no more, a rung is
+    left out.
     """
     nothing: Layers = frozenset()
     start = cost(nothing)
@@ -98,8 +102,7 @@ def ladder(effects: Mapping[str, float], cost: CostOf) -> list[Rung]:
         if len(back) >= len(effects):
             break
         rungs.append(Rung(back, sum(e for other, e in effects.items() if other not in back), cost(back)))
-    kept = [r for i, r in enumerate(rungs) if not any(o.cost <= r.cost for o in rungs[i + 1 :])]
-    return kept
+    return [r for i, r in enumerate(rungs) if not any(o.cost <= r.cost for o in rungs[i + 1 :])]
 
 
 def _with_free(back: Layers, effects: Mapping[str, float], cost: CostOf) -> Layers:
@@ -186,12 +189,8 @@ def _backward(found: Found, effects: Mapping[str, float], cost: CostOf, meets: C
 
 
 def _check(budget: Budget, found: Found) -> None:
-    seconds = sum(tried.seconds for tried in found.tried.values())
-    for spent, limit, what in (
-        (len(found.tried), budget.trials, "trials"),
-        (found.passes, budget.passes, "passes over the judging samples"),
-        (seconds / 60, budget.minutes, "minutes"),
-    ):
-        # A trial takes up to one pass more.
-        if spent >= limit or (what.startswith("passes") and spent + 1 > limit + 1e-9):
-            raise _SpentError(f"the budget of {limit:g} {what} was used up")
+    minutes = sum(tried.seconds for tried in found.tried.values()) / 60
+    if found.passes + 1 > budget.passes + 1e-9:  # the next trial may take a whole pass
+        raise _SpentError(f"the budget of {budget.passes:g} runs over the judging samples was used up")
+    if minutes >= budget.minutes:
+        raise _SpentError(f"the budget of {budget.minutes:g} minutes was used up")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calibrate.config import Config
-from calibrate.cost import CostModel
 from calibrate.evaluations import Evaluated, Evaluations
 from calibrate.graph.apply import apply, count_nodes
 from calibrate.graph.check import check
@@ -21,16 +20,17 @@ from calibrate.graph.switch import SWITCHES, switchable
 from calibrate.journal import Journal
 from calibrate.loading import Inputs, Seen
 from calibrate.plan import QuantizationPlan
+from calibrate.pricing import Pricing
 from validate.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeModel
 from validate.backends.tensorrt import build
 from validate.compare import compare, subjects_of
 from validate.comparison import TensorDifference
 from validate.data import Batch
-from validate.evaluate import OutputStore, candidate_accuracy, evaluate, reference_errors
+from validate.evaluate import OutputStore, candidate_accuracy, evaluate, reference_errors, stored_scores
 from validate.exceptions import JobError
-from validate.latency import measure
 from validate.onnxfile import detach, write
-from validate.results import Candidate, CandidateAccuracy, IntegerKernels, Latency, LayerError
+from validate.results import Candidate, CandidateAccuracy, IntegerKernels, LayerError
+from validate.tasks.agreement import Agreement
 from validate.tasks.base import Outputs
 
 __all__ = ["Bench"]
@@ -44,6 +44,8 @@ class Bench:
         scores: the reference's per-sample scores on the validation set.
         outputs: the prepared float model's outputs on the calibration samples.
         calibration, validation: what the first pass saw; every later one must see the same.
+        evaluations: what was evaluated before, also by a run that was killed.
+        pricing: says what plans cost.
         folder: where candidate files go until one is selected.
     """
 
@@ -55,9 +57,20 @@ class Bench:
     calibration: Seen
     validation: Seen
     evaluations: Evaluations
-    costs: CostModel
-    macs: Mapping[str, int]
+    pricing: Pricing
     folder: Path
+
+    @cached_property
+    def calibration_scores(self) -> NDArray[np.float64] | None:
+        """The reference's per-sample scores on the calibration set; None where its samples have no labels."""
+        task, stream = self.inputs.task, self.inputs.calibration
+        if not isinstance(task, Agreement) and next(iter(stream.limited(1).batches())).labels[0] is None:
+            return None
+        return stored_scores(task, self.calibration.again(stream.batches()), self.outputs)
+
+    def judging(self, ranking: Sequence[int]) -> NDArray[np.int64]:
+        """Return the indices of the calibration samples that judge: all that do not rank."""
+        return np.setdiff1d(np.arange(len(self.calibration.order)), ranking)
 
     def errors_alone(
         self, plan: QuantizationPlan, samples: Sequence[int], advance: Callable[[int], None]
@@ -99,33 +112,37 @@ class Bench:
         return lambda layer, index: float(stored(layer)[index])
 
     def judge(
-        self,
-        plan: QuantizationPlan,
-        hopeless: Callable[[NDArray[np.float64]], bool],
-        looks: NDArray[np.float64],
-        advance: Callable[[int], None],
-    ) -> Evaluated:
-        """Return the scores of a plan on the validation samples, or on the first of them where it is hopeless.
+        self, plan: QuantizationPlan, judging: NDArray[np.int64],
+        hopeless: Callable[[NDArray[np.float64], NDArray[np.float64]], bool],
+        looks: Sequence[int], advance: Callable[[int], None],
+    ) -> Evaluated:  # fmt: skip
+        """Return the scores of a plan on calibration samples that have labels, or on the first where it is hopeless.
 
         Args:
-            hopeless: tells from how much worse the first samples are.
+            plan: to judge.
+            judging: indices of the samples, in order.
+            hopeless: tells from the scores, or records, of the reference and of the plan on the first samples.
             looks: numbers of samples after which it is asked.
+            advance: called with numbers of samples that were run.
         """
-        task = self.inputs.task
+        task, reference = self.inputs.task, self.calibration_scores
+        assert reference is not None
 
         def compute() -> NDArray[np.float64]:
             model, due = OnnxRuntimeModel(detach(self._simulated(plan))), deque(looks)
-            scores = np.empty(0)
-            batches = self.validation.again(self.inputs.validation.batches())
+            scores = reference[:0]
+            batches = self.calibration.again(self.inputs.calibration.batches())
             for batch in self.journal.forward("trials", batches):
-                scores = np.concatenate([scores, evaluate(model, task, [batch], advance)])
-                if due and scores.size >= due[0]:
+                wanted = np.isin(np.arange(batch.first, batch.first + len(batch)), judging)
+                scores = np.concatenate([scores, evaluate(model, task, [batch], advance)[wanted]])
+                if due and len(scores) >= due[0]:
                     due.popleft()
-                    if hopeless(task.metric.worsening(self.scores[: scores.size], scores)):
+                    if hopeless(reference[judging[: len(scores)]], scores):
                         break
             return scores
 
-        return self.evaluations.get("trial", compute, plan=plan.hash, looks=[float(x) for x in looks])
+        key = {"plan": plan.hash, "samples": judging.tolist(), "looks": list(looks)}
+        return self.evaluations.get("trial", compute, **key)
 
     def candidate(
         self, plan: QuantizationPlan, float_layers: list[str], confidence: float, select: bool = True
@@ -146,7 +163,7 @@ class Bench:
         write(deployed, path)
         samples = len(self.scores) * (2 if self.config.target.device == "cpu" else 1)
         simulated = self._simulated(plan)
-        with journal.bar(plan.name, len(self.calibration.order) + samples + 3) as advance:
+        with journal.bar(plan.name, (len(self.calibration.order) if select else 0) + samples + 2) as advance:
             with journal.timed("evaluate"):
                 model = cache(lambda: OnnxRuntimeModel(detach(simulated)))
                 error = float(self._errors(plan, model, advance).mean()) if select else None
@@ -155,18 +172,16 @@ class Bench:
             with journal.timed("compare"):
                 layers = self._layers(plan, simulated)
                 advance(1)
-            with journal.timed("latency"):
-                latency, latency_reason = self.latency(path)
-                advance(1)
             with journal.timed("tensorrt_build"):
                 profile = self.validation.profile(inputs.reference.fixed_batch)
                 tensorrt_build = build(path, profile, self.config.target.compute_capability)
                 advance(1)
+        cost = self.pricing.plans.cost(plan.layers)
         return Candidate(
             name=plan.name, strategy=plan.strategy, plan=f"plans/{plan.name}.json", plan_hash=plan.hash,
             float_layers=float_layers, selection_error=error, accuracy=accuracy, integer_kernels=kernels,
-            latency=latency, latency_reason=latency_reason,
-            cost=self.costs.cost(plan.layers), int8_mac_share=self._int8_share(plan),
+            latency=None, latency_reason="not timed yet", cost=cost, int8_mac_share=self.pricing.int8_share(plan),
+            speedups=self.pricing.speedups(cost),
             nodes=count_nodes(plan, inputs.model.prepared),
             size_bytes=sum(file.stat().st_size for file in path.parent.iterdir()),
             tensorrt_build=tensorrt_build, layers=layers,
@@ -210,10 +225,6 @@ class Bench:
             difference=accuracy.value - simulated.value,
         )  # fmt: skip
 
-    def _int8_share(self, plan: QuantizationPlan) -> float:
-        total = sum(self.macs.values())
-        return sum(self.macs[layer] for layer in plan.int8_layers) / total if total else 0.0
-
     def _layers(self, plan: QuantizationPlan, simulated: ir.Model) -> list[LayerError]:
         prepared, placement = self.inputs.model.prepared, self.inputs.model.placement
         outputs = [layer.output for layer in placement.layers]
@@ -230,19 +241,6 @@ class Bench:
             )
             for layer in placement.layers
         ]  # fmt: skip
-
-    def latency(self, model: Path) -> tuple[Latency | None, str | None]:
-        """Time an ONNX file with this machine's default kernels; return why where it could not be timed."""
-        config, stream = self.config.latency, self.inputs.calibration
-        if config.runs == 0:
-            return None, "latency.runs is 0 in the config"
-        batch = next(iter(stream.limited(stream.batch_size).batches()))
-        size = self.inputs.reference.fixed_batch or config.batch_size
-        inputs = {name: np.resize(array, (size, *array.shape[1:])) for name, array in batch.inputs.items()}
-        try:
-            return measure(OnnxRuntimeModel(model, "integer"), inputs, config.runs), None
-        except JobError as error:  # a candidate that this CPU cannot run may still run on the target
-            return None, str(error)
 
 
 def _sqnr(difference: TensorDifference | None) -> float:

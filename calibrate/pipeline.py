@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import onnxruntime
 
 from calibrate.config import Config, QuantizationConfig
-from calibrate.fallback import fallback_plans
+from calibrate.evaluations import Evaluations
 from calibrate.graph.placement import Placement
 from calibrate.journal import Journal
 from calibrate.loading import Inputs, Seen, load_inputs
@@ -26,17 +26,21 @@ from calibrate.observe import Observation, observable, observe, workers
 from calibrate.origin import Origin
 from calibrate.plan import QuantizationPlan
 from calibrate.planning import make_plan, scale_changes, unquantizable
-from calibrate.sensitivity import rank_layers
+from calibrate.pricing import price
+from calibrate.ranges import nodes_beyond_fp16
 from calibrate.store import StoredStatistics, write_statistics
+from calibrate.timing import time_models
+from calibrate.trials import fallback_can_help, search_plans
 from reports import html
 from validate.data import Batch, SampleStream
 from validate.environment import environment
 from validate.errors import TensorErrors
 from validate.evaluate import OutputStore, accuracy, evaluate
 from validate.exceptions import JobError
+from validate.expectation import doubt
 from validate.gate import decide
+from validate.pareto import pareto_points
 from validate.results import Candidate, Decision, Reference, Results, Verdict
-from validate.significance import paired_interval
 from validate.tasks.base import Outputs
 
 __all__ = ["make_origin", "make_plans", "observe_calibration_set", "run"]
@@ -59,7 +63,9 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         seen_validation, seen_calibration = Seen(), Seen()
         with journal.stage("reference", "evaluate the float model") as advance:
             batches = journal.forward("reference", seen_validation.watch(inputs.validation.batches()))
-            scores = evaluate(inputs.reference, inputs.task, batches, advance)
+            scores = evaluate(inputs.reference, inputs.task, batches, advance, is_reference=True)
+        if warning := doubt(inputs.task.metric, scores, config.model.expected_metric, inputs.validation):
+            journal.warn(warning)
 
         # 2. One pass over the calibration set gives the statistics that every strategy is a function of.
         watch = seen_calibration.watch
@@ -73,30 +79,46 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         origin = make_origin(inputs, seen_calibration)
         with journal.stage("plan", "find scales"):
             plans = make_plans(config.quantization, observation, inputs.model.placement, origin, journal)
+        if config.quantization.float_precision == "fp16":
+            wide = nodes_beyond_fp16(inputs, observation.statistics, journal)
+            plans = [plan.model_copy(update={"wide_nodes": wide}) for plan in plans]
 
         # 3. Every candidate is measured; samples that the verdict does not use pick the one that it is about.
-        bench = Bench(config, inputs, journal, scores, outputs, seen_calibration, seen_validation, folder)
-        first_look, each_trial = _confidences(config)
-        candidates = [bench.candidate(plan, [], first_look) for plan in plans]
-        with journal.stage("latency", "time the float model"):
-            latency, latency_reason = bench.latency(inputs.model.path)
-        reference = Reference(
-            accuracy=accuracy(inputs.task.metric, scores), latency=latency, latency_reason=latency_reason
+        evaluations = Evaluations(output / "evaluations", evaluation_context(config, inputs, origin, seen_validation))
+        pricing = price(config, inputs, plans[0], folder, journal)
+        bench = Bench(
+            config, inputs, journal, scores, outputs, seen_calibration, seen_validation, evaluations, pricing, folder
         )
-        selected = min(candidates, key=lambda candidate: candidate.selection_error)
+        looks = verdict_confidences(config)
+        candidates = [bench.candidate(plan, [], looks[0]) for plan in plans]
+        reference = Reference(accuracy=accuracy(inputs.task.metric, scores), latency=None)
+        selected = min(candidates, key=lambda candidate: candidate.selection_error or 0.0)
         verdict = _verdict(config, reference, selected)
 
-        # 4. Where it misses the policy, its worst layers go back to FP16 until it does not.
-        if verdict.decision is not Decision.GO and _fallback_can_help(config, inputs, scores.size, verdict, journal):
-            for plan, trial in _fallback(config, bench, plans[candidates.index(selected)], each_trial):
+        # 4. Where it misses the policy, layers go back to float: the fastest plan that other samples say meets it.
+        search = None
+        if verdict.decision is not Decision.GO and fallback_can_help(config, bench, verdict, looks[1]):
+            int8 = plans[candidates.index(selected)]
+            found = search_plans(config, bench, int8, observation.statistics, reference.accuracy, looks[1])
+            search = found.search
+            for plan, confidence in zip(found.plans, looks[1:], strict=False):
+                back = [layer for layer in search.effects if plan.layers[layer] != "int8"]
+                candidate = bench.candidate(plan, back, confidence, select=False)
                 plans.append(plan)
-                candidates.append(trial)
-                trial_verdict = _verdict(config, reference, trial)
+                candidates.append(candidate)
+                its_verdict = _verdict(config, reference, candidate)
                 # Where none is a GO, the verdict is about the one that came closest.
-                if _closeness(trial, trial_verdict) < _closeness(selected, verdict):
-                    selected, verdict = trial, trial_verdict
+                if _closeness(candidate, its_verdict) < _closeness(selected, verdict):
+                    selected, verdict = candidate, its_verdict
                 if verdict.decision is Decision.GO:
                     break
+
+        # 5. How fast are they? In turns, so that whatever disturbs the machine disturbs all of them alike.
+        with journal.stage("latency", f"time {len(plans) + 1} models"):
+            times = time_models(config, inputs, plans, folder)
+        latency, latency_reason = times.of_reference()
+        reference = reference.model_copy(update={"latency": latency, "latency_reason": latency_reason})
+        candidates = [times.add_to(candidate) for candidate in candidates]
 
         results = Results(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -110,6 +132,8 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
             reference=reference,
             candidates=candidates,
             selected=selected.name,
+            search=search,
+            pareto=pareto_points(reference, pricing.float32, candidates, inputs.model.path.stat().st_size),
             verdict=verdict,
             environment=environment(),
             timings={stage: round(seconds, 3) for stage, seconds in journal.timings.items()},
@@ -195,26 +219,26 @@ def _check_prepared(expected: Outputs, outputs: Outputs) -> None:
             )
 
 
-def _confidences(config: Config) -> tuple[float, float]:
-    """Return the confidence of the first look at the validation samples, and of each fallback trial.
+def verdict_confidences(config: Config) -> list[float]:
+    """Return the confidence of each look at the validation samples, in order: weights of a Bonferroni correction.
 
-    A Bonferroni split: half of the error goes to the selected candidate, half is shared by the trials, so that
-    a false GO is no likelier than the policy allows however many trials there are.
+    Half of the error goes to the candidate without fallback, a third to the plan that fallback found, a sixth to the
+    safer one that is judged if that misses: a false GO is no likelier than the policy allows over all three.
     """
-    alpha, trials = 1 - config.policy.confidence, config.fallback.max_trials
-    return (1 - alpha / 2, 1 - alpha / 2 / trials) if trials else (1 - alpha, 1 - alpha)
+    alpha = 1 - config.policy.confidence
+    shares = (1 / 2, 1 / 3, 1 / 6) if config.fallback.evaluations else (1.0,)
+    return [1 - alpha * share for share in shares]
 
 
-def _fallback(
-    config: Config, bench: Bench, plan: QuantizationPlan, confidence: float
-) -> Iterator[tuple[QuantizationPlan, Candidate]]:
-    """Rank the layers of a plan, then measure plans with more and more of them in FP16."""
-    journal, samples = bench.journal, config.fallback.samples
-    total = len(plan.int8_layers) * min(samples, len(bench.calibration.order))
-    with journal.stage("rank", f"rank {len(plan.int8_layers)} layers", total) as advance:
-        effects = rank_layers(plan, lambda p: bench.ranking_errors(p, samples, advance))
-    for trial, layers in fallback_plans(plan, effects, "fp16", config.fallback.max_trials):
-        yield trial, bench.candidate(trial, layers, confidence)
+def evaluation_context(config: Config, inputs: Inputs, origin: Origin, validation: Seen) -> dict[str, str]:
+    """Return what evaluations depend on besides the plan, so that none is taken for one of another job."""
+    return {
+        **origin.model_dump(mode="json"),
+        "validation_sha256": validation.digest(),
+        "task": config.task.model_dump_json(),
+        "labels_sha256": validation.labels_digest(),
+        "runtime": onnxruntime.__version__,
+    }
 
 
 def _closeness(candidate: Candidate, verdict: Verdict) -> tuple[int, float]:
@@ -222,28 +246,6 @@ def _closeness(candidate: Candidate, verdict: Verdict) -> tuple[int, float]:
     order = [Decision.GO, Decision.INCONCLUSIVE, Decision.NO_GO]
     kernels = candidate.integer_kernels
     return order.index(verdict.decision), max(candidate.accuracy.drop, kernels.accuracy.drop if kernels else -math.inf)
-
-
-def _fallback_can_help(config: Config, inputs: Inputs, samples: int, verdict: Verdict, journal: Journal) -> bool:
-    """Tell whether more layers in FP16 could turn the verdict into a GO.
-
-    Not where something else than accuracy holds it up, and not where the samples are so few that even a candidate
-    without a single changed score would stay undecided.
-    """
-    if config.fallback.max_trials == 0:
-        return False
-    if not any(rule.name.startswith("accuracy") and rule.outcome in {"fail", "undecided"} for rule in verdict.rules):
-        return False
-    if inputs.task.metric.is_rate:
-        unchanged = paired_interval(np.zeros(samples), _confidences(config)[1])
-        if unchanged.high >= config.policy.max_drop:
-            journal.warn(
-                f"no layers were put back to FP16: with {samples} validation samples even a candidate without a "
-                f"single changed answer has an interval up to {unchanged.high:.4f}, beyond policy.max_drop "
-                f"{config.policy.max_drop:g}; give more samples, or lower fallback.max_trials"
-            )
-            return False
-    return True
 
 
 def _verdict(config: Config, reference: Reference, candidate: Candidate) -> Verdict:
@@ -255,7 +257,10 @@ def _verdict(config: Config, reference: Reference, candidate: Candidate) -> Verd
 def _describe(stream: SampleStream, seen: Seen) -> dict[str, Any]:
     """Return what results say of a split."""
     source = stream.source.model_dump(exclude_none=True, exclude_defaults=True)
-    return {"source": source, "samples": len(seen.order), "digest": seen.digest()}
+    return {
+        "source": source, "samples": len(seen.order), "digest": seen.digest(),
+        "preprocessing": stream.preparation.description,
+    }  # fmt: skip
 
 
 def _write(results: Results, plans: list[QuantizationPlan], candidates: Path, output: Path) -> None:

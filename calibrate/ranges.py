@@ -8,12 +8,14 @@ import numpy as np
 import onnx_ir as ir
 
 from calibrate.graph.precision import FORMATS, is_always_fp32
+from calibrate.journal import Journal
+from calibrate.loading import Inputs
 from validate.backends.onnxruntime import OnnxRuntimeModel
 from validate.data import Batch
 from validate.onnxfile import detach
 from validate.statistics import Statistics
 
-__all__ = ["FP16_LIMIT", "observe_ranges", "wide_nodes"]
+__all__ = ["FP16_LIMIT", "nodes_beyond_fp16", "observe_ranges", "wide_nodes"]
 
 _LARGEST = FORMATS["fp16"].largest
 
@@ -32,6 +34,18 @@ _PASSES_MASKS = frozenset({
     "Tile", "Transpose", "Trilu", "Unsqueeze", "Where",
 })  # fmt: skip
 """Ops through which an attention mask goes from its constant to the Softmax."""
+
+
+_SAMPLES = 16
+"""Of the calibration set, for what `Statistics` do not cover."""
+
+
+def nodes_beyond_fp16(inputs: Inputs, statistics: Mapping[str, Statistics], journal: Journal) -> frozenset[str]:
+    """Return the nodes of a run's model that stay in FP32 where others are FP16; see `wide_nodes`."""
+    prepared, stream = inputs.model.prepared, inputs.calibration.limited(_SAMPLES)
+    with journal.stage("ranges", "look for values beyond FP16"):
+        ranges = observe_ranges(prepared, journal.forward("ranges", stream.batches()))
+        return wide_nodes(prepared, ranges, statistics)
 
 
 def observe_ranges(prepared: ir.Model, batches: Iterable[Batch]) -> dict[str, tuple[float, float]]:

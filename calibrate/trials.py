@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.config import FallbackConfig
-from calibrate.cost import CostModel
-from calibrate.fallback import Budget, Found, Layers, Tried, ladder, search
+from calibrate.config import Config, FallbackConfig
+from calibrate.fallback import Budget, CostOf, Layers, Tried, ladder, search
 from calibrate.measuring import Bench
 from calibrate.plan import QuantizationPlan
+from calibrate.ranges import nodes_beyond_fp16
 from calibrate.sensitivity import effects_of_layers, samples_per_layer
+from validate.aggregate import drop_interval, projected_drop_interval
 from validate.evaluate import candidate_accuracy
-from validate.results import Search, Trial
+from validate.results import Accuracy, Search, Trial, Verdict
 from validate.significance import paired_interval
+from validate.statistics import Statistics
+from validate.tasks.base import Metric
 
-__all__ = ["Target", "Trials"]
+__all__ = ["Outcome", "Target", "Trials", "fallback_can_help", "search_plans"]
 
-_RANKING_PASSES = 3.0
-"""Of the six that a search may take: the float model's, the plan's and that of the ranges are three more."""
+_RANKING_PASSES = 4.0
+"""Runs over the ranking samples that the layers may take, of the six that a search may cost with all else."""
 _MOST_SAMPLES = 4
 """Per layer: more do not rank any better; see `calibrate.sensitivity`."""
 _HOPELESS = 0.99
-"""Confidence with which a trial is beyond the target when it is stopped early. It then can never be a GO."""
+"""Confidence with which a trial is beyond the target when it is stopped early."""
 _LOOKS = 8
 """In how many parts of the judging samples a trial may be stopped."""
 _FEWEST = 30
 """Samples below which no trial is stopped."""
+_SAFER = 8.0
+"""By how much the plan that is tried where the found one misses the verdict cuts the effects that are left."""
 
 
 @dataclass(frozen=True)
@@ -37,22 +43,43 @@ class Target:
     """At most this drop of the task's metric.
 
     Attributes:
+        metric: of the task.
         margin: in the metric's unit.
         confidence: of the two-sided interval of the drop that has to lie below it; None: the drop itself has to.
+        samples: on how many samples the interval is to be of: those of the verdict, which may be more than judge.
     """
 
+    metric: Metric
     margin: float
     confidence: float | None
+    samples: int
 
-    def met(self, worse: NDArray[np.float64]) -> bool:
-        """Tell from how much worse each judging sample is, shape (n,)."""
+    def met(self, reference: NDArray[np.float64], scores: NDArray[np.float64]) -> bool:
+        """Tell from the scores, or records, of both models on all judging samples."""
         if self.confidence is None:
-            return bool(worse.mean() <= self.margin)
-        return bool(paired_interval(worse, self.confidence).high < self.margin)
+            return self.metric.drop(reference, scores) <= self.margin
+        interval = projected_drop_interval(self.metric, reference, scores, self.confidence, self.samples)
+        return interval.high < self.margin
 
-    def hopeless(self, worse: NDArray[np.float64]) -> bool:
-        """Tell from the first samples whether it is hardly to be met."""
-        return worse.size >= _FEWEST and bool(paired_interval(worse, _HOPELESS).low > self.margin)
+    def hopeless(self, reference: NDArray[np.float64], scores: NDArray[np.float64]) -> bool:
+        """Tell from those on the first samples whether it is hardly to be met."""
+        if len(scores) < _FEWEST:
+            return False
+        return drop_interval(self.metric, reference, scores, _HOPELESS).low > self.margin
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search found.
+
+    Attributes:
+        plans: to be judged on the validation samples one after the other: what it found, and a safer one. Both are
+            known before the validation samples are looked at. Empty where nothing met the target.
+        search: how it went, for the results.
+    """
+
+    plans: list[QuantizationPlan]
+    search: Search
 
 
 @dataclass
@@ -64,77 +91,147 @@ class Trials:
         plan: the candidate that missed the target.
         target: of the search.
         settings: of the search.
-        costs: what it minimises.
         wide: nodes that FP16 cannot hold.
-        plans: every plan that was tried, by its layers in float.
-        records: the same, as the results show them.
+        records: every trial, as the results show it.
     """
 
     bench: Bench
     plan: QuantizationPlan
     target: Target
     settings: FallbackConfig
-    costs: CostModel
     wide: frozenset[str]
-    plans: dict[Layers, QuantizationPlan] = field(default_factory=dict)
     records: list[Trial] = field(default_factory=list)
 
-    def run(self, ranked_on: float) -> tuple[Found, Search]:
-        """Rank, search, and return what was found.
-
-        Args:
-            ranked_on: runs over the ranking samples that came before: of the float model, of the plan, of ranges.
-        """
-        journal = self.bench.journal
-        available = min(self.settings.samples, len(self.bench.calibration.order))
+    def run(self) -> Outcome:
+        """Rank, search, and return what was found."""
         layers = [name for name, precision in self.plan.layers.items() if precision == "int8"]
-        each = min(_MOST_SAMPLES, samples_per_layer(len(layers) + 1, available, _RANKING_PASSES))
-        samples = np.unique(np.linspace(0, available - 1, each).round().astype(int)).tolist()
-        with journal.stage("rank", f"rank {len(layers)} layers", len(layers)) as advance:
+        pool, samples = self.ranking_samples(len(layers))
+        with self.bench.journal.stage("rank", f"rank {len(layers)} layers", len(layers)) as advance:
             alone = self.bench.errors_alone(self.plan, samples, advance)
             effects = effects_of_layers(layers, alone, range(len(samples)))
-        passes = ranked_on + (len(layers) + 1) * len(samples) / available
-        budget = Budget(self.settings.max_trials, minutes=self.settings.minutes or np.inf)
-        found = search(
-            ladder(effects, self._cost), effects, self._cost, lambda back: self._judge(back, effects), budget
-        )
-        return found, Search(
-            target=self._sentence(), precision=self.settings.precision, effects=effects, ranking_samples=available,
-            ranking_passes=passes, judging_samples=len(self.bench.scores), judging_passes=found.passes,
-            trials=self.records, ended=found.ended,
-        )  # fmt: skip
+        judging = self.bench.judging(samples)
+        rungs = ladder(effects, self._cost)
+        budget = Budget(self.settings.evaluations, self.settings.minutes or math.inf)
+        found = search(rungs, effects, self._cost, lambda back: self._judge(back, effects, judging), budget)
+        plans = [] if found.layers is None else [self.mixed(found.layers)]
+        if found.layers is not None and (safer := _safer(found.layers, effects, self._cost)):
+            plans.append(self.mixed(safer))
+        return Outcome(plans, Search(
+            target=self._sentence(), precision=self.settings.precision, effects=effects, ranking_samples=pool,
+            ranked_on=len(samples), ranking_passes=(len(layers) + 1) * len(samples) / pool,
+            judging_samples=len(judging), judging_passes=found.passes, trials=self.records, ended=found.ended,
+        ))  # fmt: skip
+
+    def ranking_samples(self, layers: int) -> tuple[int, list[int]]:
+        """Return of how many calibration samples those are that rank that many layers, and which of them do."""
+        pool = min(self.settings.samples, len(self.bench.calibration.order))
+        each = min(_MOST_SAMPLES, samples_per_layer(layers + 1, pool, _RANKING_PASSES))
+        return pool, np.unique(np.linspace(0, pool - 1, each).round().astype(int)).tolist()
 
     def mixed(self, back: Layers) -> QuantizationPlan:
-        """Return the plan with these layers in float."""
+        """Return the plan with these layers in float, named by them."""
         name = f"{self.plan.name}+{len(back)}{self.settings.precision}"
-        taken = sum(plan.name.split("-try")[0] == name for layers, plan in self.plans.items() if layers != back)
-        mixed = self.plan.with_layers(back, self.settings.precision, f"{name}-try{taken + 1}" if taken else name)
-        return mixed.model_copy(update={"wide_nodes": self.wide | self.plan.wide_nodes})
+        mixed = self.plan.with_layers(back, self.settings.precision, name)
+        mixed = mixed.model_copy(update={"wide_nodes": self.wide})
+        same = {trial.plan_hash: trial.name for trial in self.records}
+        alike = [trial for trial in self.records if trial.name.split("-try")[0] == name]
+        unique = same.get(mixed.hash, f"{name}-try{len(alike) + 1}" if alike else name)
+        return mixed.model_copy(update={"name": unique})
 
     def _cost(self, back: Layers) -> float:
         precisions = {**self.plan.layers, **dict.fromkeys(back, self.settings.precision)}
-        return self.costs.cost(precisions).value
+        return self.bench.pricing.plans.cost(precisions).value
 
-    def _judge(self, back: Layers, effects: Mapping[str, float]) -> Tried:
+    def _judge(self, back: Layers, effects: Mapping[str, float], judging: NDArray[np.int64]) -> Tried:
         bench, metric = self.bench, self.bench.inputs.task.metric
-        plan = self.plans.setdefault(back, self.mixed(back))
-        total = len(bench.scores)
+        plan, total = self.mixed(back), len(judging)
         with bench.journal.stage("trials", f"try {plan.name}", total) as advance:
-            judged = bench.judge(plan, self.target.hopeless, np.linspace(0, total, _LOOKS + 1)[1:-1], advance)
+            looks = np.linspace(0, total, _LOOKS + 1)[1:-1].astype(int).tolist()
+            judged = bench.judge(plan, judging, self.target.hopeless, looks, advance)
         seen = len(judged.values)
-        reference = bench.scores[:seen]
-        meets = seen == total and self.target.met(metric.worsening(reference, judged.values))
+        assert bench.calibration_scores is not None  # see `fallback_can_help`
+        reference = bench.calibration_scores[judging[:seen]]
+        meets = seen == total and self.target.met(reference, judged.values)
         self.records.append(
             Trial(
                 name=plan.name, plan_hash=plan.hash, float_layers=[x for x in effects if x in back],
                 accuracy=candidate_accuracy(metric, reference, judged.values, self.target.confidence or 0.95),
-                stopped_early=seen < total, meets_target=meets, cost=self.costs.cost(plan.layers),
+                stopped_early=seen < total, meets_target=meets, cost=self.bench.pricing.plans.cost(plan.layers),
             )
         )  # fmt: skip
         return Tried(meets, seen / total, judged.seconds)
 
     def _sentence(self) -> str:
-        metric = self.bench.inputs.task.metric
-        margin = f"{100 * self.target.margin:.4g} percentage points" if metric.is_rate else f"{self.target.margin:.4g}"
-        sure = "" if self.target.confidence is None else f", with {100 * self.target.confidence:.4g}% confidence"
+        metric, target = self.bench.inputs.task.metric, self.target
+        margin = f"{100 * target.margin:.4g} percentage points" if metric.is_rate else f"{target.margin:.4g}"
+        sure = ""
+        if target.confidence is not None:
+            sure = f", with {100 * target.confidence:.4g}% confidence on {target.samples} samples"
         return f"{metric.name} at most {margin} worse than the float model{sure}"
+
+
+def fallback_can_help(config: Config, bench: Bench, verdict: Verdict, confidence: float) -> bool:
+    """Tell whether layers in float could turn the verdict into a GO, and warn where that cannot be found out.
+
+    Not where something else than accuracy holds it up, not where the samples are so few that even a candidate
+    without a single changed score would stay undecided, and not where no samples can judge the trials.
+    """
+    if config.fallback.evaluations == 0:
+        return False
+    if not any(rule.name.startswith("accuracy") and rule.outcome in {"fail", "undecided"} for rule in verdict.rules):
+        return False
+    samples, warn = len(bench.scores), bench.journal.warn
+    if bench.inputs.task.metric.is_rate and bench.inputs.task.metric.is_mean:
+        unchanged = paired_interval(np.zeros(samples), confidence)
+        if unchanged.high >= config.policy.max_drop:
+            warn(
+                f"no layers were put back to float: with {samples} validation samples even a candidate without a "
+                f"single changed answer has an interval up to {unchanged.high:.4f}, beyond policy.max_drop "
+                f"{config.policy.max_drop:g}; give more samples"
+            )
+            return False
+    if bench.calibration_scores is None:
+        warn(
+            "no layers were put back to float: the calibration samples have no labels, so that they cannot judge "
+            "trials, and the validation samples are for the verdict alone; give the calibration set the label column"
+        )
+        return False
+    return True
+
+
+def search_plans(
+    config: Config, bench: Bench, plan: QuantizationPlan, statistics: Mapping[str, Statistics], reference: Accuracy,
+    confidence: float,
+) -> Outcome:  # fmt: skip
+    """Look for the fastest plan that meets the target on calibration samples; nothing here sees a validation sample.
+
+    Args:
+        config: its fallback section, and its policy's margin.
+        bench: measures plans.
+        plan: which missed the target.
+        statistics: of the activations.
+        reference: the float model's.
+        confidence: of the verdict on what is found.
+    """
+    settings, margin = config.fallback, config.fallback.max_drop or config.policy.max_drop
+    if settings.max_relative_drop is not None:
+        margin = settings.max_relative_drop * abs(reference.value)
+    wide = plan.wide_nodes
+    if settings.precision == "fp16" and plan.float_precision != "fp16":
+        wide |= nodes_beyond_fp16(bench.inputs, statistics, bench.journal)
+    target = Target(bench.inputs.task.metric, margin, settings.confidence or confidence, len(bench.scores))
+    return Trials(bench, plan, target, settings, wide).run()
+
+
+def _safer(found: Layers, effects: Mapping[str, float], cost: CostOf) -> Layers | None:
+    """Return the layers to put back where those that were found turn out not to be enough; None if it is all.
+
+    The next rungs above them, until an eighth of the remaining effects is left.
+    """
+    left = {name: effect for name, effect in effects.items() if name not in found}
+    if len(left) < 2:
+        return None
+    base = ladder(left, lambda more: cost(found | more))
+    wanted = base[0].remaining / _SAFER
+    rung = next((rung for rung in base[1:] if rung.remaining <= wanted), base[-1])
+    return found | rung.layers if rung.layers else None

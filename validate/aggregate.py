@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from validate.significance import Interval, paired_interval
+from validate.significance import Interval, paired_interval, projected_interval
 from validate.tasks.base import Metric
 
-__all__ = ["drop_interval", "value_interval"]
+__all__ = ["drop_interval", "projected_drop_interval", "value_interval"]
 
 _MIN_SAMPLES = 30
 """Below this a bootstrap knows too little of the spread, and its intervals are too narrow."""
@@ -55,6 +55,20 @@ def drop_interval(
         return metric.worsening(metric.values(reference, weights), metric.values(candidate, weights))
 
     return _bootstrap(drops, len(reference), confidence, "paired BCa bootstrap over samples")
+
+
+def projected_drop_interval(
+    metric: Metric, reference: NDArray[np.float64], candidate: NDArray[np.float64], confidence: float, samples: int
+) -> Interval:
+    """Return the interval of the drop that `samples` samples like these would give; see `drop_interval`.
+
+    Its width shrinks with the square root of the number of samples.
+    """
+    if metric.is_mean:
+        return projected_interval(metric.worsening(reference, candidate), confidence, samples)
+    found, drop = drop_interval(metric, reference, candidate, confidence), metric.drop(reference, candidate)
+    shrink = math.sqrt(len(reference) / samples) if samples else math.inf
+    return Interval(drop - (drop - found.low) * shrink, drop + (found.high - drop) * shrink, found.method)
 
 
 def value_interval(metric: Metric, records: NDArray[np.float64], confidence: float) -> Interval:

@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -32,7 +32,7 @@ Array = NDArray[Any]
 Row = Mapping[str, Any]
 Split = Literal["calibration", "validation"]
 
-UNION_BRANCHES = {("data", "preprocess"): 2, ("data", "label"): 2}
+UNION_BRANCHES: Mapping[tuple[str, ...], int] = {("data", "preprocess"): 2, ("data", "label"): 2}
 """Where pydantic puts the branch of a union into a location; see `validate.settings.read_settings`."""
 
 
@@ -153,7 +153,7 @@ class DataConfig(Section):
     def stream(self, split: Split, names: tuple[str, ...], batch_size: int) -> SampleStream:
         """Return a split, ready to be streamed to a model with those inputs.
 
-        Calibration samples come without labels: nothing that calibration does needs them.
+        Calibration samples may lack the label (it is None then): scales need none, and only fallback does.
 
         Args:
             split: which samples.
@@ -170,8 +170,8 @@ class DataConfig(Section):
                 f"set data.batch_size, or export the model with a batch that is a multiple of {preparation.rows}"
             )
         return SampleStream(
-            split, getattr(self, split), preparation, self.label if split == "validation" else None, names,
-            batch_size // preparation.rows,
+            split, getattr(self, split), preparation, self.label, names, batch_size // preparation.rows,
+            label_required=split == "validation",
         )  # fmt: skip
 
 
@@ -205,8 +205,7 @@ class SampleStream:
     """A split, ready to be streamed any number of times.
 
     The preprocessing maps a row to one array (a model with one input) or to a mapping from input name to array;
-    without it, the columns that are called like the inputs are taken as they are. `answered` gives the labels of
-    samples that have none, a batch at a time.
+    without it, the columns that are called like the inputs are taken as they are.
     """
 
     name: str
@@ -215,7 +214,7 @@ class SampleStream:
     label: str | tuple[str, ...] | None
     input_names: tuple[str, ...]
     batch_size: int
-    answered: Callable[[Batch], list[Any]] | None = None
+    label_required: bool = True
 
     @property
     def preprocess(self) -> Preprocess | None:
@@ -232,8 +231,7 @@ class SampleStream:
         first = 0
         samples = self._samples()
         while group := list(islice(samples, self.batch_size)):
-            batch = _stack(group, first, self.name, self.preparation.rows)
-            yield replace(batch, labels=self.answered(batch)) if self.answered else batch
+            yield _stack(group, first, self.name, self.preparation.rows)
             first += len(group)
         if first == 0:
             raise JobError(f"the {self.name} set has no samples; check its source in the config")
@@ -286,12 +284,16 @@ class SampleStream:
 
     def _label(self, row: Row, prepared: Any) -> Any:
         """Return the label, or a mapping of columns; what the preprocessing made of a column comes before the row's."""
-        if self.label is None:
-            return None
+        names = (self.label,) if isinstance(self.label, str) else self.label or ()
         made = prepared if isinstance(prepared, Mapping) else {}
-        several = self.label if isinstance(self.label, tuple) else (self.label,)
-        found = {name: made[name] if name in made and name not in self.input_names else row[name] for name in several}
-        return found if isinstance(self.label, tuple) else found[self.label]
+        found = {name: made[name] for name in names if name in made and name not in self.input_names}
+        missing = [name for name in names if name not in found and name not in row]
+        if missing and self.label_required:
+            raise KeyError(missing[0])
+        if missing or not names:
+            return None
+        found = {name: found.get(name, row.get(name)) for name in names}
+        return found[self.label] if isinstance(self.label, str) else found
 
 
 def _stack(group: list[Sample], first: int, name: str, rows: int) -> Batch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from validate.backends.base import Runnable
 from validate.data import Batch
 from validate.exceptions import JobError
 from validate.results import Accuracy, CandidateAccuracy
-from validate.tasks.agreement import outputs_for
+from validate.tasks.agreement import Agreement, outputs_for
 from validate.tasks.base import Metric, Outputs, Task
 
-__all__ = ["OutputStore", "accuracy", "candidate_accuracy", "evaluate", "reference_errors"]
+__all__ = ["OutputStore", "accuracy", "candidate_accuracy", "evaluate", "reference_errors", "stored_scores"]
 
 OnBatch = Callable[[int], None]
 """Called with the number of samples just done; drives progress bars."""
@@ -46,18 +46,25 @@ class OutputStore:
                 yield dict(zip(self._names, arrays.values(), strict=True))
 
 
-def evaluate(model: Runnable, task: Task, batches: Iterable[Batch], on_batch: OnBatch) -> NDArray[np.float64]:
+def evaluate(
+    model: Runnable, task: Task, batches: Iterable[Batch], on_batch: OnBatch, is_reference: bool = False
+) -> NDArray[np.float64]:
     """Return the task's score of every sample, shape (n,), or its record, shape (n, k).
+
+    Where there are no labels, the reference comes first: what it answers is what others are held against.
 
     Raises JobError where a label cannot be used.
     """
     scores: list[NDArray[np.float64]] = []
     for batch in batches:
-        outputs = outputs_for(task, model.run(batch.inputs), batch.inputs)
-        width = 1 if task.metric.is_mean else 2
-        scores.append(_per_sample(task, batch, partial(task.scores, outputs, batch.labels), width))
+        scores.append(_scores(task, batch, model.run(batch.inputs), is_reference))
         on_batch(len(batch))
     return np.concatenate(scores)
+
+
+def stored_scores(task: Task, batches: Iterable[Batch], outputs: Iterable[Outputs]) -> NDArray[np.float64]:
+    """Return the task's score, or record, of every sample from the reference's stored outputs; see `evaluate`."""
+    return np.concatenate([_scores(task, *both, is_reference=True) for both in zip(batches, outputs, strict=True)])
 
 
 def reference_errors(
@@ -66,18 +73,24 @@ def reference_errors(
     """Return the task's error against the stored reference outputs of every sample, shape (n,).
 
     A sample whose outputs are not finite has an infinite error, so that it can never look good.
-    `reference` may hold more batches than are asked for, never fewer.
     """
     errors: list[NDArray[np.float64]] = []
-    stored = iter(reference)
-    for batch in batches:
-        rows = min(len(array) for array in batch.inputs.values())  # a sample may be several
-        expected = {name: array[:rows] for name, array in next(stored).items()}
+    for batch, expected in zip(batches, reference, strict=True):
         outputs = model.run(batch.inputs)
         errors.append(_per_sample(task, batch, partial(task.errors, outputs, expected), 1))
         on_batch(len(batch))
     values = np.concatenate(errors)
     return np.where(np.isnan(values), np.inf, values)
+
+
+def _scores(task: Task, batch: Batch, outputs: Outputs, is_reference: bool) -> NDArray[np.float64]:
+    outputs = outputs_for(task, outputs, batch.inputs)
+    labels: Sequence[Any] = batch.labels
+    if isinstance(task, Agreement):
+        labels = batch.contents
+        if is_reference:
+            task.learn(outputs, labels)
+    return _per_sample(task, batch, partial(task.scores, outputs, labels), 1 if task.metric.is_mean else 2)
 
 
 def _per_sample(

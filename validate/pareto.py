@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from validate.results import Candidate, Cost, ParetoPoint, Reference, Trial
+from validate.results import Candidate, Cost, ParetoPoint, Reference
 
 __all__ = ["FLOAT", "CostKind", "cost_kind", "front", "pareto_points"]
 
@@ -54,14 +54,11 @@ def pareto_points(
     reference: Reference,
     reference_cost: Cost,
     candidates: Sequence[Candidate],
-    trials: Sequence[Trial] = (),
-    trial_mac_shares: Mapping[str, float] | None = None,
     reference_size: int | None = None,
 ) -> list[ParetoPoint]:
-    """Return the float model and every plan that was judged on all samples, the fastest first.
+    """Return the float model and every candidate, the fastest first.
 
-    A trial that was stopped early has the accuracy of other samples than the rest, and is no point. A plan that was
-    both a trial and a candidate is one point, the candidate's, of which more is known.
+    A trial of fallback is no point: it has the accuracy of other samples, or of fewer, than the rest.
 
     Where costs are not all of one kind (`cost_kind`), points are ordered, and held against each other, within each
     kind alone, that of the float model first. An error would throw away a run that is otherwise complete.
@@ -69,13 +66,9 @@ def pareto_points(
     Args:
         reference: the float model.
         reference_cost: what it costs.
-        candidates: all of which were judged on all samples.
-        trials: of fallback.
-        trial_mac_shares: by plan hash, the share of multiply-accumulates in int8 of every trial that is a point.
+        candidates: all of which were judged on all validation samples.
         reference_size: bytes of the float model's file.
     """
-    seen = {candidate.plan_hash for candidate in candidates}
-    shares = trial_mac_shares or {}
     accuracy = reference.accuracy
     points = [
         ParetoPoint(
@@ -83,12 +76,8 @@ def pareto_points(
             latency_ms=reference.latency.p50_ms if reference.latency else None, size_bytes=reference_size,
             int8_mac_share=0.0, on_front=False,
         ),
-        *(_point(c, c.int8_mac_share, c.latency.p50_ms if c.latency else None, c.size_bytes) for c in candidates),
+        *map(_point, candidates),
     ]  # fmt: skip
-    for trial in trials:
-        if not trial.stopped_early and trial.plan_hash not in seen:
-            seen.add(trial.plan_hash)
-            points.append(_point(trial, shares[trial.plan_hash], None, None))
     ordered: list[ParetoPoint] = []
     for kind in dict.fromkeys(cost_kind(point.cost) for point in points):
         alike = sorted((x for x in points if cost_kind(x.cost) == kind), key=lambda x: x.cost.value)
@@ -97,9 +86,10 @@ def pareto_points(
     return ordered
 
 
-def _point(judged: Candidate | Trial, mac_share: float, latency_ms: float | None, size: int | None) -> ParetoPoint:
-    accuracy = judged.accuracy
+def _point(candidate: Candidate) -> ParetoPoint:
+    accuracy = candidate.accuracy
     return ParetoPoint(
-        name=judged.name, value=accuracy.value, drop=accuracy.drop, ci_low=accuracy.ci_low, ci_high=accuracy.ci_high,
-        cost=judged.cost, latency_ms=latency_ms, size_bytes=size, int8_mac_share=mac_share, on_front=False,
+        name=candidate.name, value=accuracy.value, drop=accuracy.drop, ci_low=accuracy.ci_low, ci_high=accuracy.ci_high,
+        cost=candidate.cost, latency_ms=candidate.latency.p50_ms if candidate.latency else None,
+        size_bytes=candidate.size_bytes, int8_mac_share=candidate.int8_mac_share, on_front=False,
     )  # fmt: skip

@@ -223,9 +223,10 @@ class Search(Record):
     target: str = Field(description="a sentence")
     precision: str = Field(description="what the layers went back to")
     effects: dict[str, Number] = Field(description="estimated task error of every layer alone in int8, worst first")
-    ranking_samples: int = Field(ge=0)
-    ranking_passes: float = Field(ge=0, description="runs of any model over all ranking samples")
-    judging_samples: int = Field(ge=0)
+    ranking_samples: int = Field(ge=0, description="calibration samples that could rank")
+    ranked_on: int = Field(ge=0, description="of these, how many did")
+    ranking_passes: float = Field(ge=0, description="runs of any model by ranking, in runs over all ranking samples")
+    judging_samples: int = Field(ge=0, description="calibration samples that judged; none of them ranked")
     judging_passes: float = Field(ge=0, description="runs over all judging samples; one stopped early is a part of one")
     trials: list[Trial]
     ended: str = Field(description="why it ended there, a sentence")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-__all__ = ["Interval", "paired_interval", "tango_interval"]
+__all__ = ["Interval", "paired_interval", "projected_interval", "tango_interval"]
 
 _MIN_BOOTSTRAP = 30
 """Below this a bootstrap knows too little of the spread, and its intervals are too narrow."""
@@ -59,14 +59,36 @@ def paired_interval(differences: NDArray[np.floating[Any]], confidence: float) -
     return Interval(low, high, "BCa bootstrap")
 
 
-def tango_interval(more: int, fewer: int, n: int, confidence: float) -> tuple[float, float]:
+def projected_interval(differences: NDArray[np.floating[Any]], confidence: float, samples: int) -> Interval:
+    """Return the interval that `samples` samples would give if they were like these; see `paired_interval`.
+
+    Tango's with all counts in proportion; the others' width shrinks with the square root of the number of samples.
+
+    Args:
+        differences: one per sample, shape (n,).
+        confidence: two-sided, in (0, 1).
+        samples: >= 1.
+    """
+    values = np.asarray(differences, np.float64)
+    found = paired_interval(values, confidence)
+    if found.method == "none":
+        return found
+    more_samples = samples / values.size
+    if found.method == "Tango score":
+        more, fewer = ((values == sign).sum() * more_samples for sign in (1, -1))
+        return Interval(*tango_interval(float(more), float(fewer), samples, confidence), found.method)
+    mean, shrink = float(values.mean()), math.sqrt(1 / more_samples)
+    return Interval(mean - (mean - found.low) * shrink, mean + (found.high - mean) * shrink, found.method)
+
+
+def tango_interval(more: float, fewer: float, n: int, confidence: float) -> tuple[float, float]:
     """Return Tango's score interval of a difference of paired proportions, within [-1, 1].
 
     Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
     design", Statistics in Medicine 17 (1998), sections 2 and 3.
 
     Args:
-        more: pairs with difference +1.
+        more: pairs with difference +1; a fraction of one where a study is projected.
         fewer: pairs with difference -1.
         n: all pairs, >= 1.
         confidence: two-sided, in (0, 1).

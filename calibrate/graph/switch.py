@@ -26,9 +26,7 @@ def switchable(model: ir.Model, placement: Placement, plan: QuantizationPlan) ->
     """
     result = model.clone()
     graph = result.graph
-    switches = ir.Value(
-        name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape(["layers"])
-    )  # fmt: skip
+    switches = ir.Value(name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape(["layers"]))
     graph.inputs.append(switches)
     nodes = {node.name: node for node in graph}
     on = {
@@ -44,7 +42,8 @@ def switchable(model: ir.Model, placement: Placement, plan: QuantizationPlan) ->
         for residual in (r for r in placement.residuals if r.node == residual_node and r.fused_into in on):
             condition = on[residual.fused_into]
             if taken is not None:  # only one input of an Add is quantized: the first whose layer is on
-                condition = _before(nodes[residual_node], "And", [condition, _before(nodes[residual_node], "Not", [taken])])
+                free = _before(nodes[residual_node], "Not", [taken])
+                condition = _before(nodes[residual_node], "And", [condition, free])
             _switch_residual(nodes[residual_node], residual.index, residual.tensor, condition, plan)
             taken = on[residual.fused_into]
     RemoveUnusedNodesPass()(result)
@@ -130,17 +129,29 @@ def _if(
             for output in node.outputs:
                 output.name = f"{name}/{branch}/{number}"
         nodes[-1].outputs[0].type = like.type
-        constants = {v: _own(v,name+branch) for n in nodes for v in n.inputs if v is not None and v.is_initializer()}
-        for n in nodes:
-            for i,v in enumerate(n.inputs):
-                if v in constants: n.replace_input_with(i, constants[v])
-        branches[branch] = ir.Graph([], [nodes[-1].outputs[0]], nodes=nodes, name=f"{name}/{branch}", initializers=list(constants.values()))
+        constants = _own_constants(nodes, f"{name}/{branch}")
+        outputs = [nodes[-1].outputs[0]]
+        branches[branch] = ir.Graph([], outputs, nodes=nodes, name=f"{name}/{branch}", initializers=constants)
     attributes = [ir.AttrGraph(branch, subgraph) for branch, subgraph in branches.items()]
     node = ir.Node("", "If", [on], attributes, name=f"{name}/switch")
     output = node.outputs[0]
     output.name, output.type, output.shape = f"{name}/switched", like.type, like.shape
     graph.insert_before(before, node)
     return output
+
+
+def _own_constants(nodes: list[ir.Node], prefix: str) -> list[ir.Value]:
+    """Give the nodes of a branch constants of its own, of the same data: those from outside are none there."""
+    own: dict[ir.Value, ir.Value] = {}
+    for node in nodes:
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.is_initializer():
+                if value not in own:
+                    own[value] = ir.Value(
+                        name=f"{prefix}/{value.name}", const_value=value.const_value, type=value.type, shape=value.shape
+                    )
+                node.replace_input_with(index, own[value])
+    return list(own.values())
 
 
 def _before(node: ir.Node, op_type: str, inputs: list[ir.Value]) -> ir.Value:
@@ -154,9 +165,7 @@ def _before(node: ir.Node, op_type: str, inputs: list[ir.Value]) -> ir.Value:
 
 
 def _initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()))
+    shape = ir.Shape(tensor.shape.numpy())
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=shape)
     graph.register_initializer(value)
     return value
-
-def _own(v,p):
-    return ir.Value(name=p+v.name, const_value=v.const_value, type=v.type, shape=v.shape)

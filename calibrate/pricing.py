@@ -1,0 +1,152 @@
+"""What the plans of a run, the float model and the same model in FP16 cost, by the best means that there is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.config import Config
+from calibrate.cost import CostModel, MacCost, MeasuredCost, Roofline, multiply_accumulates
+from calibrate.gpus import Gpu, gpu_named, gpu_of
+from calibrate.graph.apply import apply
+from calibrate.journal import Journal
+from calibrate.kernels import Kernels, kernels_of
+from calibrate.loading import FloatModel, Inputs
+from calibrate.plan import FloatPrecision, QuantizationPlan
+from validate.backends.tensorrt import BuildOptions, TensorRTBackend, build_engine, local_gpu
+from validate.backends.tensorrt.profile import NodeTimes, node_times
+from validate.exceptions import JobError
+from validate.onnxfile import write
+from validate.results import Cost, Speedup
+
+__all__ = ["Pricing", "price"]
+
+Arrays = Mapping[str, NDArray[Any]]
+
+_PROFILED = 20
+"""Inferences by which an engine's layers are timed."""
+
+
+@dataclass(frozen=True)
+class Pricing:
+    """Costs of one basis.
+
+    Attributes:
+        plans: says what a plan costs.
+        macs: multiply-accumulates by layer.
+        float32: cost of the float model.
+        float16: cost of the whole model in FP16, which is what INT8 has to beat.
+    """
+
+    plans: CostModel
+    macs: Mapping[str, int]
+    float32: Cost
+    float16: Cost
+
+    def int8_share(self, plan: QuantizationPlan) -> float:
+        """Return the share of the layers' multiply-accumulates that are int8, in [0, 1]."""
+        total = sum(self.macs.values())
+        return sum(self.macs[layer] for layer in plan.int8_layers) / total if total else 0.0
+
+    def speedups(self, cost: Cost) -> list[Speedup]:
+        """Return how much faster a plan of that cost is than the model in FP32 and in FP16."""
+        return [
+            Speedup(
+                against=name, value=other.value / cost.value if cost.value else 1.0, basis=cost.basis,
+                on_target=cost.basis != "multiply-accumulates", source=cost.source,
+            )
+            for name, other in (("FP32", self.float32), ("FP16", self.float16))
+        ]  # fmt: skip
+
+
+def price(config: Config, inputs: Inputs, plan: QuantizationPlan, folder: Path, journal: Journal) -> Pricing:
+    """Return the costs: measured on this machine's GPU, else estimated for the target's, else multiply-accumulates.
+
+    Args:
+        config: names the target, and the batch size.
+        inputs: the float model, and samples that say how large its inputs are.
+        plan: with all layers in int8 that can be; its engine is timed where there is a GPU.
+        folder: for engines.
+        journal: hears why something could not be measured or estimated.
+
+    Raises:
+        JobError: the target does not compute in one of the config's precisions.
+    """
+    model, size = inputs.model, inputs.reference.fixed_batch or config.latency.batch_size
+    first = next(iter(inputs.calibration.limited(1).batches()))
+    batch = {name: np.repeat(array, size, axis=0) for name, array in first.inputs.items()}
+    shapes = {name: array.shape for name, array in batch.items()}
+    macs = multiply_accumulates(model.prepared, model.placement, shapes)
+    if config.target.device == "gpu" and (gpu := _gpu(config, journal)):
+        gpu.seconds_per_operation(config.fallback.precision)
+        kernels = kernels_of(model.prepared, model.placement, shapes)
+        if local_gpu():
+            try:
+                return _measured(model, kernels, macs, batch, plan, gpu, config.fallback.precision, folder)
+            except JobError as error:
+                journal.warn(f"layers could not be timed on this machine's GPU, so that costs are estimates: {error}")
+        return _priced(
+            Roofline(kernels, gpu, plan.float_precision), macs, Roofline(kernels, gpu, "fp32"),
+            Roofline(kernels, gpu, "fp16"),
+        )  # fmt: skip
+    return _priced(MacCost(macs), macs, MacCost(macs), MacCost(macs))
+
+
+def _priced(plans: CostModel, macs: Mapping[str, int], float32: CostModel, float16: CostModel) -> Pricing:
+    return Pricing(plans, macs, float32.cost(dict.fromkeys(macs, "fp32")), float16.cost(dict.fromkeys(macs, "fp16")))
+
+
+def _gpu(config: Config, journal: Journal) -> Gpu | None:
+    if config.target.gpu:
+        return gpu_named(config.target.gpu)
+    try:
+        return gpu_of(config.target.compute_capability)
+    except JobError as error:
+        journal.warn(f"costs are multiply-accumulates: {error}; name a GPU like it by target.gpu")
+        return None
+
+
+def _measured(
+    model: FloatModel, kernels: Kernels, macs: Mapping[str, int], batch: Arrays, plan: QuantizationPlan, gpu: Gpu,
+    precision: FloatPrecision, folder: Path,
+) -> Pricing:  # fmt: skip
+    """Build the model all int8, and whole in each float type that is asked about, and time their layers.
+
+    Not seen at work: no machine of ours could run an engine. `validate.backends.tensorrt` says what it follows.
+    """
+
+    def timed(name: str, mixed: QuantizationPlan) -> NodeTimes:
+        file = folder / f"{name}.onnx"
+        written = apply(mixed, model.prepared, model.placement)
+        write(written, file)
+        engine = file.with_suffix(".engine")
+        build_engine(file, engine, {k: (v.shape, v.shape, v.shape) for k, v in batch.items()}, BuildOptions())
+        loaded = TensorRTBackend(engine).load()
+        reformats = [
+            str(node.name) for node in written.graph if node.op_type in {"QuantizeLinear", "DequantizeLinear", "Cast"}
+        ]
+        weights = {layer: max(count, 1) for layer, count in macs.items()}
+        return node_times(loaded.layers(), loaded.layer_times(batch, _PROFILED), weights, reformats)
+
+    def whole(kind: FloatPrecision) -> QuantizationPlan:
+        return plan.with_layers(plan.int8_layers, kind, kind).model_copy(update={"float_precision": kind})
+
+    int8 = timed("int8", plan)
+    floats = {kind: timed(kind, whole(kind)) for kind in dict.fromkeys(("fp32", "fp16", precision))}
+    source = f"layers of TensorRT engines on this machine's {local_gpu()}"
+    moved = float(kernels.traffic(plan.layers, plan.float_precision).reformats.sum())
+    per_byte = int8.reformat_ms / moved if moved and int8.reformat_ms else 1e3 / (gpu.bandwidth * 1e9)
+    plans = MeasuredCost(
+        kernels, int8.nodes, floats[precision].nodes, int8.rest_ms, per_byte, plan.float_precision, source
+    )
+
+    def total(times: NodeTimes) -> Cost:
+        value = float(np.sum([*times.nodes.values(), times.rest_ms, times.reformat_ms]))
+        return Cost(basis="measured", value=value, unit="ms", source=source)
+
+    return Pricing(plans, macs, total(floats["fp32"]), total(floats["fp16"]))
