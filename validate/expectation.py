@@ -17,8 +17,8 @@ _SLACK = 0.02
 costs up to about a point of top-1, and a wrong mean and std, channel order or crop several."""
 
 
-def doubts(metric: Metric, scores: NDArray[np.float64], expected: float | None, validation: SampleStream) -> list[str]:
-    """Return what the user should know before believing anything that is held against the float model, as sentences.
+def doubt(metric: Metric, scores: NDArray[np.float64], expected: float | None, validation: SampleStream) -> str | None:
+    """Return what the user should know before believing anything that is held against the float model, a sentence.
 
     It is far below what is expected where even the better end of its value's 99% interval is beyond the expected value,
     and that is no small difference: so that neither a small sample nor the choice of a resize filter gives an alarm.
