@@ -19,7 +19,15 @@ from validate.results import Accuracy, CandidateAccuracy
 from validate.tasks.agreement import Agreement, outputs_for
 from validate.tasks.base import Metric, Outputs, Task
 
-__all__ = ["OutputStore", "accuracy", "candidate_accuracy", "evaluate", "reference_errors", "stored_scores"]
+__all__ = [
+    "OutputStore",
+    "accuracy",
+    "batch_scores",
+    "candidate_accuracy",
+    "evaluate",
+    "reference_errors",
+    "stored_scores",
+]
 
 OnBatch = Callable[[int], None]
 """Called with the number of samples just done; drives progress bars."""
@@ -57,14 +65,14 @@ def evaluate(
     """
     scores: list[NDArray[np.float64]] = []
     for batch in batches:
-        scores.append(_scores(task, batch, model.run(batch.inputs), is_reference))
+        scores.append(batch_scores(task, batch, model.run(batch.inputs), is_reference))
         on_batch(len(batch))
     return np.concatenate(scores)
 
 
 def stored_scores(task: Task, batches: Iterable[Batch], outputs: Iterable[Outputs]) -> NDArray[np.float64]:
     """Return the task's score, or record, of every sample from the reference's stored outputs; see `evaluate`."""
-    return np.concatenate([_scores(task, *both, is_reference=True) for both in zip(batches, outputs, strict=True)])
+    return np.concatenate([batch_scores(task, *both, is_reference=True) for both in zip(batches, outputs, strict=True)])
 
 
 def reference_errors(
@@ -83,7 +91,8 @@ def reference_errors(
     return np.where(np.isnan(values), np.inf, values)
 
 
-def _scores(task: Task, batch: Batch, outputs: Outputs, is_reference: bool) -> NDArray[np.float64]:
+def batch_scores(task: Task, batch: Batch, outputs: Outputs, is_reference: bool) -> NDArray[np.float64]:
+    """Return the task's scores, or records, of the samples of one batch; see `evaluate`."""
     outputs = outputs_for(task, outputs, batch.inputs)
     labels: Sequence[Any] = batch.labels
     if isinstance(task, Agreement):

@@ -344,6 +344,7 @@ def test_a_line_with_a_nan_is_an_error_in_every_character() -> None:
 # --- sentence pairs: scipy ---
 
 
+@pytest.mark.filterwarnings("ignore::scipy.stats.ConstantInputWarning")
 @given(st.integers(0, 2**32 - 1))
 @relaxed
 def test_spearman_is_scipys_in_each_dataset_and_resample(seed: int) -> None:
@@ -363,7 +364,7 @@ def test_spearman_is_scipys_in_each_dataset_and_resample(seed: int) -> None:
             stats.spearmanr(*(np.repeat(x[names == n], row[names == n]) for x in (cosines, scores))).statistic
             for n in np.unique(np.repeat(names, row))
         ]
-        assert found == pytest.approx(np.mean(each))
+        assert found == pytest.approx(np.mean(each), nan_ok=True)  # a resample may have only one pair of a dataset
 
 
 def test_pooling_leaves_padding_out() -> None:
