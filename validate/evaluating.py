@@ -142,11 +142,10 @@ def _metadata(models: Sequence[str], files: Mapping[str, Backend]) -> Mapping[st
 
 
 def _stream(request: Request, job: _Job, files: Mapping[str, Backend], names: tuple[str, ...]) -> SampleStream:
-    sizes = {file.fixed_batch for file in files.values() if isinstance(file, OnnxRuntimeBackend)} - {None}
+    fixed = {file.fixed_batch for file in files.values() if isinstance(file, OnnxRuntimeBackend)}
+    sizes = sorted(size for size in fixed if size is not None)
     if len(sizes) > 1:
-        raise UsageError(
-            f"the models are fixed to different batch sizes ({', '.join(map(str, sorted(map(int, filter(None, sizes)))))})"
-        )
+        raise UsageError(f"the models are fixed to different batch sizes: {', '.join(map(str, sizes))}")
     size = (sizes[0] if sizes else None) or request.batch_size or job.data.batch_size
     stream = job.data.stream("validation", names, size)
     return stream if request.samples is None else stream.limited(request.samples)
