@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ import onnx
 import onnxruntime
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from tests.conftest import Models
+from validate.cli import app
 from validate.evaluation import Evaluation
 from validate.significance import paired_interval
 
@@ -50,15 +54,22 @@ def write(folder: Path, **changes: Any) -> None:
     (folder / "my.yaml").write_text(yaml.safe_dump(config | changes), encoding="utf-8")
 
 
-def evaluate(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "validate", "evaluate", *arguments, "--config", "my.yaml"],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def found(folder: Path, environment: dict[str, str], *arguments: str) -> Evaluation:
-    done = evaluate(folder, environment, *arguments)
+def evaluate(folder: Path, *arguments: str) -> Done:
+    """Run the command in this process, which has imported what it needs; one test runs the program."""
+    with contextlib.chdir(folder):
+        done = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["evaluate", *arguments, "--config", "my.yaml"])
+    return Done(done.exit_code, done.stdout, done.stderr)
+
+
+def found(folder: Path, *arguments: str) -> Evaluation:
+    done = evaluate(folder, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return Evaluation.read(folder / "evaluation.json")
 
@@ -75,7 +86,10 @@ def test_every_model_is_held_against_the_first(
     folder: Path, clean_environment: dict[str, str], data_module: dict[str, Any]
 ) -> None:
     names = ["good.onnx", "noisy.onnx", "noisier.onnx"]
-    done = evaluate(folder, clean_environment, *names)
+    done = subprocess.run(
+        [sys.executable, "-m", "validate", "evaluate", *names, "--config", "my.yaml"],
+        cwd=folder, env=clean_environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     evaluation = Evaluation.read(folder / "evaluation.json")
     assert [model.model for model in evaluation.models] == names
@@ -120,30 +134,28 @@ def test_a_module_is_scored_beside_the_file_that_was_made_of_it(
         net.make().eval(), (torch.zeros(2, 3, 16, 16),), dynamo=True, dynamic_shapes=({0: batch},), verbose=False
     )
     program.save(str(folder / "net.onnx"))  # its input is not called image, and there is only one
-    evaluation = found(folder, clean_environment, "good.onnx", "net.onnx", "net.py:make")
+    evaluation = found(folder, "good.onnx", "net.onnx", "net.py:make")
     first, exported, module = evaluation.models
     assert exported.scores == module.scores != first.scores
     assert module.runtime.startswith("torch")
     assert exported.runtime.startswith("onnxruntime")
 
 
-def test_a_module_alone_needs_the_names_of_its_inputs(folder: Path, clean_environment: dict[str, str]) -> None:
+def test_a_module_alone_needs_the_names_of_its_inputs(folder: Path) -> None:
     pytest.importorskip("torch")
     (folder / "net.py").write_text(
         "import torch\ndef make():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 5))\n"
     )
-    done = evaluate(folder, clean_environment, "net.py:make")
+    done = evaluate(folder, "net.py:make")
     assert done.returncode == 2
     assert "model.inputs" in done.stderr
     write(folder, model={"torch": "net.py:make", "inputs": ["image"]})
-    assert len(found(folder, clean_environment, "net.py:make", "--samples", "20").models[0].scores) == 20
+    assert len(found(folder, "net.py:make", "--samples", "20").models[0].scores) == 20
 
 
-def test_without_labels_it_is_agreement_and_said_to_be(
-    folder: Path, clean_environment: dict[str, str], data_module: dict[str, Any]
-) -> None:
+def test_without_labels_it_is_agreement_and_said_to_be(folder: Path, data_module: dict[str, Any]) -> None:
     write(folder, data={"label": None})
-    done = evaluate(folder, clean_environment, "good.onnx", "noisy.onnx")
+    done = evaluate(folder, "good.onnx", "noisy.onnx")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "agreement_top1" in done.stdout
     assert "accuracy" not in done.stdout
@@ -154,17 +166,17 @@ def test_without_labels_it_is_agreement_and_said_to_be(
     same = answers(folder / "good.onnx", data_module)[0] == answers(folder / "noisy.onnx", data_module)[0]
     assert candidate.scores == same.astype(float).tolist()
     assert "which says nothing of how often either is right" in evaluation.warnings[0]
-    alone = evaluate(folder, clean_environment, "good.onnx")
+    alone = evaluate(folder, "good.onnx")
     assert alone.returncode == 2
     assert "agreement needs a second model" in alone.stderr
 
 
-def test_a_reference_far_below_what_is_expected_is_warned_of(folder: Path, clean_environment: dict[str, str]) -> None:
-    value = found(folder, clean_environment, "good.onnx").models[0].accuracy.value
+def test_a_reference_far_below_what_is_expected_is_warned_of(folder: Path) -> None:
+    value = found(folder, "good.onnx").models[0].accuracy.value
     write(folder, model={"expected_metric": value})
-    assert not found(folder, clean_environment, "good.onnx").warnings
+    assert not found(folder, "good.onnx").warnings
     write(folder, model={"expected_metric": 0.999})
-    (warning,) = found(folder, clean_environment, "noisier.onnx").warnings
+    (warning,) = found(folder, "noisier.onnx").warnings
     assert "model.expected_metric" in warning
     assert "preprocessing" in warning
 
@@ -186,11 +198,11 @@ def test_a_reference_far_below_what_is_expected_is_warned_of(folder: Path, clean
     ],
 )  # fmt: skip
 def test_what_goes_wrong_is_one_sentence(
-    folder: Path, clean_environment: dict[str, str], arguments: list[str], changes: dict[str, Any], code: int,
+    folder: Path, arguments: list[str], changes: dict[str, Any], code: int,
     sentence: str,
 ) -> None:  # fmt: skip
     write(folder, **changes)
-    done = evaluate(folder, clean_environment, *arguments)
+    done = evaluate(folder, *arguments)
     assert done.returncode == code, done.stdout + done.stderr
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
@@ -199,7 +211,7 @@ def test_what_goes_wrong_is_one_sentence(
         assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_the_file_follows_its_schema_and_may_hold_records(folder: Path, clean_environment: dict[str, str]) -> None:
+def test_the_file_follows_its_schema_and_may_hold_records(folder: Path) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     (folder / "tasks.py").write_text(
         "import numpy as np\n"
@@ -214,9 +226,9 @@ def test_the_file_follows_its_schema_and_may_hold_records(folder: Path, clean_en
         "        return np.zeros(len(next(iter(outputs.values()))))\n",
         encoding="utf-8",
     )
-    plain = found(folder, clean_environment, "good.onnx", "noisier.onnx")
+    plain = found(folder, "good.onnx", "noisier.onnx")
     write(folder, task={"type": "custom", "callable": "tasks.py:Mine"})
-    records = found(folder, clean_environment, "good.onnx", "noisier.onnx")
+    records = found(folder, "good.onnx", "noisier.onnx")
     for a, b in zip(plain.models, records.models, strict=True):
         assert b.scores == [[score, 1.0] for score in a.scores]
         assert b.accuracy.value == pytest.approx(a.accuracy.value)
