@@ -50,40 +50,48 @@ def _mean(
     recalls: NDArray[np.float64],
     thresholds: int,
 ) -> NDArray[np.float64]:
-    """Walk through the sorted detections of each class, once per weighing and threshold."""
+    """Walk through the sorted detections of each class, once per weighing, at all thresholds together.
+
+    Only where a detection is right does recall grow and can precision be at its highest for a recall, so that only
+    those are kept; most detections are wrong at every threshold.
+    """
     result = np.zeros(len(weights))
     longest = 0
     for k in range(len(starts) - 1):
         longest = max(longest, starts[k + 1] - starts[k])
-    recall, precision = np.empty(longest), np.empty(longest)
+    recall, precision = np.empty((thresholds, longest)), np.empty((thresholds, longest))
+    right, ignored = np.empty(thresholds), np.empty(thresholds)
+    number = np.empty(thresholds, np.int64)
     for b in range(len(weights)):
         total, classes = 0.0, 0
         for k in range(len(starts) - 1):
             if positives[b, k] == 0:
                 continue
             classes += 1
+            right[:], ignored[:], number[:], seen = 0.0, 0.0, 0, 0.0
+            for d in range(starts[k], starts[k + 1]):
+                weight = weights[b, image[d]]
+                seen += weight
+                if weight == 0 or code[d] == 0:
+                    continue
+                for t in range(thresholds):
+                    if (code[d] >> (thresholds + t)) & 1:
+                        ignored[t] += weight
+                    elif (code[d] >> t) & 1:
+                        right[t] += weight
+                        recall[t, number[t]] = right[t] / positives[b, k]
+                        precision[t, number[t]] = right[t] / (seen - ignored[t])
+                        number[t] += 1
             for t in range(thresholds):
-                right, wrong, n = 0.0, 0.0, 0
-                for d in range(starts[k], starts[k + 1]):
-                    weight = weights[b, image[d]]
-                    if weight == 0 or (code[d] >> (thresholds + t)) & 1:
-                        continue
-                    if (code[d] >> t) & 1:
-                        right += weight
-                    else:
-                        wrong += weight
-                    recall[n] = right / positives[b, k]
-                    precision[n] = right / (right + wrong)
-                    n += 1
-                for i in range(n - 1, 0, -1):
-                    precision[i - 1] = max(precision[i - 1], precision[i])
-                i, area = 0, 0.0
+                n, i, area = number[t], 0, 0.0
+                for j in range(n - 1, 0, -1):
+                    precision[t, j - 1] = max(precision[t, j - 1], precision[t, j])
                 for r in recalls:
-                    while i < n and recall[i] < r:
+                    while i < n and recall[t, i] < r:
                         i += 1
                     if i == n:
                         break
-                    area += precision[i]
+                    area += precision[t, i]
                 total += area / len(recalls)
         if classes:
             result[b] = total / (classes * thresholds)
