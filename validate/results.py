@@ -87,11 +87,14 @@ class Latency(Record):
 
 
 class Accuracy(Record):
-    """The task's metric over the validation set; a mean of per-sample scores."""
+    """The task's metric over the validation set."""
 
     metric: str
     higher_is_better: bool
     is_rate: bool = Field(description="the metric is a share in [0, 1], shown to people in percent")
+    is_agreement: bool = Field(
+        default=False, description="labels were the float model's own answers: agreement with it, and not accuracy"
+    )
     value: Number
     n: int = Field(ge=0, description="samples scored")
 
