@@ -157,7 +157,7 @@ class Case:
         self._compute([key] if key not in self.known else [])
         return float(self.known[key][1][sample % BATCH])
 
-    def score_until(self, plan: Layers, stop: Callable[[Floats], bool]) -> Floats:
+    def score_until(self, plan: Layers, stop: Callable[[Floats, Floats], bool]) -> Floats:
         """Return the scores of a plan on the judging samples, or on the first ones where it is hopeless."""
         found = np.empty(0)
         parts = np.linspace(0, self.sizes["judging"], 9)[1:].tolist()
@@ -166,7 +166,7 @@ class Case:
             found = np.concatenate([found, self.known["judging", first, plan][0]])
             if found.size >= parts[0]:
                 parts.pop(0)
-                if stop(self.float_scores[: found.size] - found):
+                if stop(self.float_scores[: found.size], found):
                     break
         self.runs["judging"] += found.size
         return found
@@ -185,11 +185,13 @@ def ours(case: Case, cost: str) -> Layers | None:
     from calibrate.fallback import Budget, Tried, ladder, search
     from calibrate.sensitivity import effects_of_layers, ranking_samples
     from calibrate.target import Target
+    from validate.tasks.base import Metric
 
     chosen = ranking_samples(len(case.layers), case.sizes["ranking"])
     effects = effects_of_layers(case.layers, lambda x, i: case.error_of(frozenset({x}), i), chosen)
     price = case.case["macs"] if cost == "MACs" else dict.fromkeys(case.layers, 1)
-    target = Target(case.margin, None, case.sizes["judging"], bound=1)
+    metric = Metric("score", higher_is_better=True, is_rate=True)
+    target = Target(metric, case.margin, None, case.sizes["judging"])
 
     def judge(back: Layers) -> Tried:
         scores = case.score_until(case.all() - back, target.hopeless)

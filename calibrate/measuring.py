@@ -33,6 +33,7 @@ from validate.exceptions import JobError
 from validate.onnxfile import detach, write
 from validate.results import Candidate, CandidateAccuracy, IntegerKernels, LayerError
 from validate.statistics import Statistics
+from validate.tasks.agreement import Agreement
 from validate.tasks.base import Outputs
 
 __all__ = ["Bench"]
@@ -69,10 +70,10 @@ class Bench:
     @cached_property
     def calibration_scores(self) -> NDArray[np.float64] | None:
         """The reference's per-sample scores on the calibration set; None where its samples have no labels."""
-        stream = self.inputs.calibration
-        if next(iter(stream.limited(1).batches())).labels[0] is None:
+        task, stream = self.inputs.task, self.inputs.calibration
+        if not isinstance(task, Agreement) and next(iter(stream.limited(1).batches())).labels[0] is None:
             return None
-        return stored_scores(self.inputs.task, self.calibration.again(stream.batches()), self.outputs)
+        return stored_scores(task, self.calibration.again(stream.batches()), self.outputs)
 
     def judging(self, ranking: Sequence[int]) -> NDArray[np.int64]:
         """Return the indices of the calibration samples that judge: all that do not rank."""
@@ -119,14 +120,15 @@ class Bench:
 
     def judge(
         self, plan: QuantizationPlan, judging: NDArray[np.int64],
-        hopeless: Callable[[NDArray[np.float64]], bool], looks: Sequence[int], advance: Callable[[int], None],
+        hopeless: Callable[[NDArray[np.float64], NDArray[np.float64]], bool],
+        looks: Sequence[int], advance: Callable[[int], None],
     ) -> Evaluated:  # fmt: skip
         """Return the scores of a plan on calibration samples that have labels, or on the first where it is hopeless.
 
         Args:
             plan: to judge.
             judging: indices of the samples, in order.
-            hopeless: tells from how much worse the first samples are.
+            hopeless: tells from the scores, or records, of the reference and of the plan on the first samples.
             looks: numbers of samples after which it is asked.
             advance: called with numbers of samples that were run.
         """
@@ -135,14 +137,14 @@ class Bench:
 
         def compute() -> NDArray[np.float64]:
             model, due = OnnxRuntimeModel(detach(self._simulated(plan))), deque(looks)
-            scores = np.empty(0)
+            scores = reference[:0]
             batches = self.calibration.again(self.inputs.calibration.batches())
             for batch in self.journal.forward("trials", batches):
                 wanted = np.isin(np.arange(batch.first, batch.first + len(batch)), judging)
                 scores = np.concatenate([scores, evaluate(model, task, [batch], advance)[wanted]])
-                if due and scores.size >= due[0]:
+                if due and len(scores) >= due[0]:
                     due.popleft()
-                    if hopeless(task.metric.worsening(reference[judging[: scores.size]], scores)):
+                    if hopeless(reference[judging[: len(scores)]], scores):
                         break
             return scores
 

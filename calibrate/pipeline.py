@@ -41,6 +41,7 @@ from validate.errors import TensorErrors
 from validate.evaluate import OutputStore, accuracy, evaluate
 from validate.evidence import Evidence
 from validate.exceptions import JobError
+from validate.expectation import doubt
 from validate.gate import decide
 from validate.illustrations import ILLUSTRATIONS
 from validate.pareto import pareto_points
@@ -68,7 +69,9 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         seen_validation, seen_calibration = Seen(), Seen()
         with journal.stage("reference", "evaluate the float model") as advance:
             batches = journal.forward("reference", seen_validation.watch(inputs.validation.batches()))
-            scores = evaluate(inputs.reference, inputs.task, batches, advance)
+            scores = evaluate(inputs.reference, inputs.task, batches, advance, is_reference=True)
+        if warning := doubt(inputs.task.metric, scores, config.model.expected_metric, inputs.validation):
+            journal.warn(warning)
 
         # 2. One pass over the calibration set gives the statistics that every strategy is a function of.
         watch = seen_calibration.watch
@@ -131,7 +134,7 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
 
         # 6. All that the policy asks about is known now, and the selected candidate is judged by all of it.
         samples = SampleTable(
-            [content.hex() for content in seen_validation.order], seen_validation.labels, seen_validation.slices,
+            [content.hex() for content in seen_validation.order], seen_validation.classes, seen_validation.slices,
             scores, bench.candidate_scores,
         )  # fmt: skip
         selected = next(candidate for candidate in candidates if candidate.name == selected.name)
@@ -257,6 +260,7 @@ def evaluation_context(config: Config, inputs: Inputs, origin: Origin, validatio
         **origin.model_dump(mode="json"),
         "validation_sha256": validation.digest(),
         "task": config.task.model_dump_json(),
+        "labels_sha256": validation.labels_digest(),
         "runtime": onnxruntime.__version__,
     }
 
@@ -276,7 +280,10 @@ def _verdict(config: Config, reference: Reference, candidate: Candidate) -> Verd
 def _describe(stream: SampleStream, seen: Seen) -> dict[str, Any]:
     """Return what results say of a split."""
     source = stream.source.model_dump(exclude_none=True, exclude_defaults=True)
-    return {"source": source, "samples": len(seen.order), "digest": seen.digest()}
+    return {
+        "source": source, "samples": len(seen.order), "digest": seen.digest(),
+        "preprocessing": stream.preparation.description,
+    }  # fmt: skip
 
 
 def _write(results: Results, plans: list[QuantizationPlan], candidates: Path, output: Path) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from validate.significance import paired_interval, projected_interval
+from validate.aggregate import drop_interval, projected_drop_interval
+from validate.tasks.base import Metric
 
 __all__ = ["Target"]
 
@@ -22,23 +23,26 @@ class Target:
     """At most this drop of the task's metric.
 
     Attributes:
+        metric: of the task.
         margin: in the metric's unit.
         confidence: of the two-sided interval of the drop that has to lie below it; None: the drop itself has to.
         samples: on how many samples the interval is to be of: those of the verdict, which may be more than judge.
-        bound: the largest difference of two scores of a sample; None where they have no such bound.
     """
 
+    metric: Metric
     margin: float
     confidence: float | None
     samples: int
-    bound: float | None
 
-    def met(self, worse: NDArray[np.float64]) -> bool:
-        """Tell from how much worse each judging sample is, shape (n,)."""
+    def met(self, reference: NDArray[np.float64], scores: NDArray[np.float64]) -> bool:
+        """Tell from the scores, or records, of both models on all judging samples."""
         if self.confidence is None:
-            return bool(worse.mean() <= self.margin)
-        return bool(projected_interval(worse, self.confidence, self.samples, self.bound).high < self.margin)
+            return self.metric.drop(reference, scores) <= self.margin
+        interval = projected_drop_interval(self.metric, reference, scores, self.confidence, self.samples)
+        return interval.high < self.margin
 
-    def hopeless(self, worse: NDArray[np.float64]) -> bool:
-        """Tell from the first samples whether it is hardly to be met."""
-        return worse.size >= _FEWEST and bool(paired_interval(worse, _HOPELESS, self.bound).low > self.margin)
+    def hopeless(self, reference: NDArray[np.float64], scores: NDArray[np.float64]) -> bool:
+        """Tell from those on the first samples whether it is hardly to be met."""
+        if len(scores) < _FEWEST:
+            return False
+        return drop_interval(self.metric, reference, scores, _HOPELESS).low > self.margin

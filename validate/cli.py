@@ -156,6 +156,44 @@ def adopt(engine: Annotated[Path, typer.Argument(help="engine that something els
 
 
 @app.command()
+def evaluate(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="FILE.onnx, FILE.engine, FILE.pt2, module:name or FILE.py:name; the first is the reference"
+        ),
+    ],
+    config: Annotated[Path, typer.Option("--config", help="YAML with sections data and task, as of a run")],
+    samples: Annotated[
+        int | None, typer.Option("--samples", min=1, help="the first so many validation samples; by default all")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="by default the config's, or what a model is fixed to")
+    ] = None,
+    device: Annotated[Device, typer.Option("--device", help="of all but engines")] = Device.CPU,
+    precision: Annotated[Precision, typer.Option("--precision", help="of PyTorch modules")] = Precision.FP32,
+    output: Annotated[Path, typer.Option("--output", help="JSON to write")] = Path("evaluation.json"),
+) -> None:
+    """Score models on a config's validation samples, and say with an interval how much worse than the first each is."""
+
+    def job(console: Console) -> int:
+        from reports import evaluation_terminal
+        from validate.evaluating import Request, run
+        from validate.exceptions import UsageError
+        from validate.opening import Options
+
+        if not output.parent.is_dir():
+            raise UsageError(f"--output {output}: there is no folder {output.parent}")
+        request = Request(models, config, samples, batch_size, Options(device.value, precision.value))
+        found = run(request, shlex.join(["python", "-m", "validate", *sys.argv[1:]]), console)
+        found.write(output)
+        console.print(evaluation_terminal.summary(found, output))
+        return PASSED
+
+    guarded(job, lambda: None, lambda: "nothing was written")
+
+
+@app.command()
 def benchmark(
     models: Annotated[
         list[str], typer.Argument(help="FILE.onnx, FILE.engine, module:name or FILE.py:name; the first is the baseline")

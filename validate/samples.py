@@ -117,4 +117,4 @@ def _scores(column: Any) -> Scores:
 
     if pa.types.is_list(column.type):
         return np.array(column.to_pylist(), np.float64).reshape(len(column), -1)
-    return np.asarray(column.to_pandas().to_numpy(), np.float64)
+    return np.asarray(column.to_numpy(), np.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -94,5 +95,4 @@ def test_texts_of_others_are_shown_as_they_are(hostile: str) -> None:
 @pytest.mark.parametrize("text", ["http://a.b/c", "see https://a.b", ":smile:"])
 def test_github_makes_no_link_and_no_emoji_of_it(text: str) -> None:
     escaped = markdown.escaped(text)
-    assert "://" not in escaped
-    assert ":smile" not in escaped.replace("\\:", "")
+    assert not re.search(r"(?<!\\):(?=\S)", escaped)
