@@ -135,6 +135,7 @@ def render(results: Results, folder: Path) -> str:
         else [],
         **_samples(results, selected, folder),
         data=_data(results.data),
+        preprocessing=dict(results.data.get("validation") or {}).get("preprocessing"),
         config=results.model_dump(mode="json")["config"],
         total=sum(results.timings.values()),
         headline=fmt.headline(results),

@@ -273,7 +273,12 @@ def build_results() -> BuildResults:
             data={
                 "calibration": {"source": "lines.yaml, split train", "samples": 256, "digest": "a1" * 16},
                 "selection": {"source": "lines.yaml, split train", "samples": 64, "digest": "b2" * 16},
-                "validation": {"source": "lines.yaml, split test", "samples": 400, "digest": "c3" * 16},
+                "validation": {
+                    "source": "lines.yaml, split test",
+                    "samples": 400,
+                    "digest": "c3" * 16,
+                    "preprocessing": "resized to 48 rows, (x - 127.5) / 127.5",
+                },
             },
             reference=reference,
             candidates=candidates,

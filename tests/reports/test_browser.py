@@ -252,6 +252,20 @@ def test_page_of_500_layers_is_painted_before_figures_are_drawn(visit: Visit, bu
     assert first < scripts
 
 
+def test_report_of_a_real_run(visit: Visit, new_job: Callable[[], Any]) -> None:
+    job = new_job()
+    assert job.run("quantization.strategies=[minmax, entropy]", "policy.max_drop=0.3").returncode == 0
+    tab = visit(job.output / "report.html")
+    assert tab.get_by_role("heading", level=1, name="GO").is_visible()
+    assert set(_nodes(tab)) == {"stem", "block", "last", "head"}
+    assert tab.locator("#by-label tbody tr").count() == 5  # classes
+    assert tab.locator(".histograms .bars").count() == 4
+    assert tab.locator("#plot-convergence .scatterlayer .trace").count() == 2
+    pictures = tab.locator(".samples img")
+    assert 0 < pictures.count() <= 12
+    assert pictures.evaluate_all("images => images.every((image) => image.naturalWidth === 16)")
+
+
 def test_without_scripts_no_number_is_missing(visit: Visit, report: Path) -> None:
     tab = visit(report, java_script_enabled=False)
     assert tab.locator("#layers-table tbody tr:visible").count() == 68

@@ -132,6 +132,15 @@ def test_text_has_every_part(read: Reader, results: Results) -> None:
     assert "89.25% -1.25 +5.00 [+2.90, +7.10]" in text  # integer kernels
 
 
+def test_agreement_is_not_called_accuracy_and_preprocessing_is_said(read: Reader, results: Results) -> None:
+    text = read(html.render(results, NOWHERE)).text
+    assert "Preprocessing resized to 48 rows, (x - 127.5) / 127.5" in text
+    assert "agreement" not in text
+    accuracy = results.reference.accuracy.model_copy(update={"is_agreement": True})
+    changed = results.model_copy(update={"reference": results.reference.model_copy(update={"accuracy": accuracy})})
+    assert "it is agreement with the float model, and not accuracy" in read(html.render(changed, NOWHERE)).text
+
+
 def test_latency_that_was_not_measured_says_why(read: Reader, results: Results) -> None:
     text = read(html.render(results, NOWHERE)).text
     assert "Latency not measured for mse: the TensorRT build failed, so there is no engine to time" in text
