@@ -32,7 +32,7 @@ app = typer.Typer(
 
 _OURS = (
     "results.json", "samples.parquet", "plan.json", "plans", "statistics.npz", "model.int8.onnx",
-    "model.int8.onnx.data", "report.html", "run.log",
+    "model.int8.onnx.data", "illustrations.json", "report.html", "run.log",
 )  # fmt: skip
 
 
