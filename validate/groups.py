@@ -78,6 +78,8 @@ def group_rule(kind: Literal["class", "slice"], wanted: GroupPolicy, evidence: E
     def unmeasured(why: str) -> Rule:
         return Rule(name=name, outcome="not_measured", threshold=wanted.max_drop, message=f"{name}: {why}; {wish}")
 
+    if accuracy.is_rate and wanted.max_drop >= 1:
+        return unmeasured("that is any drop of a rate, and five percentage points are written 0.05")
     if table is None:
         return unmeasured("there is no samples.parquet beside the results")
     if candidate.name not in table.candidates:
@@ -135,6 +137,8 @@ def champion_rule(margin: float, evidence: Evidence, champion: Champion) -> Rule
             name=name, outcome="not_measured", threshold=margin, message=f"{name} {champion.name}: {why}; {wish}"
         )
 
+    if accuracy.is_rate and margin >= 1:
+        return unmeasured("that is any drop of a rate, and five percentage points are written 0.05")
     if champion.accuracy is None or champion.scores is None:
         return unmeasured(champion.problem)
     if table is None or evidence.candidate.name not in table.candidates:

@@ -55,6 +55,12 @@ class EnginePolicy(Section):
     tensorrt: str | None = Field(default=None, description="version that is installed there, e.g. 11.0.0.114")
     max_bytes: int | None = Field(default=None, ge=1, description="size of the engine file")
 
+    @model_validator(mode="after")
+    def _gpu_has_a_compute_capability(self) -> EnginePolicy:
+        if self.gpu is not None and self.compute_capability is None:
+            raise ValueError(f"give compute_capability too: engines that are built ahead of time do not say {self.gpu}")
+        return self
+
 
 class ChampionPolicy(Section):
     """How the candidate must do against the model that is live; it takes effect with --baseline."""

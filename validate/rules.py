@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Literal
 
+from validate.backends.tensorrt.fingerprint import hardware_fits, version_fits
 from validate.evidence import Engine, Evidence
 from validate.policy import EnginePolicy, LatencyPolicy, SpeedupPolicy
 from validate.results import Candidate, Rule, Speedup
@@ -202,10 +203,8 @@ def _mismatches(wanted: EnginePolicy, engine: Engine, candidate: Candidate) -> I
     if found.plan_sha256 != candidate.plan_hash:
         made = f"plan {found.plan_sha256[:12]}" if found.plan_sha256 else "a model without a plan"
         yield f"it was built from {made}, and the candidate's plan is {candidate.plan_hash[:12]}"
-    for what, value, wish in (
-        ("GPU", found.gpu, wanted.gpu),
-        ("compute capability", found.compute_capability, wanted.compute_capability),
-        ("TensorRT", found.version, wanted.tensorrt),
-    ):
-        if wish is not None and value != wish:
-            yield f"it was built for {what} {value or 'unknown'}, and the target has {wish}"
+    if wanted.compute_capability and not hardware_fits(found, wanted.gpu, wanted.compute_capability):
+        built = f"{found.gpu or 'a GPU'} (compute capability {found.compute_capability or '8.0 or later'})"
+        yield f"it was built for {built}, and the target is {wanted.gpu or 'one'} of {wanted.compute_capability}"
+    if wanted.tensorrt and not version_fits(found, wanted.tensorrt):
+        yield f"it was built by {found.flavour} {found.version}, and the target has {wanted.tensorrt}"

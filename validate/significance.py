@@ -31,7 +31,7 @@ _FEWEST = 10
 _UNSEEN = 6.0
 """How far beyond the largest difference seen in a direction an unseen one may be: so many times the largest difference
 of all, over the number of samples that differ. With two samples that differ nearly nothing is known of the third."""
-_UNSEEN_DIRECTION = 3.0
+_UNSEEN_DIRECTION = 2.5
 """The same for a direction in which no difference was seen. Both were chosen on docs/significance.md's settings."""
 
 

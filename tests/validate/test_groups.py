@@ -129,6 +129,16 @@ def test_what_groups_cannot_be_judged_on_was_not_measured(
     assert said in rule.message
 
 
+def test_a_floor_that_no_rate_can_miss_is_no_floor(evidence: Evidence, measured: Candidate) -> None:
+    samples = two_classes(150)
+    rule = rule_of(replace(evidence, samples=samples), classes={"max_drop": 5})
+    assert rule.outcome == "not_measured"
+    assert "five percentage points are written 0.05" in rule.message
+    live = champion(measured, np.ones(400), list(samples.contents))
+    rule = rule_of(replace(evidence, samples=samples, champion=live), champion={"max_drop": 1})
+    assert rule.outcome == "not_measured"
+
+
 def test_a_class_of_one_sample_proves_nothing(evidence: Evidence) -> None:
     samples = table(np.ones(301), np.ones(301), ["a"] * 300 + ["b"])
     rule = rule_of(replace(evidence, samples=samples), classes={"max_drop": 0.1})

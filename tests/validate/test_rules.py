@@ -180,7 +180,7 @@ TARGET = {"gpu": "NVIDIA L4", "compute_capability": "8.9", "tensorrt": "11.0.0.1
     [
         (TARGET, "pass", "tensorrt 11.0.0.114, for NVIDIA L4"),
         ({"compute_capability": 8.9}, "pass", "NVIDIA L4"),
-        ({"gpu": "NVIDIA A10"}, "fail", "built for GPU NVIDIA L4, and the target has NVIDIA A10"),
+        (TARGET | {"gpu": "NVIDIA A10"}, "fail", "built for NVIDIA L4 (compute capability 8.9)"),
         ({"compute_capability": "8.6"}, "fail", "8.6"),
         ({"tensorrt": "11.0.0.115"}, "fail", "11.0.0.115"),
         ({}, "pass", "NVIDIA L4"),
@@ -190,6 +190,24 @@ def test_the_engine_is_for_the_target(evidence: Evidence, engine: Path, target: 
     rule = the_rule(judge(replace(evidence, engine=Engine.at(engine)), {}, engine=target))
     assert (rule.name, rule.outcome) == ("engine fingerprint", outcome)
     assert said in rule.message
+
+
+@pytest.mark.parametrize(
+    ("built", "target", "outcome"),
+    [
+        ({"flavour": "tensorrt_rtx", "gpu": None}, {"gpu": "NVIDIA L4", "compute_capability": "8.9"}, "pass"),
+        ({"flavour": "tensorrt_rtx", "gpu": None, "compute_capability": None}, {"compute_capability": "8.6"}, "pass"),
+        ({"flavour": "tensorrt_rtx", "gpu": None, "compute_capability": None}, {"compute_capability": "7.5"}, "fail"),
+        ({"options": BuildOptions(version_compatible=True)}, {"tensorrt": "11.2.0.1"}, "pass"),
+        ({"options": BuildOptions(version_compatible=True)}, {"tensorrt": "10.9.0.1"}, "fail"),
+        ({"options": BuildOptions(hardware_compatible="ampere_plus")}, {"compute_capability": "8.6"}, "pass"),
+    ],
+)
+def test_an_engine_may_be_for_more_than_one_target(
+    evidence: Evidence, engine: Path, built: Any, target: Any, outcome: str
+) -> None:
+    Fingerprint.read(engine).model_copy(update=built).write(engine)
+    assert the_rule(judge(replace(evidence, engine=Engine.at(engine)), {}, engine=target)).outcome == outcome
 
 
 def test_an_engine_of_another_plan_or_that_was_changed_fails(evidence: Evidence, engine: Path) -> None:
@@ -220,7 +238,7 @@ def test_the_size_of_the_engine(evidence: Evidence, engine: Path, most: int, out
 UNMEASURED: dict[str, Any] = {
     "classes": {"max_drop": 0.1}, "slices": {"max_drop": 0.1}, "speedup": {"FP32": {"at_least": 1}},
     "latency": {"p99_ms": 1}, "max_clipped_share": 0.1, "max_overlap": 0, "min_layer_sqnr_db": 10,
-    "max_model_bytes": 1, "engine": {"gpu": "NVIDIA L4"},
+    "max_model_bytes": 1, "engine": {"compute_capability": "8.9"},
 }  # fmt: skip
 NOTHING = {"speedups": [], "latency": None, "clipping": None, "layers": [], "size_bytes": 0}
 
@@ -267,6 +285,7 @@ def test_one_failure_outweighs_all_that_is_open(evidence: Evidence) -> None:
         {"classes": {"max_drop": 0.1, "unproven": "fail"}},
         {"min_layer_sqnr_db": math.nan},
         {"engine": {"compute_capability": "ada"}},
+        {"engine": {"gpu": "NVIDIA L4"}},
     ],
     ids=str,
 )
