@@ -90,7 +90,7 @@ class FallbackConfig(Section):
     """
 
     evaluations: float = Field(
-        default=4, ge=0,
+        default=3, ge=0,
         description="runs over the judging samples that all trials may take together; one that is stopped early counts "
         "as the part that it ran; 0 turns fallback off",
     )  # fmt: skip

@@ -7,15 +7,26 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["effects_of_layers", "samples_per_layer"]
+__all__ = ["effects_of_layers", "ranking_samples"]
 
 _LEAST = 1e-12
 """A task error that is as good as none."""
 
 
-def samples_per_layer(layers: int, samples: int, passes: float) -> int:
-    """Return on how many of the ranking samples each layer can be tried within `passes` runs over all of them."""
-    return int(np.clip(passes * samples // max(layers, 1), 1, samples))
+_PASSES = 4.0
+"""Runs over the ranking samples that all layers may take together, of the six that a search may cost with all else."""
+_MOST_SAMPLES = 4
+
+
+def ranking_samples(layers: int, pool: int) -> list[int]:
+    """Return the indices of the samples that rank so many layers, spread over `pool` samples.
+
+    There are `_MOST_SAMPLES`, or fewer where there are so many layers that these would take more than `_PASSES` runs
+    over the pool; one at least.
+    """
+    each = int(np.clip(_PASSES * pool // (layers + 1), 1, min(_MOST_SAMPLES, pool)))
+    found: list[int] = np.unique(np.linspace(0, pool - 1, each).round().astype(int)).tolist()
+    return found
 
 
 def effects_of_layers(

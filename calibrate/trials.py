@@ -14,51 +14,19 @@ from calibrate.fallback import Budget, CostOf, Layers, Tried, ladder, search
 from calibrate.measuring import Bench
 from calibrate.plan import QuantizationPlan
 from calibrate.ranges import nodes_beyond_fp16
-from calibrate.sensitivity import effects_of_layers, samples_per_layer
+from calibrate.sensitivity import effects_of_layers, ranking_samples
+from calibrate.target import Target
 from validate.evaluate import candidate_accuracy
 from validate.results import Accuracy, Search, Trial, Verdict
-from validate.significance import paired_interval, projected_interval
+from validate.significance import paired_interval
 from validate.statistics import Statistics
 
-__all__ = ["Outcome", "Target", "Trials", "fallback_can_help", "search_plans"]
+__all__ = ["Outcome", "Trials", "fallback_can_help", "search_plans"]
 
-_RANKING_PASSES = 4.0
-"""Runs over the ranking samples that the layers may take, of the six that a search may cost with all else."""
-_MOST_SAMPLES = 4
-"""Per layer: more do not rank any better; see `calibrate.sensitivity`."""
-_HOPELESS = 0.99
-"""Confidence with which a trial is beyond the target when it is stopped early."""
 _LOOKS = 8
 """In how many parts of the judging samples a trial may be stopped."""
-_FEWEST = 30
-"""Samples below which no trial is stopped."""
 _SAFER = 8.0
 """By how much the plan that is tried where the found one misses the verdict cuts the effects that are left."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """At most this drop of the task's metric.
-
-    Attributes:
-        margin: in the metric's unit.
-        confidence: of the two-sided interval of the drop that has to lie below it; None: the drop itself has to.
-        samples: on how many samples the interval is to be of: those of the verdict, which may be more than judge.
-    """
-
-    margin: float
-    confidence: float | None
-    samples: int
-
-    def met(self, worse: NDArray[np.float64]) -> bool:
-        """Tell from how much worse each judging sample is, shape (n,)."""
-        if self.confidence is None:
-            return bool(worse.mean() <= self.margin)
-        return bool(projected_interval(worse, self.confidence, self.samples).high < self.margin)
-
-    def hopeless(self, worse: NDArray[np.float64]) -> bool:
-        """Tell from the first samples whether it is hardly to be met."""
-        return worse.size >= _FEWEST and bool(paired_interval(worse, _HOPELESS).low > self.margin)
 
 
 @dataclass(frozen=True)
@@ -98,7 +66,8 @@ class Trials:
     def run(self) -> Outcome:
         """Rank, search, and return what was found."""
         layers = [name for name, precision in self.plan.layers.items() if precision == "int8"]
-        pool, samples = self.ranking_samples(len(layers))
+        pool = min(self.settings.samples, len(self.bench.calibration.order))
+        samples = ranking_samples(len(layers), pool)
         with self.bench.journal.stage("rank", f"rank {len(layers)} layers", len(layers)) as advance:
             alone = self.bench.errors_alone(self.plan, samples, advance)
             effects = effects_of_layers(layers, alone, range(len(samples)))
@@ -114,12 +83,6 @@ class Trials:
             ranked_on=len(samples), ranking_passes=(len(layers) + 1) * len(samples) / pool,
             judging_samples=len(judging), judging_passes=found.passes, trials=self.records, ended=found.ended,
         ))  # fmt: skip
-
-    def ranking_samples(self, layers: int) -> tuple[int, list[int]]:
-        """Return of how many calibration samples those are that rank that many layers, and which of them do."""
-        pool = min(self.settings.samples, len(self.bench.calibration.order))
-        each = min(_MOST_SAMPLES, samples_per_layer(layers + 1, pool, _RANKING_PASSES))
-        return pool, np.unique(np.linspace(0, pool - 1, each).round().astype(int)).tolist()
 
     def mixed(self, back: Layers) -> QuantizationPlan:
         """Return the plan with these layers in float, named by them."""
