@@ -94,7 +94,10 @@ def test_the_config_says_where_unless_something_else_is_asked_for(
     assert Destination.of(configured, "http://asked-for").uri == "http://asked-for"
 
 
-def test_a_password_is_not_shown() -> None:
+def test_a_password_is_not_shown(build_results: Callable[..., Results], tmp_path: Path) -> None:
+    config = {"tracking": {"uri": "postgresql://me:secret@host/db"}}
+    record = job_record(build_results(config=config), tmp_path)
+    assert record.job.params["config.tracking.uri"] == "postgresql://me:***@host/db"
     assert ui_command("postgresql://me:secret@host/db") == "mlflow ui --backend-store-uri postgresql://me:***@host/db"
     assert ui_command("https://me:secret@host") == "https://me:***@host"
     assert ui_command("sqlite:///mlflow.db") == "mlflow ui --backend-store-uri sqlite:///mlflow.db"
