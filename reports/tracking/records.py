@@ -22,7 +22,7 @@ from validate.results import Candidate, CandidateAccuracy, LayerError, Results, 
 
 __all__ = ["JobRecord", "Measurement", "RunRecord", "job_record"]
 
-FILES = ("results.json", "plan.json", "statistics.npz", "samples.parquet", "report.html")
+FILES = ("results.json", "plan.json", "statistics.npz", "samples.parquet", "illustrations.json", "report.html")
 """Artifacts of the job, where they are there. Other parts of the product find them by these names."""
 MODEL = "model.int8.onnx"
 TABLES_TAG = "mlflow.loggedArtifacts"

@@ -53,7 +53,7 @@ def stored(
     assert results.selected_candidate is not None
     shutil.copyfile(folder / results.selected_candidate.plan, folder / "plan.json")
     shutil.copyfile(models.good, folder / "model.int8.onnx")
-    for name in ("statistics.npz", "samples.parquet", "report.html"):
+    for name in ("statistics.npz", "samples.parquet", "illustrations.json", "report.html"):
         (folder / name).write_bytes(name.encode() * 1000)
     results.write(folder / "results.json")
     return results, folder
