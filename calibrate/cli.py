@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from calibrate.config import Config
     from calibrate.journal import Journal
+    from reports.tracking import Destination
     from validate.results import Results
 
 __all__ = ["ExitCode", "app"]
@@ -30,8 +31,8 @@ app = typer.Typer(
 )  # fmt: skip
 
 _OURS = (
-    "results.json", "plan.json", "plans", "statistics.npz", "model.int8.onnx", "model.int8.onnx.data", "report.html",
-    "run.log",
+    "results.json", "samples.parquet", "plan.json", "plans", "statistics.npz", "model.int8.onnx",
+    "model.int8.onnx.data", "illustrations.json", "report.html", "run.log",
 )  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def run(
 
     def interrupted() -> str:
         if folder is not None and (folder / "results.json").exists():
-            return f"the results are in {folder}, but MLflow may lack some"
+            return f"the results are in {folder}, but MLflow may lack some: python -m reports log {folder} sends them"
         return "nothing was decided"
 
     guarded(job, lambda: folder, interrupted)
@@ -173,24 +174,26 @@ def _run(config: Config, folder: Path, console: Console) -> ExitCode:
     console.print(f"[bold]calibrate[/] {config.name} -> {folder}", highlight=False)
     with Journal(console) as journal:
         results = pipeline.run(config, folder, command, journal)
-        uri = tracking.default_uri(config.tracking.uri)
         with journal.stage("tracking", "log to MLflow", 1):
-            hint = _track(results, folder, uri, config, journal)
+            hint = _track(results, folder, tracking.Destination.of(results), config.tracking.retry_seconds, journal)
     console.print(terminal.summary(results, folder, hint))
     return ExitCode[results.verdict.decision.value]
 
 
-def _track(results: Results, folder: Path, uri: str, config: Config, journal: Journal) -> str | None:
+def _track(
+    results: Results, folder: Path, destination: Destination, retry_seconds: float, journal: Journal
+) -> str | None:
     """Log to MLflow and say where to look. A server that fails costs a warning: the verdict is on disk and stands."""
     from reports import tracking
 
+    later = f"python -m reports log {shlex.quote(str(folder))}"
     try:
-        tracking.log_results(results, folder, uri, config.tracking.experiment, config.name)
-    except Exception as error:
+        tracking.log_results(results, folder, destination, retry_seconds)
+    except Exception as error:  # whatever comes out of the clients of servers and of artifact stores
         logging.getLogger(__name__).exception("MLflow did not take the results")
-        journal.warn(f"MLflow at {uri} did not take the results: {plain(error).splitlines()[0]}")
+        journal.warn(f"{plain(error).splitlines()[0]}; nothing is lost: {later} sends them")
         return None
-    return tracking.ui_command(uri)
+    return tracking.ui_command(destination.uri)
 
 
 def _start_folder(folder: Path) -> None:

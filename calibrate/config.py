@@ -10,10 +10,10 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from calibrate.gpus import gpu_named
 from calibrate.plan import FloatPrecision, QuantizationRules
-from validate.data import DataConfig
+from validate.data import UNION_BRANCHES, DataConfig
 from validate.exceptions import JobError
-from validate.gate import Policy
 from validate.imports import CallableReference, ExistingPath
+from validate.policy import Policy
 from validate.settings import Section, read_settings
 from validate.tasks.spec import TaskSpec
 
@@ -32,6 +32,10 @@ class ModelConfig(Section):
     inputs: list[str] | None = Field(
         default=None, min_length=1, description="names of a PyTorch module's inputs, in the order of forward()"
     )
+    expected_metric: float | None = Field(
+        default=None, allow_inf_nan=False, description="value of the task's metric that the model is known for; a "
+        "warning where it is far below on the validation samples, which a wrong preprocessing is the usual cause of"
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _one_model(self) -> ModelConfig:
@@ -160,12 +164,15 @@ class TrackingConfig(Section):
         default=None, description="tracking server; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
     )
     experiment: str = "calibrate"
+    retry_seconds: float = Field(
+        default=20, ge=0, description="how long a server that fails is tried again; python -m reports log sends later"
+    )
 
 
 class Config(Section):
     """A job: which model, which data, which task, and what a release must keep to."""
 
-    union_branches: ClassVar = {("task",): 1, ("quantization", "strategies"): 3}
+    union_branches: ClassVar = {("task",): 1, ("quantization", "strategies"): 3, **UNION_BRANCHES}
 
     name: str = Field(default="run", pattern=r"^[\w.-]+$", description="names the output folder and the MLflow run")
     model: ModelConfig
@@ -185,6 +192,17 @@ class Config(Section):
             raise ValueError(
                 f"policy.max_drop is {self.policy.max_drop:g}, which allows any drop of a rate; "
                 f"five percentage points are written 0.05"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _expectations_need_labels(self) -> Config:
+        if self.model.expected_metric is not None and self.data.label is None:
+            raise ValueError("model.expected_metric needs labels, and data.label is null")
+        if self.task.is_rate and (self.model.expected_metric or 0) > 1:
+            raise ValueError(
+                f"model.expected_metric is {self.model.expected_metric:g}, which is above 100%; 75 percent are "
+                "written 0.75"
             )
         return self
 

@@ -54,6 +54,10 @@ class CostModel(Protocol):
         """
         ...
 
+    def layer_ms(self, layer: str, precision: Precision) -> float | None:
+        """Return the measured time of a layer in that precision, in milliseconds; None where none was measured."""
+        ...
+
 
 def multiply_accumulates(model: ir.Model, placement: Placement, shapes: Shapes) -> dict[str, int]:
     """Return the multiply-accumulates of every layer of the placement, by node name.
@@ -95,6 +99,10 @@ class MacCost:
             unit="INT8-equivalent MACs",
             source="multiply-accumulates of the layers: INT8 1, FP16 and BF16 2, FP32 4",
         )
+
+    def layer_ms(self, layer: str, precision: Precision) -> float | None:
+        """See `CostModel`: nothing was measured."""
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +151,10 @@ class Roofline:
             unit="ms",
             source=f"roofline of an NVIDIA {self.gpu.name} (datasheet: {self.gpu.source})",
         )
+
+    def layer_ms(self, layer: str, precision: Precision) -> float | None:
+        """See `CostModel`: nothing was measured."""
+        return None
 
 
 def roofline(model: ir.Model, placement: Placement, shapes: Shapes, gpu: str, float_precision: str) -> Roofline:
@@ -205,3 +217,7 @@ class MeasuredCost:
         traffic = self.kernels.traffic(precisions, self.float_precision)
         reformats = float(traffic.reformats.sum()) * self.reformat_ms_per_byte
         return Cost(basis=self.basis, value=sum(times) + self.rest_ms + reformats, unit="ms", source=self.source)
+
+    def layer_ms(self, layer: str, precision: Precision) -> float | None:
+        """See `CostModel`: that of the engine from which `cost` takes it."""
+        return (self.int8_ms if precision == "int8" else self.float_ms)[layer]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from calibrate.config import Config
@@ -22,6 +25,7 @@ from validate.exceptions import JobError
 from validate.imports import load_object
 from validate.onnxfile import file_hash, read
 from validate.results import ModelInfo
+from validate.tasks.agreement import with_or_without_labels
 from validate.tasks.base import Task
 
 __all__ = ["FloatModel", "Inputs", "Seen", "load_inputs", "load_model", "onnx_file"]
@@ -51,12 +55,15 @@ class Inputs:
 
 @dataclass
 class Seen:
-    """What a run has seen of a split: the hash of every sample, and the shapes of the inputs."""
+    """What a run has seen of a split: of every sample its hash, class and slice, the hash of all labels, and shapes."""
 
     contents: dict[bytes, int] = field(default_factory=dict)
     order: list[bytes] = field(default_factory=list)
+    classes: list[str | None] = field(default_factory=list)
+    slices: list[str | None] = field(default_factory=list)
     smallest: dict[str, tuple[int, ...]] = field(default_factory=dict)
     largest: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    labels: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the batches and remember what was in them."""
@@ -64,6 +71,9 @@ class Seen:
             for offset, content in enumerate(batch.contents):
                 self.contents.setdefault(content, batch.first + offset)
             self.order += batch.contents
+            self.classes += map(_as_text, batch.labels)
+            self.slices += map(_as_text, batch.slices)
+            self.labels.update(pickle.dumps(batch.labels))
             for name, array in batch.inputs.items():
                 small, large = self.smallest.get(name, array.shape), self.largest.get(name, array.shape)
                 self.smallest[name] = tuple(map(min, small, array.shape))
@@ -97,6 +107,10 @@ class Seen:
         """Return a SHA-256 over all samples in their order."""
         return hashlib.sha256(b"".join(self.order)).hexdigest()
 
+    def labels_digest(self) -> str:
+        """Return a SHA-256 over all labels in their order."""
+        return self.labels.hexdigest()
+
     def profile(self, fixed_batch: int | None) -> Profile:
         """Return for every input the smallest (batch 1, or what the model is fixed to), usual and largest shape."""
         shapes = {}
@@ -104,6 +118,11 @@ class Seen:
             largest = (fixed_batch or most, *inner)
             shapes[name] = ((fixed_batch or 1, *self.smallest[name][1:]), largest, largest)
         return shapes
+
+
+def _as_text(label: Any) -> str | None:
+    """Return a label that can name a class, as text; None for boxes, masks, vectors and what is not there."""
+    return str(label) if isinstance(label, str | bool | int | np.integer | np.bool_) else None
 
 
 def load_inputs(config: Config, folder: Path) -> Inputs:
@@ -117,7 +136,7 @@ def load_inputs(config: Config, folder: Path) -> Inputs:
     batch_size = reference.fixed_batch or config.data.batch_size
     return Inputs(
         load_model(path, config.quantization, model, config.model.torch), reference,
-        config.task.make(reference.metadata),
+        with_or_without_labels(config.task.make(reference.metadata), config.data.label is not None),
         config.data.stream("calibration", reference.input_names, batch_size),
         config.data.stream("validation", reference.input_names, batch_size),
         _preprocessing_hash(config),
@@ -169,10 +188,12 @@ def _preprocessing_hash(config: Config) -> str:
     """Return the SHA-256 of what turns a row into model inputs: its settings, or the file that its code is in."""
     data = config.data
     digest = hashlib.sha256()
-    if data.preprocess:
+    if isinstance(data.preprocess, str):
         source = getattr(sys.modules[load_object(data.preprocess, Path()).__module__], "__file__", None)
         digest.update(data.preprocess.rpartition(":")[2].encode())
         digest.update(Path(source).read_bytes() if source else b"")
+    elif data.preprocess:
+        digest.update(data.preparation().description.encode())
     elif data.image:
         digest.update(data.image.model_dump_json().encode())
     return digest.hexdigest()

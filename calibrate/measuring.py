@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 
@@ -12,10 +12,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from calibrate.clipping import clipped_share
 from calibrate.config import Config
 from calibrate.evaluations import Evaluated, Evaluations
 from calibrate.graph.apply import apply, count_nodes
 from calibrate.graph.check import check
+from calibrate.graph.placement import Layer
 from calibrate.graph.switch import SWITCHES, switchable
 from calibrate.journal import Journal
 from calibrate.loading import Inputs, Seen
@@ -24,12 +26,14 @@ from calibrate.pricing import Pricing
 from validate.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeModel
 from validate.backends.tensorrt import build
 from validate.compare import compare, subjects_of
-from validate.comparison import TensorDifference
+from validate.comparison import LayerDifference, TensorDifference
 from validate.data import Batch
 from validate.evaluate import OutputStore, candidate_accuracy, evaluate, reference_errors, stored_scores
 from validate.exceptions import JobError
 from validate.onnxfile import detach, write
 from validate.results import Candidate, CandidateAccuracy, IntegerKernels, LayerError
+from validate.statistics import Statistics
+from validate.tasks.agreement import Agreement
 from validate.tasks.base import Outputs
 
 __all__ = ["Bench"]
@@ -45,7 +49,9 @@ class Bench:
         calibration, validation: what the first pass saw; every later one must see the same.
         evaluations: what was evaluated before, also by a run that was killed.
         pricing: says what plans cost.
+        statistics: of every tensor that a plan may quantize, over the calibration samples.
         folder: where candidate files go until one is selected.
+        candidate_scores: the scores of every candidate so far on the validation set, by its name.
     """
 
     config: Config
@@ -57,15 +63,17 @@ class Bench:
     validation: Seen
     evaluations: Evaluations
     pricing: Pricing
+    statistics: Mapping[str, Statistics]
     folder: Path
+    candidate_scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @cached_property
     def calibration_scores(self) -> NDArray[np.float64] | None:
         """The reference's per-sample scores on the calibration set; None where its samples have no labels."""
-        stream = self.inputs.calibration
-        if next(iter(stream.limited(1).batches())).labels[0] is None:
+        task, stream = self.inputs.task, self.inputs.calibration
+        if not isinstance(task, Agreement) and next(iter(stream.limited(1).batches())).labels[0] is None:
             return None
-        return stored_scores(self.inputs.task, self.calibration.again(stream.batches()), self.outputs)
+        return stored_scores(task, self.calibration.again(stream.batches()), self.outputs)
 
     def judging(self, ranking: Sequence[int]) -> NDArray[np.int64]:
         """Return the indices of the calibration samples that judge: all that do not rank."""
@@ -112,14 +120,15 @@ class Bench:
 
     def judge(
         self, plan: QuantizationPlan, judging: NDArray[np.int64],
-        hopeless: Callable[[NDArray[np.float64]], bool], looks: Sequence[int], advance: Callable[[int], None],
+        hopeless: Callable[[NDArray[np.float64], NDArray[np.float64]], bool],
+        looks: Sequence[int], advance: Callable[[int], None],
     ) -> Evaluated:  # fmt: skip
         """Return the scores of a plan on calibration samples that have labels, or on the first where it is hopeless.
 
         Args:
             plan: to judge.
             judging: indices of the samples, in order.
-            hopeless: tells from how much worse the first samples are.
+            hopeless: tells from the scores, or records, of the reference and of the plan on the first samples.
             looks: numbers of samples after which it is asked.
             advance: called with numbers of samples that were run.
         """
@@ -128,14 +137,14 @@ class Bench:
 
         def compute() -> NDArray[np.float64]:
             model, due = OnnxRuntimeModel(detach(self._simulated(plan))), deque(looks)
-            scores = np.empty(0)
+            scores = reference[:0]
             batches = self.calibration.again(self.inputs.calibration.batches())
             for batch in self.journal.forward("trials", batches):
                 wanted = np.isin(np.arange(batch.first, batch.first + len(batch)), judging)
                 scores = np.concatenate([scores, evaluate(model, task, [batch], advance)[wanted]])
-                if due and scores.size >= due[0]:
+                if due and len(scores) >= due[0]:
                     due.popleft()
-                    if hopeless(task.metric.worsening(reference[judging[: scores.size]], scores)):
+                    if hopeless(reference[judging[: len(scores)]], scores):
                         break
             return scores
 
@@ -208,6 +217,8 @@ class Bench:
             return evaluate(model(), task, batches, advance)
 
         scores = self.evaluations.get(stage, compute, plan=plan.hash).values
+        if stage == "evaluate":
+            self.candidate_scores[plan.name] = scores
         return candidate_accuracy(task.metric, self.scores, scores, confidence)
 
     def _integer_kernels(
@@ -230,15 +241,19 @@ class Bench:
         batches = self.inputs.calibration.limited(self.config.compare_samples).batches()
         found = compare(subjects, self.journal.forward("compare", batches, models=3), lambda samples: None).layers
         by_tensor = {layer.tensor: layer for layer in found}
-        return [
-            LayerError(
-                node=layer.node, op_type=layer.op_type, tensor=layer.output, precision=plan.layers[layer.node],
-                depth=by_tensor[layer.output].depth, sqnr_db=_sqnr(by_tensor[layer.output].accumulated),
-                isolated_sqnr_db=_sqnr(by_tensor[layer.output].isolated),
-                clipped_share=max((q.clipped_share for q in by_tensor[layer.output].quantized_inputs), default=0.0),
-            )
-            for layer in placement.layers
-        ]  # fmt: skip
+        return [self._layer(layer, plan, by_tensor[layer.output]) for layer in placement.layers]
+
+    def _layer(self, layer: Layer, plan: QuantizationPlan, found: LayerDifference) -> LayerError:
+        precision = plan.layers[layer.node]
+        scales = {name: plan.scales[name] for name in layer.activations} if precision == "int8" else {}
+        clipped = {name: clipped_share(self.statistics[name], scale) for name, scale in scales.items()}
+        worst = max(clipped, key=lambda name: clipped[name], default=None)
+        return LayerError(
+            node=layer.node, op_type=layer.op_type, tensor=layer.output, precision=precision, depth=found.depth,
+            sqnr_db=_sqnr(found.accumulated), isolated_sqnr_db=_sqnr(found.isolated),
+            clipped_share=clipped[worst] if worst else 0.0, scale=scales[worst] if worst else None,
+            latency_ms=self.pricing.plans.layer_ms(layer.node, precision),
+        )  # fmt: skip
 
 
 def _sqnr(difference: TensorDifference | None) -> float:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from validate.exceptions import JobError
 from validate.onnxfile import detach, expose, weight_bytes
 from validate.statistics import NonFiniteError, Statistics
 
-__all__ = ["Observable", "Observation", "observable", "observe", "workers"]
+__all__ = ["Observable", "Observation", "OnDoubling", "observable", "observe", "workers"]
 
 Outputs = Mapping[str, NDArray[Any]]
+OnDoubling = Callable[[int, Callable[[str], Statistics]], None]
+"""Called with how many samples were seen so far, and with what gives the statistics that they make of a tensor."""
 
 _OPTIMIZED_BYTES = 1 << 30
 """Weights up to which the optimized graph may make a round trip through a file."""
@@ -107,8 +110,9 @@ def observable(prepared: ir.Model, tensors: Sequence[str], threads: int = 1) -> 
 
 
 def observe(
-    source: Observable, batches: Iterable[Batch], on_batch: Callable[[Batch, Outputs], None], workers: int = 1
-) -> Observation:
+    source: Observable, batches: Iterable[Batch], on_batch: Callable[[Batch, Outputs], None], workers: int = 1,
+    split: str = "calibration", on_doubling: OnDoubling | None = None,
+) -> Observation:  # fmt: skip
     """Return the statistics of every tensor over the batches, in constant memory.
 
     Statistics do not depend on the order of the batches, so that each worker keeps its own and they are merged:
@@ -119,48 +123,58 @@ def observe(
         batches: calibration data.
         on_batch: called after each batch, in order, with the model's own outputs.
         workers: how many batches to run side by side.
+        split: what the batches are of.
+        on_doubling: called after 1, 2, 4, 8, ... batches, each time when no other is running.
 
     Raises:
         JobError: a tensor holds a NaN or an infinity; tensor, node and sample are named.
     """
-    shards: queue.SimpleQueue[Observation] = queue.SimpleQueue()
-    for _ in range(workers):
-        shards.put(Observation.empty(source.tensors))
+    shards = [Observation.empty(source.tensors) for _ in range(workers)]
+    idle: queue.SimpleQueue[Observation] = queue.SimpleQueue()
+    for shard in shards:
+        idle.put(shard)
+    running: deque[tuple[Batch, Future[Outputs]]] = deque()
 
     def work(batch: Batch, half: int) -> Outputs:
-        shard = shards.get()
+        shard = idle.get()
         try:
             outputs = source.model.run(batch.inputs)
             for tensor, statistics in shard.halves[half].items():
                 try:
                     statistics.update(outputs[tensor])
                 except NonFiniteError as error:
-                    raise _not_finite(source, tensor, batch, outputs[tensor], error.row) from error
+                    raise _not_finite(source, tensor, batch, outputs[tensor], error.row, split) from error
         finally:
-            shards.put(shard)
+            idle.put(shard)
         return {name: outputs[name] for name in source.outputs}
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="observe") as pool:
-        running: deque[tuple[Batch, Future[Outputs]]] = deque()
-        for number, batch in enumerate(batches):
-            running.append((batch, pool.submit(work, batch, number % 2)))
-            if len(running) > workers:
-                done, outputs = running.popleft()
-                on_batch(done, outputs.result())
-        for done, outputs in running:
+    def finish(but: int) -> None:
+        while len(running) > but:
+            done, outputs = running.popleft()
             on_batch(done, outputs.result())
-    total = shards.get()
-    for _ in range(workers - 1):
-        total = total.merge(shards.get())
-    return total
+
+    def seen(tensor: str) -> Statistics:
+        return reduce(Statistics.merge, (half[tensor] for shard in shards for half in shard.halves))
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="observe") as pool:
+        samples = 0
+        for number, batch in enumerate(batches):
+            samples += len(batch)
+            running.append((batch, pool.submit(work, batch, number % 2)))
+            finish(but=workers)
+            if on_doubling is not None and number & (number + 1) == 0:
+                finish(but=0)
+                on_doubling(samples, seen)
+        finish(but=0)
+    return reduce(Observation.merge, shards)
 
 
-def _not_finite(source: Observable, tensor: str, batch: Batch, values: NDArray[Any], row: int) -> JobError:
+def _not_finite(source: Observable, tensor: str, batch: Batch, values: NDArray[Any], row: int, split: str) -> JobError:
     node = source.tensors[tensor]
     if values.ndim > 0 and len(values) == len(batch):
-        where = f"calibration sample {batch.first + row}"
+        where = f"{split} sample {batch.first + row}"
     else:  # rows that are not samples: tokens, for one
-        where = f"one of calibration samples {batch.first} to {batch.first + len(batch) - 1}"
+        where = f"one of {split} samples {batch.first} to {batch.first + len(batch) - 1}"
     return JobError(
         f"activation {tensor}, {f'the output of node {node}' if node else 'an input of the model'}, is not finite for "
         f"{where}; the float model overflows there, or the "

@@ -16,13 +16,16 @@ from typing import Any
 
 import onnxruntime
 
+from calibrate.clipping import measure_clipping
 from calibrate.config import Config, QuantizationConfig
+from calibrate.convergence import ScaleHistory
 from calibrate.evaluations import Evaluations
 from calibrate.graph.placement import Placement
+from calibrate.illustrate import illustrate
 from calibrate.journal import Journal
 from calibrate.loading import Inputs, Seen, load_inputs
 from calibrate.measuring import Bench
-from calibrate.observe import Observation, observable, observe, workers
+from calibrate.observe import Observation, OnDoubling, observable, observe, workers
 from calibrate.origin import Origin
 from calibrate.plan import QuantizationPlan
 from calibrate.planning import make_plan, scale_changes, unquantizable
@@ -36,10 +39,14 @@ from validate.data import Batch, SampleStream
 from validate.environment import environment
 from validate.errors import TensorErrors
 from validate.evaluate import OutputStore, accuracy, evaluate
+from validate.evidence import Evidence
 from validate.exceptions import JobError
+from validate.expectation import doubt
 from validate.gate import decide
+from validate.illustrations import ILLUSTRATIONS
 from validate.pareto import pareto_points
 from validate.results import Candidate, Decision, Reference, Results, Verdict
+from validate.samples import SAMPLES_FILE, SampleTable
 from validate.tasks.base import Outputs
 
 __all__ = ["make_origin", "make_plans", "observe_calibration_set", "run"]
@@ -62,14 +69,18 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         seen_validation, seen_calibration = Seen(), Seen()
         with journal.stage("reference", "evaluate the float model") as advance:
             batches = journal.forward("reference", seen_validation.watch(inputs.validation.batches()))
-            scores = evaluate(inputs.reference, inputs.task, batches, advance)
+            scores = evaluate(inputs.reference, inputs.task, batches, advance, is_reference=True)
+        if warning := doubt(inputs.task.metric, scores, config.model.expected_metric, inputs.validation):
+            journal.warn(warning)
 
         # 2. One pass over the calibration set gives the statistics that every strategy is a function of.
         watch = seen_calibration.watch
         if not config.data.allow_overlap:
             watch = partial(seen_calibration.apart_from, seen_validation)
-        observation, outputs = observe_calibration_set(inputs, watch, journal)
-        if overlap := len(seen_calibration.contents.keys() & seen_validation.contents.keys()):
+        history = ScaleHistory(config.quantization.strategies, inputs.model.placement.tensors())
+        observation, outputs = observe_calibration_set(inputs, watch, journal, history.note)
+        overlap = sum(content in seen_calibration.contents for content in seen_validation.order)
+        if overlap:
             journal.warn(
                 f"{overlap} samples are in both sets, as data.allow_overlap permits; the verdict is too favourable"
             )
@@ -84,8 +95,9 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         evaluations = Evaluations(output / "evaluations", evaluation_context(config, inputs, origin, seen_validation))
         pricing = price(config, inputs, plans[0], folder, journal)
         bench = Bench(
-            config, inputs, journal, scores, outputs, seen_calibration, seen_validation, evaluations, pricing, folder
-        )
+            config, inputs, journal, scores, outputs, seen_calibration, seen_validation, evaluations, pricing,
+            observation.statistics, folder,
+        )  # fmt: skip
         looks = verdict_confidences(config)
         candidates = [bench.candidate(plan, [], looks[0]) for plan in plans]
         reference = Reference(accuracy=accuracy(inputs.task.metric, scores), latency=None)
@@ -94,9 +106,9 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
 
         # 4. Where it misses the policy, layers go back to float: the fastest plan that other samples say meets it.
         search = None
-        if verdict.decision is not Decision.GO and fallback_can_help(config, bench, verdict, looks[1]):
+        if verdict.decision is not Decision.GO and fallback_can_help(config, bench, verdict, looks[-1]):
             int8 = plans[candidates.index(selected)]
-            found = search_plans(config, bench, int8, observation.statistics, reference.accuracy, looks[1])
+            found = search_plans(config, bench, int8, bench.statistics, reference.accuracy, looks[1])
             search = found.search
             for plan, confidence in zip(found.plans, looks[1:], strict=False):
                 back = [layer for layer in search.effects if plan.layers[layer] != "int8"]
@@ -116,6 +128,17 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         latency, latency_reason = times.of_reference()
         reference = reference.model_copy(update={"latency": latency, "latency_reason": latency_reason})
         candidates = [times.add_to(candidate) for candidate in candidates]
+        if config.policy.max_clipped_share is not None:
+            clipping = measure_clipping(inputs, seen_validation, plans, journal)
+            candidates = [c.model_copy(update={"clipping": x}) for c, x in zip(candidates, clipping, strict=True)]
+
+        # 6. All that the policy asks about is known now, and the selected candidate is judged by all of it.
+        samples = SampleTable(
+            [content.hex() for content in seen_validation.order], seen_validation.classes, seen_validation.slices,
+            scores, bench.candidate_scores,
+        )  # fmt: skip
+        selected = next(candidate for candidate in candidates if candidate.name == selected.name)
+        verdict = decide(config.policy, Evidence(reference.accuracy, selected, overlap, samples))
 
         results = Results(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -126,6 +149,7 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
                 "calibration": _describe(inputs.calibration, seen_calibration),
                 "validation": _describe(inputs.validation, seen_validation),
             },
+            overlap=overlap,
             reference=reference,
             candidates=candidates,
             selected=selected.name,
@@ -139,13 +163,16 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
             config=config.model_dump(mode="json"),
         )
         write_statistics(StoredStatistics(observation, origin, len(seen_calibration.order)), output / "statistics.npz")
+        samples.write(output / SAMPLES_FILE)
+        illustrate(results, bench, plans, history).write(output / ILLUSTRATIONS)
         _write(results, plans, folder, output)
     return results
 
 
 def observe_calibration_set(
-    inputs: Inputs, watch: Callable[[Iterable[Batch]], Iterator[Batch]], journal: Journal
-) -> tuple[Observation, OutputStore]:
+    inputs: Inputs, watch: Callable[[Iterable[Batch]], Iterator[Batch]], journal: Journal,
+    on_doubling: OnDoubling | None = None,
+) -> tuple[Observation, OutputStore]:  # fmt: skip
     """Return the statistics of every tensor that a plan may quantize, and the prepared float model's outputs.
 
     Raises JobError where the prepared model does not compute what the given one does.
@@ -164,7 +191,7 @@ def observe_calibration_set(
 
         source = observable(inputs.model.prepared, tensors, threads)
         batches = watch(journal.forward("observe", inputs.calibration.batches()))
-        observation = observe(source, batches, on_batch, side_by_side)
+        observation = observe(source, batches, on_batch, side_by_side, on_doubling=on_doubling)
     for tensor, reason in sorted(unquantizable(observation.statistics).items()):
         journal.warn(f"tensor {tensor} {reason}; what it feeds stays in float")
     return observation, stored
@@ -233,6 +260,7 @@ def evaluation_context(config: Config, inputs: Inputs, origin: Origin, validatio
         **origin.model_dump(mode="json"),
         "validation_sha256": validation.digest(),
         "task": config.task.model_dump_json(),
+        "labels_sha256": validation.labels_digest(),
         "runtime": onnxruntime.__version__,
     }
 
@@ -245,15 +273,17 @@ def _closeness(candidate: Candidate, verdict: Verdict) -> tuple[int, float]:
 
 
 def _verdict(config: Config, reference: Reference, candidate: Candidate) -> Verdict:
-    return decide(
-        config.policy, reference.accuracy, candidate.accuracy, candidate.tensorrt_build, candidate.integer_kernels
-    )
+    """Judge a candidate by what is known of it before it is timed: its accuracy, and the builder's word."""
+    return decide(config.policy.without_named_rules(), Evidence(reference.accuracy, candidate))
 
 
 def _describe(stream: SampleStream, seen: Seen) -> dict[str, Any]:
     """Return what results say of a split."""
     source = stream.source.model_dump(exclude_none=True, exclude_defaults=True)
-    return {"source": source, "samples": len(seen.order), "digest": seen.digest()}
+    return {
+        "source": source, "samples": len(seen.order), "digest": seen.digest(),
+        "preprocessing": stream.preparation.description,
+    }  # fmt: skip
 
 
 def _write(results: Results, plans: list[QuantizationPlan], candidates: Path, output: Path) -> None:

@@ -20,10 +20,19 @@ from calibrate.strategies.mse import mse
 from calibrate.strategies.percentile import percentile
 from validate.statistics import Statistics
 
-__all__ = ["Settling", "make_plan", "plan_of_scales", "scale_changes", "strategy_name", "unquantizable"]
+__all__ = [
+    "SETTLED",
+    "Settling",
+    "make_plan",
+    "plan_of_scales",
+    "scale_changes",
+    "strategy_name",
+    "threshold_function",
+    "unquantizable",
+]
 
 _LEVELS = 127
-_SETTLED = 0.1
+SETTLED = 0.1
 """Relative change of a scale that is too small to matter."""
 
 
@@ -42,7 +51,7 @@ def make_plan(
     rules: QuantizationRules,
 ) -> QuantizationPlan:
     """Return the plan with every layer in int8 whose activations have a range."""
-    threshold = _threshold_function(strategy)
+    threshold = threshold_function(strategy)
     dead = unquantizable(statistics)
     scales = {name: threshold(s) / _LEVELS for name, s in statistics.items() if name not in dead}
     return plan_of_scales(strategy_name(strategy), scales, placement, origin, rules)
@@ -97,8 +106,8 @@ class Settling:
 
     @property
     def settled(self) -> bool:
-        """Nine in ten tensors changed by at most `_SETTLED`."""
-        return self.most <= _SETTLED
+        """Nine in ten tensors changed by at most `SETTLED`."""
+        return self.most <= SETTLED
 
     def __str__(self) -> str:
         if math.isnan(self.most):
@@ -114,7 +123,7 @@ def scale_changes(plan: QuantizationPlan, strategy: Strategy, observation: Obser
     half, rest = observation.halves
     if not any(s.count for s in rest.values()):
         return Settling(math.nan, math.nan, math.nan, "")
-    threshold = _threshold_function(strategy)
+    threshold = threshold_function(strategy)
     scale = {name: threshold(s) / _LEVELS for name, s in observation.statistics.items() if name in plan.scales}
     # A tensor that half of the samples did not reach had no scale then: all of it is new.
     changes = {n: abs(threshold(half[n]) / _LEVELS / scale[n] - 1) if half[n].count else 1.0 for n in scale}
@@ -123,7 +132,8 @@ def scale_changes(plan: QuantizationPlan, strategy: Strategy, observation: Obser
     return Settling(float(median), float(most), changes[tensor], tensor)
 
 
-def _threshold_function(strategy: Strategy) -> Callable[[Statistics], float]:
+def threshold_function(strategy: Strategy) -> Callable[[Statistics], float]:
+    """Return what gives the largest |x| that is not clipped, in the tensor's unit; 127 times the scale."""
     if isinstance(strategy, PercentileStrategy):
         percent = strategy.percentile
         # A percentile of a mostly-zero tensor is 0, which is no scale: nothing is clipped then.

@@ -7,51 +7,69 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from validate.significance import projected_interval
+from validate.aggregate import drop_interval, projected_drop_interval
+from validate.tasks.base import Metric
 
-__all__ = ["Target"]
+__all__ = ["Target", "changed"]
 
 _HOPELESS = 1.64
 """Standard errors by which a trial is beyond the target when it is stopped: one in twenty is stopped wrongly, which
 costs the search a better plan and never makes a plan look good."""
+_HOPELESS_CONFIDENCE = 0.9
+"""The same, two-sided, of a metric that is no mean."""
 _FEWEST = 30
 """Samples below which no trial is stopped, and nothing is screened."""
 _CHANGED = 24
 """Changed samples by which plans are screened: more cost more, and hardly tell more."""
 
 
+def changed(reference: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the indices of the samples whose scores, or records, differ."""
+    differ = ~np.isclose(reference, scores, rtol=1e-9, atol=1e-12, equal_nan=True)
+    return np.flatnonzero(differ.reshape(len(differ), -1).any(axis=1))
+
+
 @dataclass(frozen=True)
 class Target:
     """At most this drop of the task's metric.
 
+    What its methods are given are the scores, shape (n,), or records, shape (n, k), of both models on the first n
+    judging samples.
+
     Attributes:
+        metric: of the task.
         margin: in the metric's unit.
         confidence: of the two-sided interval of the drop that has to lie below it; None: the drop itself has to.
         samples: on how many samples the interval is to be of: those of the verdict, which may be more than judge.
     """
 
+    metric: Metric
     margin: float
     confidence: float | None
     samples: int
 
-    def met(self, worse: NDArray[np.float64]) -> bool:
-        """Tell from how much worse each judging sample is, shape (n,)."""
+    def met(self, reference: NDArray[np.float64], scores: NDArray[np.float64]) -> bool:
+        """Tell whether the target is met on these samples."""
         if self.confidence is None:
-            return bool(worse.mean() <= self.margin)
-        return bool(projected_interval(worse, self.confidence, self.samples).high < self.margin)
+            return self.metric.drop(reference, scores) <= self.margin + 1e-12
+        interval = projected_drop_interval(self.metric, reference, scores, self.confidence, self.samples)
+        return interval.high < self.margin
 
-    def enough(self, worse: NDArray[np.float64]) -> bool:
+    def enough(self, reference: NDArray[np.float64], scores: NDArray[np.float64]) -> bool:
         """Tell whether the first samples hold enough that INT8 changes to screen other plans by them."""
-        return worse.size >= _FEWEST and int((worse != 0).sum()) >= _CHANGED
+        return len(scores) >= _FEWEST and len(changed(reference, scores)) >= _CHANGED
 
-    def hopeless(self, worse: NDArray[np.float64], total: int) -> bool:
-        """Tell from the first of `total` samples whether the mean over all of them is hardly to come below the margin.
+    def hopeless(self, reference: NDArray[np.float64], scores: NDArray[np.float64], total: int) -> bool:
+        """Tell from the first of `total` samples whether the drop over all of them is hardly to come below the margin.
 
         The mean of n of N samples differs from that of all by a standard error of ``s * sqrt(1/n - 1/N)`` (Cochran,
         Sampling Techniques, 3rd ed., section 2.6). The largest difference is counted once more in s.
         """
-        n = worse.size
+        n = len(scores)
         if not _FEWEST <= n < total:
             return False
-        deviation = np.sqrt((np.square(worse - worse.mean()).sum() + np.square(worse).max(initial=0)) / n)
-        return bool(worse.mean() - _HOPELESS * deviation * np.sqrt(1 / n - 1 / total) > self.margin)
+        if not self.metric.is_mean:
+            return drop_interval(self.metric, reference, scores, _HOPELESS_CONFIDENCE).low > self.margin
+        worse = self.metric.worsening(reference, scores)
+        spread = np.sqrt((np.square(worse - worse.mean()).sum() + np.square(worse).max(initial=0)) / n)
+        return bool(worse.mean() - _HOPELESS * spread * np.sqrt(1 / n - 1 / total) > self.margin)

@@ -107,7 +107,7 @@ class Trials:
         seen = len(judged.values)
         assert bench.calibration_scores is not None  # see `fallback_can_help`
         reference = bench.calibration_scores[judging[:seen]]
-        meets = seen == total and self.target.met(metric.worsening(reference, judged.values))
+        meets = seen == total and self.target.met(reference, judged.values)
         self.records.append(
             Trial(
                 name=plan.name, plan_hash=plan.hash, float_layers=[x for x in effects if x in back],
@@ -137,8 +137,9 @@ def fallback_can_help(config: Config, bench: Bench, verdict: Verdict, confidence
     if not any(rule.name.startswith("accuracy") and rule.outcome in {"fail", "undecided"} for rule in verdict.rules):
         return False
     samples, warn = len(bench.scores), bench.journal.warn
-    if bench.inputs.task.metric.is_rate:
-        unchanged = paired_interval(np.zeros(samples), confidence)
+    metric = bench.inputs.task.metric
+    if metric.is_rate and metric.is_mean:
+        unchanged = paired_interval(np.zeros(samples), confidence, metric.largest_difference)
         if unchanged.high >= config.policy.max_drop:
             warn(
                 f"no layers were put back to float: with {samples} validation samples even a candidate without a "
@@ -175,7 +176,7 @@ def search_plans(
     wide = plan.wide_nodes
     if settings.precision == "fp16" and plan.float_precision != "fp16":
         wide |= nodes_beyond_fp16(bench.inputs, statistics, bench.journal)
-    target = Target(margin, settings.confidence or confidence, len(bench.scores))
+    target = Target(bench.inputs.task.metric, margin, settings.confidence or confidence, len(bench.scores))
     return Trials(bench, plan, target, settings, wide).run()
 
 

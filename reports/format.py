@@ -38,6 +38,7 @@ __all__ = [
     "passes",
     "percent",
     "printable",
+    "quantity",
     "seconds",
     "share",
     "shorten",
@@ -212,6 +213,16 @@ def decision(value: Decision) -> str:
 def outcome(value: str) -> str:
     """Return a rule's outcome as words."""
     return value.replace("_", " ")
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """Return what a rule measured or asks for: ``31.2 dB``, ``12,345 bytes``, ``0.0123``; empty where nothing was."""
+    if value is None:
+        return ""
+    if math.isnan(value):
+        return NOT_AVAILABLE
+    number = f"{value:,.0f}" if unit in {"bytes", "samples"} else _number(value, ".4g")
+    return f"{number} {unit}".rstrip()
 
 
 def headline(results: Results) -> str:

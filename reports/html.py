@@ -1,7 +1,10 @@
 """The HTML page about a run; `reports.page` says what all pages have in common.
 
-Everything a page says is in its text and tables, and the two figures only add to them: a reader whose viewer
-runs no scripts misses no number.
+It is made of ``results.json`` and of what lies beside it: ``illustrations.json`` (histograms, convergence, pictures)
+and ``samples.parquet``. Where one of them is missing, the page says what it cannot show.
+
+Everything a page says is in its text and tables, and the figures only add to them: a reader whose viewer runs no
+scripts misses no number.
 """
 
 from __future__ import annotations
@@ -15,9 +18,14 @@ from typing import Any, NamedTuple
 
 from reports import format as fmt
 from reports import page, plots
+from reports.illustration_plots import convergence_figure, histogram_figure
+from reports.samples import SampleScores, changes, read_scores
 from reports.search_plots import comparable, margin, pareto_figure
+from validate.exceptions import JobError
+from validate.illustrations import ILLUSTRATIONS, Illustrations
 from validate.pareto import FLOAT
 from validate.results import Candidate, CandidateAccuracy, Latency, LayerError, ParetoPoint, Reference, Results
+from validate.samples import SAMPLES_FILE
 
 __all__ = [
     "Effect",
@@ -25,13 +33,11 @@ __all__ = [
     "effects",
     "float_layers",
     "render",
+    "sorted_layers",
     "unquantized",
-    "worst_layers",
     "write",
 ]
 
-WORST = 15
-"""How many layers the table of the worst has."""
 EFFECTS = 20
 """How many layers the table of effects has."""
 
@@ -59,18 +65,35 @@ class FloatLayer(NamedTuple):
     """The candidate that has this layer in INT8, where one was measured."""
 
 
-def write(results: Results, path: Path) -> None:
-    """Write the page, whole or not at all: a reader never sees half a file."""
-    page.write(render(results), path)
+def write(results: Results, path: Path, folder: Path | None = None) -> None:
+    """Write the page, whole or not at all: a reader never sees half a file.
+
+    Args:
+        results: what it is about.
+        path: of the page.
+        folder: where the run's other files are, by default beside the page.
+    """
+    page.write(render(results, folder or path.parent), path)
 
 
-def render(results: Results) -> str:
-    """Return the page. The same results and versions give the same page."""
+def render(results: Results, folder: Path) -> str:
+    """Return the page. The same results, files beside them and versions give the same page.
+
+    Args:
+        results: what it is about.
+        folder: where the run's other files are.
+    """
     rate = results.reference.accuracy.is_rate
     selected = results.selected_candidate
+    shown = selected or next(iter(results.candidates), None)
+    layers = sorted_layers(shown) if shown else []
+    illustrations, no_illustrations = _illustrations(results, folder)
+    histograms = (
+        [(f"histogram-{i}", tensor) for i, tensor in enumerate(illustrations.histograms)] if illustrations else []
+    )
     return page.render(
         "report.html.jinja",
-        figures=_figures(results),
+        figures=_figures(results, illustrations),
         filters=_FILTERS,
         results=results,
         rate=rate,
@@ -83,9 +106,11 @@ def render(results: Results) -> str:
         latency_gaps=_grouped(_latency_gaps(results)),
         build_messages=_grouped((c.name, c.tensorrt_build.message) for c in results.candidates),
         intervals=sorted({_interval_kind(candidate.accuracy) for candidate in results.candidates}),
-        worst=worst_layers(selected) if selected else [],
-        exact=sum(layer.sqnr_db == math.inf for layer in selected.layers) if selected else 0,
-        undefined=sum(math.isnan(layer.sqnr_db) for layer in selected.layers) if selected else 0,
+        shown=shown,
+        layers=layers,
+        layers_timed=any(layer.latency_ms is not None for layer in layers),
+        precisions=sorted({layer.precision for layer in layers}),
+        operators=sorted({layer.op_type for layer in layers}),
         fallback=float_layers(results, selected) if selected else [],
         unquantized=unquantized(selected) if selected else [],
         points=_points(results),
@@ -100,17 +125,31 @@ def render(results: Results) -> str:
         integer=[c for c in results.candidates if c.integer_kernels is not None],
         has_layers=any(candidate.layers for candidate in results.candidates),
         colours=plots.colours(results),
+        dashes=plots.dashes(results),
+        muted=plots.MUTED,
+        illustrations=illustrations,
+        no_illustrations=no_illustrations,
+        histograms=histograms,
+        convergence_samples=[point.samples for point in illustrations.convergence[0].points]
+        if illustrations and illustrations.convergence
+        else [],
+        **_samples(results, selected, folder),
         data=_data(results.data),
+        preprocessing=dict(results.data.get("validation") or {}).get("preprocessing"),
         config=results.model_dump(mode="json")["config"],
         total=sum(results.timings.values()),
         headline=fmt.headline(results),
     )
 
 
-def worst_layers(candidate: Candidate, limit: int = WORST) -> list[LayerError]:
-    """Return the layers with the lowest SQNR, worst first; those that are exact or undefined are left out."""
-    comparable = (layer for layer in candidate.layers if layer.sqnr_db < math.inf)
-    return sorted(comparable, key=lambda layer: (layer.sqnr_db, layer.depth))[:limit]
+def sorted_layers(candidate: Candidate) -> list[LayerError]:
+    """Return the layers, lowest SQNR first; those without a number (NaN, a reference that is zero) come last."""
+
+    def key(layer: LayerError) -> tuple[bool, float, int]:
+        has_number = layer.sqnr_db > -math.inf
+        return not has_number, layer.sqnr_db if has_number else 0.0, layer.depth
+
+    return sorted(candidate.layers, key=key)
 
 
 def float_layers(results: Results, candidate: Candidate) -> list[FloatLayer]:
@@ -175,9 +214,50 @@ def _part(error: float, largest: float) -> float:
     return max(0.0, error / largest) if largest > 0 else 0.0
 
 
-def _figures(results: Results) -> dict[str, plots.Figure]:
+def _illustrations(results: Results, folder: Path) -> tuple[Illustrations | None, str]:
+    """Return the illustrations about the selected candidate, or None and a sentence that says why there is none."""
+    path = folder / ILLUSTRATIONS
+    if not path.exists():
+        return None, f"There is no {ILLUSTRATIONS} beside the results, so that there is nothing to show here."
+    try:
+        illustrations = Illustrations.read(path)
+    except JobError as error:
+        return None, f"{str(error).removeprefix(str(folder)).lstrip('/')}."
+    selected = results.selected_candidate
+    if selected is None or illustrations.plan_hash != selected.plan_hash:
+        return None, f"The {ILLUSTRATIONS} beside the results is about another candidate, so that it is not shown."
+    return illustrations, ""
+
+
+def _samples(results: Results, selected: Candidate | None, folder: Path) -> dict[str, Any]:
+    """Return what the template says of single samples: the scores, or a sentence, and the changes by group."""
+    if selected is None:
+        return {"scores": "", "group_changes": []}
+    scores = read_scores(folder / SAMPLES_FILE, selected.name)
+    if not isinstance(scores, SampleScores):
+        return {"scores": scores, "group_changes": []}
+    higher = results.reference.accuracy.higher_is_better
+    by_group = [(by, changes(scores, by, higher)) for by in scores.groups]
+    sign = 1 if higher else -1
+    return {
+        "scores": scores,
+        "worse": int((sign * scores.candidate < sign * scores.reference).sum()),
+        "better": int((sign * scores.candidate > sign * scores.reference).sum()),
+        "group_changes": [(by, groups) for by, groups in by_group if groups],
+    }
+
+
+def _figures(results: Results, illustrations: Illustrations | None) -> dict[str, plots.Figure]:
     figures = {"drop": plots.drop_figure(results), "sqnr": plots.sqnr_figure(results)}
-    return figures | ({"pareto": pareto_figure(results)} if len(comparable(results)) > 1 else {})
+    if len(comparable(results)) > 1:
+        figures["pareto"] = pareto_figure(results)
+    if illustrations is None:
+        return figures
+    dashes = plots.dashes(results)
+    lines = {name: {"color": colour, "dash": dashes[name]} for name, colour in plots.colours(results).items()}
+    if any(curve.points for curve in illustrations.convergence):
+        figures["convergence"] = convergence_figure(illustrations.convergence, lines)
+    return figures | {f"histogram-{i}": histogram_figure(x, lines) for i, x in enumerate(illustrations.histograms)}
 
 
 def _points(results: Results) -> list[tuple[ParetoPoint, float | None]]:
@@ -227,7 +307,7 @@ def _latency_gaps(results: Results) -> Iterable[tuple[str, str]]:
 
 
 def _interval_kind(accuracy: CandidateAccuracy) -> str:
-    return f"{100 * accuracy.confidence:g}%, {accuracy.method}"
+    return f"{100 * accuracy.confidence:.4g}%, {accuracy.method}"
 
 
 def _grouped(messages: Iterable[tuple[str, str]]) -> list[tuple[list[str], str]]:
@@ -258,6 +338,13 @@ def _plain(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
+def _sort_key(value: float | None) -> str:
+    """Return a number as the page's script sorts it; empty where there is none, which comes last."""
+    if value is None or not value > -math.inf:
+        return ""
+    return "Infinity" if value == math.inf else repr(value)
+
+
 _FILTERS: dict[str, Callable[..., str]] = {
     "build_answer": fmt.build_answer,
     "build_backend": fmt.build_backend,
@@ -271,7 +358,10 @@ _FILTERS: dict[str, Callable[..., str]] = {
     "ms": fmt.milliseconds,
     "outcome": fmt.outcome,
     "passes": fmt.passes,
+    "quantity": lambda value, unit: fmt.minus(fmt.quantity(value, unit)) or "-",
+    "score": lambda value, rate: fmt.minus(fmt.metric_value(value, rate)),
     "seconds": fmt.seconds,
     "share": fmt.share,
     "size": fmt.size,
+    "sort_key": _sort_key,
 }

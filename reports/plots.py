@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from html import escape
 from typing import Any
 
 from reports import format as fmt
-from validate.results import Candidate, CandidateAccuracy, Results
+from validate.results import Candidate, CandidateAccuracy, LayerError, Results
 
 __all__ = [
     "GRID",
@@ -17,6 +18,7 @@ __all__ = [
     "SYMBOLS",
     "Figure",
     "colours",
+    "dashes",
     "drop_figure",
     "layout",
     "plot_text",
@@ -86,43 +88,22 @@ def drop_figure(results: Results) -> Figure:
 
 
 def sqnr_figure(results: Results) -> Figure:
-    """Return the SQNR of every layer along the depth: one line per candidate, the selected one visible.
+    """Return the SQNR of every layer along the depth: a line per candidate, that of the one shown first visible.
 
-    A layer without a finite SQNR (exact, or nothing to compare with) is a gap in the line.
+    Points beside the lines are the isolated SQNR of that candidate's layers, as the last trace. A layer without a
+    finite SQNR (exact, or nothing to compare with) is a gap.
     """
     colour_of = colours(results)
-    shown = results.selected_candidate or (results.candidates[0] if results.candidates else None)
+    shown = results.selected_candidate or next(iter(results.candidates), None)
     traces = []
     for candidate in results.candidates:
         is_shown = shown is not None and candidate.name == shown.name
-        layers = sorted(candidate.layers, key=lambda layer: layer.depth)
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": plot_text(candidate.name),
-                "visible": True if is_shown else "legendonly",
-                "x": [layer.depth for layer in layers],
-                "y": [round(layer.sqnr_db, 3) if math.isfinite(layer.sqnr_db) else None for layer in layers],
-                "customdata": [
-                    [
-                        plot_text(fmt.shorten(layer.node, 60)),
-                        plot_text(layer.op_type),
-                        layer.precision.upper(),
-                    ]
-                    for layer in layers
-                ],
-                "hovertemplate": "%{customdata[0]}<br>%{customdata[1]}, %{customdata[2]}<br>"
-                "%{y:.1f} dB in %{fullData.name}<extra></extra>",
-                "connectgaps": False,
-                "line": {"color": colour_of[candidate.name], "width": 2 if is_shown else 1.5},
-                "marker": {
-                    "color": colour_of[candidate.name],
-                    "size": 7,
-                    "symbol": [SYMBOLS[layer.precision] for layer in layers],
-                },
-            }
-        )
+        line = {"color": colour_of[candidate.name], "width": 2 if is_shown else 1.5}
+        trace = _layers(candidate, candidate.name, lambda layer: layer.sqnr_db, colour_of[candidate.name])
+        traces.append({**trace, "mode": "lines+markers", "visible": True if is_shown else "legendonly", "line": line})
+    if shown is not None:
+        isolated = _layers(shown, f"{shown.name}, isolated", lambda layer: layer.isolated_sqnr_db, MUTED)
+        traces.append({**isolated, "mode": "markers", "visible": True})
     return {
         "data": traces,
         "layout": layout(
@@ -140,6 +121,25 @@ def sqnr_figure(results: Results) -> Figure:
             margin={"l": 52, "r": 8, "t": 28, "b": 48},
             hovermode="closest",
         ),
+    }
+
+
+def _layers(candidate: Candidate, name: str, level: Callable[[LayerError], float], colour: str) -> dict[str, Any]:
+    """Return one trace of a level (dB) of every layer, with a symbol for its precision."""
+    layers = sorted(candidate.layers, key=lambda layer: layer.depth)
+    return {
+        "type": "scatter",
+        "name": plot_text(name),
+        "x": [layer.depth for layer in layers],
+        "y": [round(level(layer), 3) if math.isfinite(level(layer)) else None for layer in layers],
+        "customdata": [
+            [plot_text(fmt.shorten(layer.node, 60)), plot_text(layer.op_type), layer.precision.upper()]
+            for layer in layers
+        ],
+        "hovertemplate": "%{customdata[0]}<br>%{customdata[1]}, %{customdata[2]}<br>"
+        "%{y:.1f} dB in %{fullData.name}<extra></extra>",
+        "connectgaps": False,
+        "marker": {"color": colour, "size": 7, "symbol": [SYMBOLS[layer.precision] for layer in layers]},
     }
 
 
@@ -225,3 +225,9 @@ def colours(results: Results) -> dict[str, str]:
     others = [candidate.name for candidate in results.candidates if candidate.name != results.selected]
     colours = {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
     return colours if results.selected is None else {**colours, results.selected: SELECTED}
+
+
+def dashes(results: Results) -> dict[str, str]:
+    """Return how each candidate's line is drawn, so that colour alone does not tell them apart."""
+    kinds = ("solid", "dash", "dot")
+    return {candidate.name: kinds[i % len(kinds)] for i, candidate in enumerate(results.candidates)}

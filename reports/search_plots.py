@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 from reports import format as fmt
@@ -69,7 +70,8 @@ def pareto_figure(results: Results) -> Figure:
             "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": level, "y1": level,
             "line": {"color": _MARGIN, "width": 1.5, "dash": "dash"},
         })  # fmt: skip
-        labels.append(_label("the policy's margin", 1.0, level, "right", xref="paper", yshift=-9 if higher else 9))
+        place = _widest_gap([point.cost.value for point in points])  # where no point has a label
+        labels.append(_label("the policy's margin", place, level, "center", yshift=-9 if higher else 9))
     labels += [
         # On the worse side of its point, where the steps are not.
         _label(
@@ -166,11 +168,18 @@ def _named(points: list[ParetoPoint], selected: str | None) -> list[tuple[Pareto
     ]
 
 
-def _label(text: str, x: float, y: float, anchor: str, *, yshift: int, xref: str = "x") -> dict[str, Any]:
+def _widest_gap(costs: list[float]) -> float:
+    """Return the middle of the widest gap between neighbouring costs."""
+    neighbours = sorted(set(costs))
+    low, high = max(pairwise(neighbours), key=lambda pair: pair[1] - pair[0], default=(neighbours[:1] or [0.0]) * 2)
+    return (low + high) / 2
+
+
+def _label(text: str, x: float, y: float, anchor: str, *, yshift: int) -> dict[str, Any]:
     return {
         "text": text,
         "x": x,
-        "xref": xref,
+        "xref": "x",
         "xanchor": anchor,
         "y": y,
         "yshift": yshift,

@@ -18,7 +18,7 @@ from reports import format as fmt
 from validate.pareto import FLOAT
 from validate.results import Decision, Latency, Results
 
-__all__ = ["candidates_table", "summary"]
+__all__ = ["candidates_table", "summary", "verdict_panel"]
 
 _COLOURS = {Decision.GO: "green", Decision.NO_GO: "red", Decision.INCONCLUSIVE: "yellow"}
 _BUILD_COLOURS = {True: "green", False: "red", None: "dim"}
@@ -88,7 +88,7 @@ def summary(results: Results, output: Path, tracking_hint: str | None) -> Render
         candidates_table(results),
         *_search(results),
         Text(""),
-        _verdict(results),
+        verdict_panel(results),
         _next(results, output, tracking_hint),
     )
 
@@ -113,7 +113,8 @@ def _search(results: Results) -> list[Text]:
     ]
 
 
-def _verdict(results: Results) -> Panel:
+def verdict_panel(results: Results) -> Panel:
+    """Return the decision with its reasons."""
     colour = _COLOURS[results.verdict.decision]
     lines = [_text(fmt.headline(results), style="bold")]
     lines += [Text("- ") + _text(reason) for reason in results.verdict.reasons]

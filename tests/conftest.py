@@ -267,30 +267,64 @@ def answers(url: str) -> bool:
         return False
 
 
-@pytest.fixture(scope="session")
-def server(
-    tmp_path_factory: pytest.TempPathFactory, clean_environment: dict[str, str], empty_store: Path
-) -> Iterator[str]:
-    """Start a tracking server; yield its address; end it and its workers."""
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
-    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [
-                sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-                "--backend-store-uri", f"sqlite:///{folder}/mlflow.db",
-                "--artifacts-destination", str(folder / "files"),
-            ],
-            cwd=folder, env=clean_environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-    address = f"http://127.0.0.1:{port}"
-    try:
+@dataclass
+class TrackingServer:
+    """An MLflow server on a database and files of its own, which outlive it."""
+
+    folder: Path
+    environment: dict[str, str]
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it, or start it again; return when it answers."""
+        with (self.folder / "log").open("a") as log:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
+                    "--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db",
+                    "--artifacts-destination", str(self.folder / "files"),
+                ],
+                cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
         deadline = time.monotonic() + 90
-        while not answers(f"{address}/health"):
-            assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
+        while not answers(f"{self.address}/health"):
+            assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "log").read_text()
             time.sleep(0.2)
-        yield address
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # its workers are in its session
-        process.wait()
+
+    def kill(self) -> None:
+        """End it and its workers at once."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)  # its workers are in its session
+            self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def new_server(
+    tmp_path_factory: pytest.TempPathFactory, clean_environment: dict[str, str], empty_store: Path
+) -> Iterator[Callable[[], TrackingServer]]:
+    """Return what makes a tracking server that is not yet started."""
+    servers: list[TrackingServer] = []
+
+    def make() -> TrackingServer:
+        folder = tmp_path_factory.mktemp("server")
+        (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
+        servers.append(TrackingServer(folder, clean_environment, free_port()))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def server(new_server: Callable[[], TrackingServer]) -> str:
+    """Start a tracking server; return its address."""
+    made = new_server()
+    made.start()
+    return made.address

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from validate.data import DataConfig
+from validate.data import UNION_BRANCHES, DataConfig
 from validate.exceptions import UsageError
 from validate.onnxfile import read
 from validate.settings import read_settings
@@ -45,6 +45,7 @@ class _DataFile(BaseModel):
     """A config of which only the data are of interest."""
 
     model_config = ConfigDict(extra="ignore")
+    union_branches: ClassVar = UNION_BRANCHES
 
     data: DataConfig
 

@@ -28,6 +28,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 PASSED, FAILED_THRESHOLDS = 0, 1
+DECISIONS = {"GO": 0, "NO_GO": 1, "INCONCLUSIVE": 3}
 
 
 class Device(StrEnum):
@@ -54,7 +55,10 @@ class SplitName(StrEnum):
 
 @app.callback()
 def main() -> None:
-    """Exit codes: 0 done, and within the thresholds, 1 not, or nothing was compared, 2 bad usage, 4 the job failed."""
+    """Exit codes: 0 done, and within the thresholds, 1 not, or nothing was compared, 2 bad usage, 4 the job failed.
+
+    Of gate: 0 GO, 1 NO-GO, 3 INCONCLUSIVE, 2 bad usage, 4 it could not be judged.
+    """
     logging.basicConfig(level=logging.CRITICAL, format="%(message)s", force=True)  # errors are said by `guarded`
 
 
@@ -152,6 +156,44 @@ def adopt(engine: Annotated[Path, typer.Argument(help="engine that something els
 
 
 @app.command()
+def evaluate(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="FILE.onnx, FILE.engine, FILE.pt2, module:name or FILE.py:name; the first is the reference"
+        ),
+    ],
+    config: Annotated[Path, typer.Option("--config", help="YAML with sections data and task, as of a run")],
+    samples: Annotated[
+        int | None, typer.Option("--samples", min=1, help="the first so many validation samples; by default all")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="by default the config's, or what a model is fixed to")
+    ] = None,
+    device: Annotated[Device, typer.Option("--device", help="of all but engines")] = Device.CPU,
+    precision: Annotated[Precision, typer.Option("--precision", help="of PyTorch modules")] = Precision.FP32,
+    output: Annotated[Path, typer.Option("--output", help="JSON to write")] = Path("evaluation.json"),
+) -> None:
+    """Score models on a config's validation samples, and say with an interval how much worse than the first each is."""
+
+    def job(console: Console) -> int:
+        from reports import evaluation_terminal
+        from validate.evaluating import Request, run
+        from validate.exceptions import UsageError
+        from validate.opening import Options
+
+        if not output.parent.is_dir():
+            raise UsageError(f"--output {output}: there is no folder {output.parent}")
+        request = Request(models, config, samples, batch_size, Options(device.value, precision.value))
+        found = run(request, shlex.join(["python", "-m", "validate", *sys.argv[1:]]), console)
+        found.write(output)
+        console.print(evaluation_terminal.summary(found, output))
+        return PASSED
+
+    guarded(job, lambda: None, lambda: "nothing was written")
+
+
+@app.command()
 def benchmark(
     models: Annotated[
         list[str], typer.Argument(help="FILE.onnx, FILE.engine, module:name or FILE.py:name; the first is the baseline")
@@ -199,6 +241,55 @@ def benchmark(
         return PASSED
 
     guarded(job, lambda: None, lambda: "nothing was written")
+
+
+@app.command()
+def gate(
+    results: Annotated[
+        Path | None, typer.Argument(metavar="RESULTS", help="results.json, or the folder that a run wrote")
+    ] = None,
+    policy: Annotated[Path | None, typer.Option("--policy", help="YAML; see docs/gate.md", show_default=False)] = None,
+    mlflow_run: Annotated[
+        str | None, typer.Option("--mlflow-run", metavar="ID", help="run of a job in MLflow, in place of RESULTS")
+    ] = None,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option("--tracking-uri", help="of MLflow [default: the run's, else MLFLOW_TRACKING_URI, else sqlite]"),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            "--baseline", metavar="[NAME@]ALIAS",
+            help="compare with the registered model that holds an alias, e.g. champion; NAME is that of --register, or "
+            "of the run's config",
+        ),
+    ] = None,
+    engine: Annotated[Path | None, typer.Option("--engine", help="TensorRT engine that is to be deployed")] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", help="JUnit XML to write")] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Markdown summary to write")] = None,
+    register: Annotated[
+        str | None,
+        typer.Option(
+            "--register", metavar="NAME",
+            help="make the model a version of this registered model, and on GO its champion",
+        ),
+    ] = None,
+) -> None:  # fmt: skip
+    """Judge the results of a run by a policy, without running anything again. Exits 0 GO, 1 NO-GO, 3 INCONCLUSIVE."""
+
+    def job(console: Console) -> int:
+        from reports.release import Request, release
+        from validate.exceptions import UsageError
+
+        if policy is None:
+            raise UsageError("gate needs --policy with a YAML file; see docs/gate.md")
+        request = Request(
+            results=results, mlflow_run=mlflow_run, tracking_uri=tracking_uri, policy=policy, baseline=baseline,
+            engine=engine, junit=junit, markdown=markdown, register=register,
+        )  # fmt: skip
+        return DECISIONS[release(request, console).value]
+
+    guarded(job, lambda: None, lambda: "nothing was decided")
 
 
 def _report(folder: Path, thresholds: Path | None, output: Path, console: Console) -> int:

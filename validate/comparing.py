@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import yaml
@@ -19,7 +19,7 @@ from validate.backends.base import Backend
 from validate.backends.onnxruntime import OnnxRuntimeBackend
 from validate.compare import compare, subjects_of
 from validate.comparison import Comparison, Execution
-from validate.data import Batch, DataConfig, Split
+from validate.data import UNION_BRANCHES, Batch, DataConfig, Split
 from validate.environment import environment
 from validate.exceptions import UsageError
 from validate.opening import Options, kind_of, open_model, open_pytorch
@@ -52,6 +52,7 @@ class _DataFile(BaseModel):
     """A config of which only the data are of interest."""
 
     model_config = ConfigDict(extra="ignore")
+    union_branches: ClassVar = UNION_BRANCHES
 
     data: DataConfig
 

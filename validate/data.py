@@ -8,30 +8,32 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import io
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from validate.exceptions import JobError
 from validate.imports import CallableReference, ExistingPath, load_object
+from validate.preprocessing import ImagePreprocessing, NamedPreprocessing, Preparation, Preprocess
 from validate.settings import Section
 
-__all__ = ["Batch", "DataConfig", "DataSource", "ImagePreprocessing", "Preprocess", "Sample", "SampleStream", "Split"]
+__all__ = ["UNION_BRANCHES", "Batch", "DataConfig", "DataSource", "Sample", "SampleStream", "Split"]
 
 Array = NDArray[Any]
 Row = Mapping[str, Any]
 Split = Literal["calibration", "validation"]
-Preprocess = Callable[[Row], Array | Mapping[str, Array]]
+
+UNION_BRANCHES: Mapping[tuple[str, ...], int] = {("data", "preprocess"): 2, ("data", "label"): 2}
+"""Where pydantic puts the branch of a union into a location; see `validate.settings.read_settings`."""
 
 
 class DataSource(BaseModel):
@@ -90,54 +92,12 @@ class DataSource(BaseModel):
         return iter(loaded.decode(False))
 
 
-class ImagePreprocessing(BaseModel):
-    """An image column to one NCHW float32 input: resize, centre crop, rescale, normalise.
-
-    ``value = (pixel * rescale - mean) / std`` with pixel in 0..255, per channel.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    column: str = "image"
-    resize: int | None = Field(default=None, ge=1, description="shorter side, in pixels, before the crop")
-    crop: int | None = Field(default=None, ge=1, description="side of the square centre crop, in pixels")
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    channels: Literal["RGB", "BGR"] = "RGB"
-    rescale: float = Field(default=1 / 255, gt=0)
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-    def __call__(self, row: Row) -> Array:
-        """Return the image of `row` as float32 of shape (3, height, width)."""
-        from PIL import Image
-
-        image = _as_image(row[self.column]).convert("RGB")
-        if self.resize:
-            # Rounded down, as torchvision's Resize does, with which most models were trained and scored.
-            short = min(image.size)
-            size = (self.resize * image.width // short, self.resize * image.height // short)
-            image = image.resize(size, Image.Resampling[self.interpolation.upper()])
-        if self.crop:
-            if min(image.size) < self.crop:
-                raise ValueError(f"the image is {image.width} x {image.height}, smaller than the crop of {self.crop}")
-            left, top = round((image.width - self.crop) / 2), round((image.height - self.crop) / 2)
-            image = image.crop((left, top, left + self.crop, top + self.crop))
-        pixels = np.asarray(image, np.float32)
-        if self.channels == "BGR":
-            pixels = pixels[..., ::-1]
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        return np.ascontiguousarray(((pixels * np.float32(self.rescale) - mean) / std).transpose(2, 0, 1))
+def _named_or_code(value: Any) -> str:
+    return "named" if isinstance(value, dict | NamedPreprocessing) else "code"
 
 
-def _as_image(value: Any) -> Any:
-    """Return a PIL image from what a row holds: a PIL image, an array, or undecoded bytes or a path."""
-    from PIL import Image
-
-    if isinstance(value, Image.Image):
-        return value
-    if isinstance(value, Mapping):
-        return Image.open(value["path"] if value.get("bytes") is None else io.BytesIO(value["bytes"]))
-    return Image.fromarray(np.asarray(value))
+def _one_or_several(value: Any) -> str:
+    return "several" if isinstance(value, list | tuple) else "one"
 
 
 class DataConfig(Section):
@@ -145,12 +105,33 @@ class DataConfig(Section):
 
     calibration: DataSource = Field(description="samples that scales are found and candidates ranked on")
     validation: DataSource = Field(description="labelled samples that the verdict is made on, and nothing else")
-    label: str | None = Field(default="label", description="column of the label")
-    image: ImagePreprocessing | None = Field(default=None, description="preprocessing of an image column")
-    preprocess: CallableReference | None = Field(
-        default=None, description="module:name or file.py:name; row -> array, or mapping from input name to array"
+    label: (
+        Annotated[
+            Annotated[str, Tag("one")] | Annotated[tuple[str, ...], Tag("several")], Discriminator(_one_or_several)
+        ]
+        | None
+    ) = Field(
+        default="label",
+        description="column of the label, or a list of columns of which the label is a mapping; null where there are "
+        "none: agreement with the float model is then measured, and not accuracy",
     )
-    batch_size: int = Field(default=8, ge=1)
+    slice: str | None = Field(
+        default=None, description="column by which the validation set is sliced, for policy.slices; e.g. the camera"
+    )
+    image: ImagePreprocessing | None = Field(default=None, description="preprocessing of an image column")
+    preprocess: (
+        Annotated[
+            Annotated[CallableReference, Tag("code")] | Annotated[NamedPreprocessing, Tag("named")],
+            Discriminator(_named_or_code),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="module:name or file.py:name, row -> array, or mapping from input name to array, and a label in "
+        "place of the row's under its column's name; or what a library knows: {torchvision: WEIGHTS}, {timm: MODEL}, "
+        "{processor: FOLDER}, {tokenizer: FOLDER}",
+    )
+    batch_size: int = Field(default=8, ge=1, description="samples")
     allow_overlap: bool = Field(
         default=False, description="accept samples that are in both sets; the verdict then flatters the candidate"
     )
@@ -161,14 +142,40 @@ class DataConfig(Section):
             raise ValueError("give image or preprocess, not both")
         return self
 
+    def preparation(self) -> Preparation:
+        """Return what turns rows into inputs. Raises JobError where it cannot be loaded."""
+        if isinstance(self.preprocess, NamedPreprocessing):
+            return self.preprocess.prepare(self.label if isinstance(self.label, str) else None)
+        if self.preprocess is not None:
+            location, _, name = self.preprocess.rpartition(":")
+            return Preparation(load_object(self.preprocess, Path()), f"{name} of {Path(location).name}")
+        if self.image is not None:
+            return Preparation(self.image, self.image.describe())
+        return Preparation(None, "none: the columns that are called like the inputs")
+
     def stream(self, split: Split, names: tuple[str, ...], batch_size: int) -> SampleStream:
         """Return a split, ready to be streamed to a model with those inputs.
 
         Calibration samples may lack the label (it is None then): scales need none, and only fallback does.
+
+        Args:
+            split: which samples.
+            names: the model's inputs.
+            batch_size: of the model; where a sample is several rows of it, a batch has fewer samples.
+
+        Raises:
+            JobError: the preprocessing cannot be loaded, or its rows do not fit the batch.
         """
-        preprocess: Preprocess | None = load_object(self.preprocess, Path()) if self.preprocess else self.image
-        required = split == "validation"
-        return SampleStream(split, getattr(self, split), preprocess, self.label, names, batch_size, required)
+        preparation = self.preparation()
+        if batch_size % preparation.rows:
+            raise JobError(
+                f"a sample is {preparation.rows} rows of the model's batch, which batches of {batch_size} cannot hold; "
+                f"set data.batch_size, or export the model with a batch that is a multiple of {preparation.rows}"
+            )
+        return SampleStream(
+            split, getattr(self, split), preparation, self.label, names, batch_size // preparation.rows,
+            label_required=split == "validation", slice=self.slice if split == "validation" else None,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -178,16 +185,21 @@ class Sample:
     inputs: dict[str, Array]
     label: Any
     content: bytes
+    slice: Any = None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Stacked samples: every input has the batch as axis 0. `first` is the index of the first sample."""
+    """Stacked samples: every input has the batch as axis 0, where a sample may be several rows.
+
+    `first` is the index of the first sample.
+    """
 
     inputs: dict[str, Array]
     labels: list[Any]
     contents: list[bytes]
     first: int
+    slices: list[Any] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.contents)
@@ -197,17 +209,23 @@ class Batch:
 class SampleStream:
     """A split, ready to be streamed any number of times.
 
-    `preprocess` maps a row to one array (a model with one input) or to a mapping from input name to array;
+    The preprocessing maps a row to one array (a model with one input) or to a mapping from input name to array;
     without it, the columns that are called like the inputs are taken as they are.
     """
 
     name: str
     source: DataSource
-    preprocess: Preprocess | None
-    label: str | None
+    preparation: Preparation
+    label: str | tuple[str, ...] | None
     input_names: tuple[str, ...]
     batch_size: int
     label_required: bool = True
+    slice: str | None = None
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """What maps a row to inputs."""
+        return self.preparation.call
 
     def limited(self, samples: int) -> SampleStream:
         """Return the same stream, cut after `samples` samples."""
@@ -219,7 +237,7 @@ class SampleStream:
         first = 0
         samples = self._samples()
         while group := list(islice(samples, self.batch_size)):
-            yield _stack(group, first, self.name)
+            yield _stack(group, first, self.name, self.preparation.rows)
             first += len(group)
         if first == 0:
             raise JobError(f"the {self.name} set has no samples; check its source in the config")
@@ -249,13 +267,13 @@ class SampleStream:
     def _sample(self, row: Row, index: int) -> Sample:
         try:
             prepared = self.preprocess(row) if self.preprocess else {k: row[k] for k in self.input_names}
-            label = None
-            if self.label is not None:
-                label = row[self.label] if self.label_required else row.get(self.label)
+            label = self._label(row, prepared)
+            sliced = row[self.slice] if self.slice is not None else None
         except KeyError as error:
             columns = ", ".join(sorted(map(str, row)))
+            hint = "; where there are no labels, set data.label: null" if error.args == (self.label,) else ""
             raise JobError(
-                f"sample {index} of the {self.name} set has no column {error}; its columns are {columns}"
+                f"sample {index} of the {self.name} set has no column {error}; its columns are {columns}{hint}"
             ) from error
         except Exception as error:  # it may be the user's code: anything may come out of it
             raise JobError(f"sample {index} of the {self.name} set cannot be preprocessed: {error}") from error
@@ -269,18 +287,38 @@ class SampleStream:
         if missing := set(self.input_names) - set(prepared):
             raise JobError(f"the preprocessing gives no array for model input {', '.join(sorted(missing))}")
         inputs = {key: np.asarray(prepared[key]) for key in self.input_names}
-        return Sample(inputs, label, _content_hash(inputs))
+        return Sample(inputs, label, _content_hash(inputs), sliced)
+
+    def _label(self, row: Row, prepared: Any) -> Any:
+        """Return the label, or a mapping of columns; what the preprocessing made of a column comes before the row's."""
+        names = (self.label,) if isinstance(self.label, str) else self.label or ()
+        made = prepared if isinstance(prepared, Mapping) else {}
+        found = {name: made[name] for name in names if name in made and name not in self.input_names}
+        missing = [name for name in names if name not in found and name not in row]
+        if missing and self.label_required:
+            raise KeyError(missing[0])
+        if missing or not names:
+            return None
+        found = {name: found.get(name, row.get(name)) for name in names}
+        return found[self.label] if isinstance(self.label, str) else found
 
 
-def _stack(group: list[Sample], first: int, name: str) -> Batch:
+def _stack(group: list[Sample], first: int, name: str, rows: int) -> Batch:
+    join = np.stack if rows == 1 else np.concatenate
+    for index, sample in enumerate(group, first):
+        if rows > 1 and any(array.shape[:1] != (rows,) for array in sample.inputs.values()):
+            raise JobError(f"sample {index} of the {name} set should have {rows} rows on axis 0 of every input")
     try:
-        inputs = {key: np.stack([sample.inputs[key] for sample in group]) for key in group[0].inputs}
+        inputs = {key: join([sample.inputs[key] for sample in group]) for key in group[0].inputs}
     except ValueError as error:
         raise JobError(
             f"samples {first} to {first + len(group) - 1} of the {name} set differ in shape and cannot be "
             "batched; make the preprocessing give one shape, or set data.batch_size to 1"
         ) from error
-    return Batch(inputs, [sample.label for sample in group], [sample.content for sample in group], first)
+    return Batch(
+        inputs, [sample.label for sample in group], [sample.content for sample in group], first,
+        [sample.slice for sample in group],
+    )  # fmt: skip
 
 
 def _content_hash(inputs: Mapping[str, Array]) -> bytes:

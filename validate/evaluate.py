@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from validate.aggregate import drop_interval
 from validate.backends.base import Runnable
 from validate.data import Batch
 from validate.exceptions import JobError
 from validate.results import Accuracy, CandidateAccuracy
-from validate.significance import paired_interval
+from validate.tasks.agreement import Agreement, outputs_for
 from validate.tasks.base import Metric, Outputs, Task
 
-__all__ = ["OutputStore", "accuracy", "candidate_accuracy", "evaluate", "reference_errors", "stored_scores"]
+__all__ = [
+    "OutputStore",
+    "accuracy",
+    "batch_scores",
+    "candidate_accuracy",
+    "evaluate",
+    "reference_errors",
+    "stored_scores",
+]
 
 OnBatch = Callable[[int], None]
 """Called with the number of samples just done; drives progress bars."""
@@ -45,23 +54,25 @@ class OutputStore:
                 yield dict(zip(self._names, arrays.values(), strict=True))
 
 
-def evaluate(model: Runnable, task: Task, batches: Iterable[Batch], on_batch: OnBatch) -> NDArray[np.float64]:
-    """Return the task's score of every sample, shape (n,). Raises JobError where a label cannot be used."""
+def evaluate(
+    model: Runnable, task: Task, batches: Iterable[Batch], on_batch: OnBatch, is_reference: bool = False
+) -> NDArray[np.float64]:
+    """Return the task's score of every sample, shape (n,), or its record, shape (n, k).
+
+    Where there are no labels, the reference comes first: what it answers is what others are held against.
+
+    Raises JobError where a label cannot be used.
+    """
     scores: list[NDArray[np.float64]] = []
     for batch in batches:
-        outputs = model.run(batch.inputs)
-        scores.append(_per_sample(task, batch, partial(task.scores, outputs, batch.labels)))
+        scores.append(batch_scores(task, batch, model.run(batch.inputs), is_reference))
         on_batch(len(batch))
     return np.concatenate(scores)
 
 
 def stored_scores(task: Task, batches: Iterable[Batch], outputs: Iterable[Outputs]) -> NDArray[np.float64]:
-    """Return the task's score of every sample from stored outputs, shape (n,); see `evaluate`."""
-    scores = [
-        _per_sample(task, batch, partial(task.scores, {k: v[: len(batch)] for k, v in stored.items()}, batch.labels))
-        for batch, stored in zip(batches, outputs, strict=False)
-    ]
-    return np.concatenate(scores)
+    """Return the task's score, or record, of every sample from the reference's stored outputs; see `evaluate`."""
+    return np.concatenate([batch_scores(task, *both, is_reference=True) for both in zip(batches, outputs, strict=True)])
 
 
 def reference_errors(
@@ -70,40 +81,48 @@ def reference_errors(
     """Return the task's error against the stored reference outputs of every sample, shape (n,).
 
     A sample whose outputs are not finite has an infinite error, so that it can never look good.
-    `reference` may hold more batches than are asked for, never fewer.
     """
     errors: list[NDArray[np.float64]] = []
-    stored = iter(reference)
-    for batch in batches:
-        expected = {name: array[: len(batch)] for name, array in next(stored).items()}
+    for batch, expected in zip(batches, reference, strict=True):
         outputs = model.run(batch.inputs)
-        errors.append(_per_sample(task, batch, partial(task.errors, outputs, expected)))
+        errors.append(_per_sample(task, batch, partial(task.errors, outputs, expected), 1))
         on_batch(len(batch))
     values = np.concatenate(errors)
     return np.where(np.isnan(values), np.inf, values)
 
 
-def _per_sample(task: Task, batch: Batch, call: Callable[[], NDArray[np.float64]]) -> NDArray[np.float64]:
+def batch_scores(task: Task, batch: Batch, outputs: Outputs, is_reference: bool) -> NDArray[np.float64]:
+    """Return the task's scores, or records, of the samples of one batch; see `evaluate`."""
+    outputs = outputs_for(task, outputs, batch.inputs)
+    labels: Sequence[Any] = batch.labels
+    if isinstance(task, Agreement):
+        labels = batch.contents
+        if is_reference:
+            task.learn(outputs, labels)
+    return _per_sample(task, batch, partial(task.scores, outputs, labels), 1 if task.metric.is_mean else 2)
+
+
+def _per_sample(
+    task: Task, batch: Batch, call: Callable[[], NDArray[np.float64]], dimensions: int
+) -> NDArray[np.float64]:
     """Return what the task says of each sample. Raises JobError where it cannot, or says less or more."""
     where = f"task {task.name} cannot score sample {batch.first} and following"
     try:
         values = np.asarray(call(), np.float64)
     except ValueError as error:
         raise JobError(f"{where}: {error}") from error
-    if values.shape != (len(batch),):
-        raise JobError(f"{where}: it gives shape {values.shape} for {len(batch)} samples, not one number for each")
+    if values.ndim != dimensions or len(values) != len(batch):
+        wanted = "one number" if dimensions == 1 else "one record"
+        raise JobError(f"{where}: it gives shape {values.shape} for {len(batch)} samples, not {wanted} for each")
     return values
 
 
 def accuracy(metric: Metric, scores: NDArray[np.float64]) -> Accuracy:
-    """Return the metric over all scores."""
+    """Return the metric over all scores or records."""
     return Accuracy(
-        metric=metric.name,
-        higher_is_better=metric.higher_is_better,
-        is_rate=metric.is_rate,
-        value=float(scores.mean()),
-        n=scores.size,
-    )
+        metric=metric.name, higher_is_better=metric.higher_is_better, is_rate=metric.is_rate,
+        is_agreement=metric.is_agreement, value=metric.value(scores), n=len(scores),
+    )  # fmt: skip
 
 
 def candidate_accuracy(
@@ -111,11 +130,11 @@ def candidate_accuracy(
 ) -> CandidateAccuracy:
     """Return the metric of a candidate with its drop against the reference, paired sample by sample."""
     if reference.shape != scores.shape:
-        raise JobError(f"{reference.size} samples of the reference cannot be paired with {scores.size}")
-    worse = metric.worsening(reference, scores)
-    interval = paired_interval(worse, confidence)
+        raise JobError(f"{len(reference)} samples of the reference cannot be paired with {len(scores)}")
+    interval = drop_interval(metric, reference, scores, confidence)
     summary: dict[str, Any] = accuracy(metric, scores).model_dump()
     return CandidateAccuracy(
-        **summary, drop=float(worse.mean()), ci_low=interval.low, ci_high=interval.high,
+        **summary, drop=metric.drop(reference, scores), ci_low=interval.low, ci_high=interval.high,
         confidence=confidence, method=interval.method,
+        deviation=float(metric.worsening(reference, scores).std()) if metric.is_mean else None,
     )  # fmt: skip

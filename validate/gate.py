@@ -1,60 +1,84 @@
-"""Policy and measurements in, verdict out. Runs nothing."""
+"""Policy and measurements in, verdict out. Runs nothing, so that a result can be judged again by another policy."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
-from pydantic import BaseModel, ConfigDict, Field
+from validate import rules
+from validate.evidence import Evidence
+from validate.groups import champion_rule, group_rule
+from validate.policy import Policy, RuleKey
+from validate.results import Accuracy, BuildResult, CandidateAccuracy, Decision, Rule, Verdict
+from validate.significance import POWER, samples_to_settle
+from validate.wording import score
 
-from validate.results import Accuracy, BuildResult, CandidateAccuracy, Decision, IntegerKernels, Rule, Verdict
-
-__all__ = ["Policy", "decide"]
-
-
-class Policy(BaseModel):
-    """What a release must keep to. Rates are fractions: 0.01 is one percentage point."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    max_drop: float = Field(
-        gt=0, allow_inf_nan=False, description="margin: how much worse than the float model is acceptable"
-    )
-    confidence: float = Field(
-        default=0.95, gt=0.5, lt=1,
-        description="two-sided; shared by all looks at the validation samples (the selected candidate, and "
-        "every fallback trial)",
-    )  # fmt: skip
-    require_tensorrt_build: bool = Field(
-        default=True, description="no GO where no TensorRT builder has accepted the file"
-    )
+__all__ = ["decide"]
 
 
-def decide(
-    policy: Policy,
-    reference: Accuracy,
-    accuracy: CandidateAccuracy,
-    build: BuildResult,
-    integer_kernels: IntegerKernels | None,
-) -> Verdict:
-    """Judge one candidate by non-inferiority.
+def decide(policy: Policy, evidence: Evidence) -> Verdict:
+    """Judge one candidate.
 
-    With d the drop against the reference and [low, high] its interval: GO when high < margin, NO-GO when
-    low > margin, INCONCLUSIVE between. Integer kernels are judged too where they were measured, which is
-    where the CPU is the deployment target. No samples or a number that is not finite is never a GO.
+    The accuracy is judged by non-inferiority. With d the drop against the reference and [low, high] its interval: it
+    passes when high < margin, fails when low > margin, and is undecided between. Integer kernels are judged too where
+    they were measured, which is where the CPU is the deployment target.
+
+    GO: every rule passes. NO-GO: one fails. INCONCLUSIVE: none fails, but one is undecided, or was not measured and is
+    not optional. No samples or a number that is not finite is never a GO.
     """
-    rules = [_accuracy_rule("accuracy", policy, reference, accuracy)]
-    if integer_kernels is not None:
-        rules.append(_accuracy_rule("accuracy with integer kernels", policy, reference, integer_kernels.accuracy))
-    rules.append(_build_rule(policy, build))
-    outcomes = {rule.outcome for rule in rules}
+    found = list(_rules(policy, evidence))
+    outcomes = {rule.outcome for rule in found if rule.holds_up}
     if "fail" in outcomes:
         decision = Decision.NO_GO
-    elif outcomes & {"undecided", "not_measured"}:
+    elif outcomes:
         decision = Decision.INCONCLUSIVE
     else:
         decision = Decision.GO
-    deciding = [rule for rule in rules if decision is Decision.GO or rule.outcome != "pass"]
-    return Verdict(decision=decision, reasons=[rule.message for rule in deciding], rules=rules)
+    deciding = [rule for rule in found if decision is Decision.GO or rule.holds_up]
+    slow = rules.not_faster_than_fp16(evidence.candidate)
+    return Verdict(
+        decision=decision, reasons=[*(rule.message for rule in deciding), *([slow] if slow else [])], rules=found
+    )
+
+
+def _rules(policy: Policy, evidence: Evidence) -> Iterator[Rule]:
+    """Apply every rule that the policy has."""
+    candidate, reference = evidence.candidate, evidence.reference
+    yield _accuracy_rule("accuracy", policy, reference, candidate.accuracy)
+    if candidate.integer_kernels is not None:
+        yield _accuracy_rule("accuracy with integer kernels", policy, reference, candidate.integer_kernels.accuracy)
+    yield _build_rule(policy, candidate.tensorrt_build)
+    yield from (_optional(policy, key, rule) for key, rule in _named_rules(policy, evidence))
+
+
+def _named_rules(policy: Policy, evidence: Evidence) -> Iterator[tuple[RuleKey, Rule]]:
+    """Apply the rules that are there only where the policy has them, each with its key in the policy."""
+    candidate = evidence.candidate
+    if policy.classes:
+        yield "classes", group_rule("class", policy.classes, evidence)
+    if policy.slices:
+        yield "slices", group_rule("slice", policy.slices, evidence)
+    if evidence.champion is not None:
+        yield "champion", champion_rule(policy.champion.max_drop or policy.max_drop, evidence, evidence.champion)
+    for against, wanted in policy.speedup.items():
+        yield "speedup", rules.speedup_rule(against, wanted, candidate)
+    if policy.latency:
+        yield "latency", rules.latency_rule(policy.latency, candidate)
+    if policy.max_model_bytes is not None:
+        yield "max_model_bytes", rules.model_size_rule(policy.max_model_bytes, candidate)
+    if policy.min_layer_sqnr_db is not None:
+        yield "min_layer_sqnr_db", rules.worst_layer_rule(policy.min_layer_sqnr_db, candidate)
+    if policy.max_clipped_share is not None:
+        yield "max_clipped_share", rules.clipping_rule(policy.max_clipped_share, candidate)
+    if policy.max_overlap is not None:
+        yield "max_overlap", rules.overlap_rule(policy.max_overlap, evidence.overlap)
+    if policy.engine:
+        for rule in rules.engine_rules(policy.engine, evidence):
+            yield "engine", rule
+
+
+def _optional(policy: Policy, key: RuleKey, rule: Rule) -> Rule:
+    return rule.model_copy(update={"optional": True}) if key in policy.optional else rule
 
 
 def _accuracy_rule(name: str, policy: Policy, reference: Accuracy, accuracy: CandidateAccuracy) -> Rule:
@@ -63,14 +87,14 @@ def _accuracy_rule(name: str, policy: Policy, reference: Accuracy, accuracy: Can
     samples = min(reference.n, accuracy.n)
     if samples == 0 or not all(map(math.isfinite, numbers)):
         return Rule(
-            name=name, outcome="not_measured",
+            name=name, outcome="not_measured", threshold=margin,
             message=f"{accuracy.metric} could not be measured ({samples} samples, value {accuracy.value})",
         )  # fmt: skip
-    show = _percent if accuracy.is_rate else _plain
+    show = score(accuracy.is_rate)
     room = reference.value if accuracy.higher_is_better else 1 - reference.value
     if accuracy.is_rate and room <= margin:
         return Rule(
-            name=name, outcome="not_measured",
+            name=name, outcome="not_measured", value=accuracy.drop, threshold=margin,
             message=f"the float model's {accuracy.metric} is {show(reference.value)}, so that no drop could reach "
             f"the {show(margin)} that the policy allows; check labels and preprocessing",
         )  # fmt: skip
@@ -82,37 +106,33 @@ def _accuracy_rule(name: str, policy: Policy, reference: Accuracy, accuracy: Can
     if name != "accuracy":
         found = f"{name}: {found}"
     if accuracy.ci_high < margin:
-        return Rule(name=name, outcome="pass", message=f"{found}; the policy allows {show(margin)}")
-    if accuracy.ci_low > margin:
-        return Rule(name=name, outcome="fail", message=f"{found}; the policy allows only {show(margin)}")
-    return Rule(
-        name=name,
-        outcome="undecided",
-        message=f"{found}, on both sides of the {show(margin)} that the policy allows; "
-        f"{_samples_needed(accuracy, margin)}",
+        outcome, message = "pass", f"{found}; the policy allows {show(margin)}"
+    elif accuracy.ci_low > margin:
+        outcome, message = "fail", f"{found}; the policy allows only {show(margin)}"
+    else:
+        outcome = "undecided"
+        message = (
+            f"{found}, on both sides of the {show(margin)} that the policy allows; {_samples_needed(accuracy, margin)}"
+        )
+    return Rule.model_validate(
+        {"name": name, "outcome": outcome, "message": message, "value": accuracy.drop, "threshold": margin}
     )
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}%"
-
-
-def _plain(value: float) -> str:
-    return f"{value:.4g}"
-
-
 def _samples_needed(accuracy: CandidateAccuracy, margin: float) -> str:
-    """Say how many samples would settle it: an interval's width shrinks with the square root of n."""
+    """Say how many samples would settle it; see `samples_to_settle`."""
     distance = abs(margin - accuracy.drop)
-    width = (accuracy.ci_high - accuracy.drop) if accuracy.drop < margin else (accuracy.drop - accuracy.ci_low)
-    if not math.isfinite(width):
+    arm = (accuracy.ci_high - accuracy.drop) if accuracy.drop < margin else (accuracy.drop - accuracy.ci_low)
+    if not math.isfinite(arm) or arm <= 0:
         return "give more validation samples"
     if distance < 0.1 * margin:
         return "the drop is too close to the margin for any practical number of samples to settle it"
-    if width > 1000 * distance:
+    if arm > 1000 * distance:
         return "the scores vary too much for any practical number of samples to settle it"
-    needed = math.ceil(accuracy.n * (width / distance) ** 2)
-    return f"about {max(needed, accuracy.n + 1)} validation samples would settle it if the drop stays as it is"
+    needed = samples_to_settle(accuracy.n, distance, arm, accuracy.deviation, accuracy.confidence)
+    return (
+        f"about {needed} validation samples would settle it in {100 * POWER:.0f}% of cases if the drop stays as it is"
+    )
 
 
 def _build_rule(policy: Policy, build: BuildResult) -> Rule:
@@ -121,6 +141,8 @@ def _build_rule(policy: Policy, build: BuildResult) -> Rule:
         return Rule(name=name, outcome="pass", message=f"{build.backend} {build.version} {build.message}")
     if build.ok is False:
         return Rule(name=name, outcome="fail", message=f"{build.backend} {build.version} refuses it: {build.message}")
-    if policy.require_tensorrt_build:
-        return Rule(name=name, outcome="not_measured", message=f"TensorRT build {build.message}")
-    return Rule(name=name, outcome="pass", message=f"TensorRT build {build.message}; the policy does not ask for it")
+    unasked = "" if policy.require_tensorrt_build else "; the policy does not ask for it"
+    return Rule(
+        name=name, outcome="not_measured", message=f"TensorRT build {build.message}{unasked}",
+        optional=not policy.require_tensorrt_build,
+    )  # fmt: skip

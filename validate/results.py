@@ -9,7 +9,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+
+from validate.exceptions import UsageError
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -17,6 +19,7 @@ __all__ = [
     "BuildResult",
     "Candidate",
     "CandidateAccuracy",
+    "Clipping",
     "Cost",
     "Decision",
     "ForwardPasses",
@@ -84,11 +87,14 @@ class Latency(Record):
 
 
 class Accuracy(Record):
-    """The task's metric over the validation set; a mean of per-sample scores."""
+    """The task's metric over the validation set."""
 
     metric: str
     higher_is_better: bool
     is_rate: bool = Field(description="the metric is a share in [0, 1], shown to people in percent")
+    is_agreement: bool = Field(
+        default=False, description="labels were the float model's own answers: agreement with it, and not accuracy"
+    )
     value: Number
     n: int = Field(ge=0, description="samples scored")
 
@@ -101,6 +107,9 @@ class CandidateAccuracy(Accuracy):
     ci_high: Number = Field(description="upper confidence bound of `drop`")
     confidence: float = Field(gt=0, lt=1, description="two-sided confidence of the interval")
     method: str = Field(description="how the interval was computed")
+    deviation: Number | None = Field(
+        default=None, description="standard deviation of the samples' differences; null where the metric is no mean"
+    )
 
 
 class IntegerKernels(Record):
@@ -166,7 +175,18 @@ class LayerError(Record):
         description="10 log10(sum ref^2 / sum (ref - x)^2); inf where equal, -inf where only the reference is zero"
     )
     isolated_sqnr_db: Number = Field(description="the same where the layer is fed the float model's values")
-    clipped_share: Number = Field(description="share of the float values of its inputs that INT8 clips")
+    clipped_share: Number = Field(description="share of an input's calibration values that INT8 clips; 0 in float")
+    scale: float | None = Field(default=None, description="of the input that is clipped most; null in float")
+    latency_ms: float | None = Field(default=None, description="measured, of this layer alone; null where it was not")
+
+
+class Clipping(Record):
+    """How much INT8 clips of the activations that a plan quantizes: the share of the worst one."""
+
+    share: Number = Field(description="of its float values; counted in bins, rounded up by at most one bin")
+    tensor: str
+    split: Literal["validation"]
+    samples: int = Field(ge=0)
 
 
 class Candidate(Record):
@@ -192,6 +212,9 @@ class Candidate(Record):
     size_bytes: int = Field(ge=0)
     tensorrt_build: BuildResult
     layers: list[LayerError]
+    clipping: Clipping | None = Field(
+        default=None, description="on validation samples; null where no policy asked for it"
+    )
 
 
 class Reference(Record):
@@ -250,6 +273,15 @@ class Rule(Record):
     name: str
     outcome: Literal["pass", "fail", "undecided", "not_measured"]
     message: str
+    value: Number | None = Field(default=None, description="what was measured, in `unit`; null where nothing was")
+    threshold: Number | None = Field(default=None, description="what the policy asks for, in `unit`")
+    unit: str = Field(default="", description="empty for the task's metric, shares and ratios")
+    optional: bool = Field(default=False, description="the policy lets it go unmeasured")
+
+    @property
+    def holds_up(self) -> bool:
+        """Whether there can be no GO because of it."""
+        return self.outcome != "pass" and not (self.outcome == "not_measured" and self.optional)
 
 
 class Verdict(Record):
@@ -277,6 +309,9 @@ class Results(Record):
     model: ModelInfo
     task: str
     data: dict[str, Any] = Field(description="per split: source, samples, digest of the contents")
+    overlap: int | None = Field(
+        default=None, ge=0, description="validation samples that are calibration samples too; null where not counted"
+    )
     reference: Reference
     candidates: list[Candidate]
     selected: str | None = Field(description="name of the candidate that the verdict is about")
@@ -309,8 +344,16 @@ class Results(Record):
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """Read what `write` wrote; raises pydantic's ValidationError where it is something else."""
-        return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        """Read ``results.json``, or the one in a folder. Raises UsageError where it is not one."""
+        path = path / "results.json" if path.is_dir() else path
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise UsageError(f"results {path} cannot be read: {error.strerror}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise UsageError(f"{path} is not the results.json of a run: {where}: {first['msg']}") from error
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """How sure can we be of a difference? Intervals for paired per-sample scores.
 
-Reference and candidate see the same samples, so the interval is of the mean of per-sample differences.
+Reference and candidate see the same samples, so the interval is of the mean of per-sample differences. How often these
+intervals hold the truth, beside the bootstraps that they were chosen over: docs/significance.md.
 """
 
 from __future__ import annotations
@@ -13,12 +14,25 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-__all__ = ["Interval", "paired_interval", "projected_interval", "tango_interval"]
+__all__ = [
+    "POWER",
+    "Interval",
+    "paired_interval",
+    "projected_interval",
+    "samples_to_settle",
+    "score_interval",
+    "tango_interval",
+]
 
-_MIN_BOOTSTRAP = 30
-"""Below this a bootstrap knows too little of the spread, and its intervals are too narrow."""
-_RESAMPLES = 9999
-_SEED = 0  # the same scores always give the same interval
+POWER = 0.8
+"""How often a study of `samples_to_settle` samples decides."""
+_FEWEST = 10
+"""Below this the mean of scores that are not 0/1 says too little of what was not seen."""
+_UNSEEN = 6.0
+"""How far beyond the largest difference seen in a direction an unseen one may be: so many times the largest difference
+of all, over the number of samples that differ. With two samples that differ nearly nothing is known of the third."""
+_UNSEEN_DIRECTION = 2.5
+"""The same for a direction in which no difference was seen. Both were chosen on docs/significance.md's settings."""
 
 
 @dataclass(frozen=True)
@@ -30,36 +44,38 @@ class Interval:
     method: str
 
 
-def paired_interval(differences: NDArray[np.floating[Any]], confidence: float) -> Interval:
+_NOTHING = Interval(-math.inf, math.inf, "none")
+
+
+def paired_interval(differences: NDArray[np.floating[Any]], confidence: float, bound: float | None = None) -> Interval:
     """Return the interval of the mean of paired differences, shape (n,).
 
-    Differences of 0/1 scores (each -1, 0 or 1) get Tango's score interval, which stays honest where few or no
-    samples differ; others get the BCa bootstrap. With NaN, with one sample or none, or with fewer than 30 samples
-    for the bootstrap, the interval is (-inf, inf): nothing is known.
+    Differences of 0/1 scores (`bound` is 1, and each is -1, 0 or 1) get Tango's score interval, others
+    `score_interval`, which is the same idea for scores of any kind. Both stay honest where few samples differ. With
+    NaN, with one sample or none, with fewer than 10 where scores are not 0/1, or where none differs and no bound says
+    how much one could, the interval is (-inf, inf): nothing is known.
 
     Args:
         differences: one per sample.
         confidence: two-sided, in (0, 1).
+        bound: the largest absolute difference that the scores allow: 1 for scores in [0, 1]. A bound that a difference
+            exceeds is none.
     """
     values = np.asarray(differences, np.float64)
     if values.size < 2 or not np.isfinite(values).all():
-        return Interval(-math.inf, math.inf, "none")
-    if np.isin(values, (-1.0, 0.0, 1.0)).all():
+        return _NOTHING
+    if bound == 1 and np.isin(values, (-1.0, 0.0, 1.0)).all():
         low, high = tango_interval(int((values == 1).sum()), int((values == -1).sum()), values.size, confidence)
         return Interval(low, high, "Tango score")
-    if values.size < _MIN_BOOTSTRAP or np.ptp(values) == 0:  # a constant sample says nothing about its spread
-        return Interval(-math.inf, math.inf, "none")
-    result = stats.bootstrap(
-        (values,), np.mean, confidence_level=confidence, n_resamples=_RESAMPLES, method="BCa",
-        rng=np.random.default_rng(_SEED), batch=max(1, 10_000_000 // values.size),
-    )  # fmt: skip
-    low, high = float(result.confidence_interval.low), float(result.confidence_interval.high)
-    if math.isnan(low) or math.isnan(high):  # differences so small or so large that their cubes leave float64
-        return Interval(-math.inf, math.inf, "none")
-    return Interval(low, high, "BCa bootstrap")
+    if values.size < _FEWEST:
+        return _NOTHING
+    low, high = score_interval(values, confidence, bound)
+    return Interval(low, high, "score of the mean") if math.isfinite(high - low) else _NOTHING
 
 
-def projected_interval(differences: NDArray[np.floating[Any]], confidence: float, samples: int) -> Interval:
+def projected_interval(
+    differences: NDArray[np.floating[Any]], confidence: float, samples: int, bound: float | None = None
+) -> Interval:
     """Return the interval that `samples` samples would give if they were like these; see `paired_interval`.
 
     Tango's with all counts in proportion; the others' width shrinks with the square root of the number of samples.
@@ -68,9 +84,10 @@ def projected_interval(differences: NDArray[np.floating[Any]], confidence: float
         differences: one per sample, shape (n,).
         confidence: two-sided, in (0, 1).
         samples: >= 1.
+        bound: see `paired_interval`.
     """
     values = np.asarray(differences, np.float64)
-    found = paired_interval(values, confidence)
+    found = paired_interval(values, confidence, bound)
     if found.method == "none":
         return found
     more_samples = samples / values.size
@@ -111,3 +128,106 @@ def tango_interval(more: float, fewer: float, n: int, confidence: float) -> tupl
     if score(1.0 - tiny) < -z:
         high = optimize.brentq(lambda d: score(d) + z, estimate + tiny if estimate < 1 else estimate, 1.0 - tiny)
     return float(low), float(high)
+
+
+def score_interval(
+    differences: NDArray[np.float64], confidence: float, bound: float | None = None
+) -> tuple[float, float]:
+    """Return the score interval of a mean: all means that the differences do not refute.
+
+    Tango's idea with the empirical likelihood (Owen, "Empirical Likelihood", 2001, sections 2.4 and 2.9) in place of
+    the trinomial one: a mean d is kept where n (mean - d)^2 <= t^2 V(d), with V(d) the variance of the likeliest
+    distribution that has the mean d, and t Student's quantile. That distribution lies on the values that were seen and
+    on one unseen value in either direction, as Tango's lies on -1 and 1 whether they were seen or not. How far out
+    that one is: `_UNSEEN`, and never beyond `bound`. With 0/1 scores, unseen values of -1 and 1 and the normal quantile
+    for t it is Tango's interval.
+
+    Where the differences are all zero it is (-inf, inf) without a bound.
+
+    Args:
+        differences: shape (n,), finite, n >= 2.
+        confidence: two-sided, in (0, 1).
+        bound: see `paired_interval`.
+    """
+    quantile = float(stats.t.ppf(0.5 + confidence / 2, differences.size - 1))
+    largest = float(np.abs(differences).max())
+    unit = largest or 1.0  # squares of what is very small or very large would leave float64
+    limit = bound / unit if bound is not None and largest <= bound else math.inf
+    ends = [
+        _upper_end(values, _furthest(values, limit), quantile) for values in (-differences / unit, differences / unit)
+    ]
+    return -ends[0] * unit, ends[1] * unit
+
+
+def _furthest(values: NDArray[np.float64], limit: float) -> float:
+    """Return the largest value that the interval reckons with, at most `limit`; the largest |value| is 1."""
+    if np.ptp(values) == 0:  # nothing is known of the spread
+        return limit
+    seen = max(float(values.max()), 0.0)
+    return min(limit, seen + (_UNSEEN if seen > 0 else _UNSEEN_DIRECTION) / int(np.count_nonzero(values)))
+
+
+def _upper_end(values: NDArray[np.float64], furthest: float, quantile: float) -> float:
+    """Return the largest mean d that is kept.
+
+    The likeliest weights are 1 / (n (1 + l (x - d))) with l from the mean (Owen, section 2.9). As d grows, l falls
+    until the unseen value gets weight too; from there on V(d) = (furthest - d) (d - mean), and the end is the
+    mean with quantile^2 more samples at `furthest`.
+    """
+    if math.isinf(furthest):
+        return furthest
+    n, mean = values.size, float(values.mean())
+    end = (n * mean + quantile**2 * furthest) / (n + quantile**2)
+    room = furthest - values
+    if furthest == mean or (room.min() > 0 and furthest - end <= 1 / float(np.mean(1 / room))):
+        return end
+    lowest = float(values.min())
+    position = (values - lowest) / (furthest - lowest)  # in [0, 1]
+
+    def excess(tilt: float) -> float:
+        tilted, variance = _tilted(values, position, tilt)
+        return float(math.sqrt(n) * (tilted - mean) - quantile * math.sqrt(variance))
+
+    most = 1 - 1e-12
+    if excess(most) <= 0:  # the two cases meet here
+        return end
+    return _tilted(values, position, float(optimize.brentq(excess, 0.0, most)))[0]
+
+
+def _tilted(values: NDArray[np.float64], position: NDArray[np.float64], tilt: float) -> tuple[float, float]:
+    """Return mean and variance under weights in proportion to 1 / (1 - tilt position)."""
+    weights = 1 / (1 - tilt * position)
+    weights /= weights.sum()
+    mean = float(weights @ values)
+    return mean, float(weights @ np.square(values - mean))
+
+
+def samples_to_settle(n: int, distance: float, arm: float, deviation: float | None, confidence: float) -> int:
+    """Return with how many samples a study decides in four cases of five, if the true drop is the one that was seen.
+
+    The arm a of a score interval obeys n a^2 = z^2 (s^2 + c a - a^2), with s the deviation of the differences and c
+    what unseen differences add (Wilson's equation; Tango's and `score_interval`'s are close to it). The arm that was
+    seen gives c; then n is what makes the arm and the 0.8 quantile of the mean together fit into the distance.
+
+    Args:
+        n: samples of this study.
+        distance: between drop and margin, > 0.
+        arm: from the drop to the end of the interval on the margin's side, > 0 and finite.
+        deviation: standard deviation of the differences; None where it is not known, and c is then taken for 0.
+        confidence: of the interval, two-sided.
+    """
+    z, power = float(stats.norm.ppf(0.5 + confidence / 2)), float(stats.norm.ppf(POWER))
+    arm /= distance  # squares of what is very large would leave float64
+    spread = (n + z**2) * arm**2 / z**2  # s^2 + c a
+    variance = spread if deviation is None else min(deviation / distance, math.sqrt(spread)) ** 2
+    unseen = (spread - variance) / arm
+
+    def too_wide(samples: float) -> float:
+        half = z**2 * unseen / (2 * (samples + z**2))
+        expected = half + math.sqrt(half**2 + z**2 * variance / (samples + z**2))
+        return expected + power * math.sqrt(variance / samples) - 1
+
+    most = 2.0 * n
+    while too_wide(most) > 0:
+        most *= 2
+    return math.ceil(optimize.brentq(too_wide, n, most, rtol=1e-9)) + 1 if too_wide(n) > 0 else n + 1

@@ -19,14 +19,20 @@ import onnx
 import onnxruntime
 import pytest
 
+from calibrate.plan import QuantizationPlan
+from validate.illustrations import Illustrations
 from validate.results import Results
+from validate.samples import SampleTable
 
 if TYPE_CHECKING:
     from tests.conftest import Job, Models
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "validate" / "results.schema.json").read_text(encoding="utf-8"))
-FILES = {"results.json", "plan.json", "plans", "model.int8.onnx", "report.html", "run.log", "statistics.npz"}
+FILES = {
+    "illustrations.json", "model.int8.onnx", "plan.json", "plans", "report.html", "results.json", "run.log",
+    "samples.parquet", "statistics.npz",
+}  # fmt: skip
 
 # What the issue promises to other programs, name by name.
 CONTRACT = {
@@ -131,6 +137,42 @@ def test_the_schema_file_is_the_schema_of_the_results() -> None:
 def test_results_can_be_read_back_without_loss(go: Run) -> None:
     text = (go.job.output / "results.json").read_text(encoding="utf-8")
     assert json.loads(Results.model_validate_json(text).model_dump_json()) == json.loads(text)
+
+
+def test_the_report_is_made_again_from_the_files_alone(go: Run, tmp_path: Path) -> None:
+    again = tmp_path / "again.html"
+    command = [sys.executable, "-m", "reports", "html", str(go.job.output), "--output", str(again)]
+    subprocess.run(command, cwd=tmp_path, env=go.job.environment, check=True, capture_output=True)
+    assert again.read_bytes() == (go.job.output / "report.html").read_bytes()
+
+
+def test_what_illustrates_the_report_is_of_this_run(go: Run) -> None:
+    shown = Illustrations.read(go.job.output / "illustrations.json")
+    assert shown.plan_hash == go.selected["plan_hash"]
+    assert {tensor.tensor for tensor in shown.histograms} == {"image", "r1", "r2", "features"}
+    for tensor in shown.histograms:
+        assert [threshold.candidate for threshold in tensor.thresholds] == ["percentile-99.9", "minmax"]
+        assert tensor.thresholds[1].value == pytest.approx(tensor.amax)
+    assert [(curve.strategy, [x.samples for x in curve.points]) for curve in shown.convergence] == [
+        ("minmax", [8, 16]), ("percentile-99.9", [8, 16]),  # of 30
+    ]  # fmt: skip
+    samples = SampleTable.read(go.job.output / "samples.parquet")
+    lost = samples.reference - samples.candidates[go.selected["name"]] > 0
+    assert {x.index for x in shown.worst_samples} <= set(np.flatnonzero(lost))
+    assert len(shown.worst_samples) == min(12, lost.sum())
+    assert all(x.picture and x.label == samples.labels[x.index] for x in shown.worst_samples)
+
+
+def test_layers_say_their_scale_and_what_it_clips(go: Run, data_module: dict[str, Any]) -> None:
+    scales = QuantizationPlan.read(go.job.output / "plans" / "percentile-99.9.json").scales
+    candidate = next(c for c in go.results["candidates"] if c["name"] == "percentile-99.9")
+    stem = next(layer for layer in candidate["layers"] if layer["node"] == "stem")
+    inputs = ("image", "r1", "r2", "features")
+    assert [layer["scale"] for layer in candidate["layers"]] == [scales[name] for name in inputs]
+    pixels = np.abs(np.stack([row["image"] for row in data_module["rows"](30, seed=1)]))
+    assert stem["clipped_share"] == pytest.approx((pixels > 127.5 * scales["image"]).mean(), abs=1e-4)
+    assert stem["clipped_share"] > 0
+    assert {layer["latency_ms"] for layer in candidate["layers"]} == {None}  # no engine was timed here
 
 
 def test_the_model_is_described_as_it_is(go: Run, models: Models) -> None:

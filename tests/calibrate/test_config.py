@@ -341,7 +341,7 @@ def test_a_file_in_a_package_is_found_without_importing_it(folder: Path, monkeyp
 
 # What the repository ships
 
-RECIPES = sorted([*(ROOT / "examples").rglob("*.yaml"), *(ROOT / "datasets").rglob("*.yaml")])
+RECIPES = sorted([*(ROOT / "examples").glob("*.yaml"), *(ROOT / "datasets").rglob("*.yaml")])
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))

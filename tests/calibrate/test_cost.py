@@ -403,6 +403,11 @@ class TestMeasured:
         assert (cost.basis, cost.unit, cost.source) == ("measured", "ms", "an L4")
         assert model.cost(all_in("int8", model.kernels.layers)).value == pytest.approx(103 + 1e-3 * (5 * x + 6 * y))
 
+    def test_a_layer_has_the_time_of_the_engine_that_has_it_so(self):
+        model = self.make()
+        assert [model.layer_ms("Conv_2", precision) for precision in ("int8", "fp16")] == [2.0, 20.0]
+        assert MacCost({"Conv_2": 5}).layer_ms("Conv_2", "int8") is None  # nothing that was measured
+
     def test_a_layer_without_a_time(self):
         with pytest.raises(JobError, match="the float engine has no time for layer Conv_2"):
             self.make(float_ms={"Conv_0": 1.0})

@@ -6,7 +6,7 @@ import gc
 import itertools
 import struct
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -140,6 +140,17 @@ def test_neither_workers_nor_order_show(cnn: Observable, workers: int) -> None:
     for order in [range(len(data))[::-1], *(random.permutation(len(data)) for _ in range(3))]:
         again = observe(cnn, [data[i] for i in order], ignore, workers)
         assert bits(again.statistics) == bits(expected.statistics)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_at_every_doubling_exactly_the_batches_so_far_are_seen(cnn: Observable, workers: int) -> None:
+    data, noted = images(), {}
+
+    def note(samples: int, statistics: Callable[[str], Statistics]) -> None:
+        noted[samples] = bits({name: statistics(name) for name in OBSERVED})
+
+    observe(cnn, data, ignore, workers, on_doubling=note)
+    assert noted == {4 * n: bits(observe(cnn, data[:n], ignore).statistics) for n in (1, 2, 4)}
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx
 import pytest
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ class Logged:
 
     def candidate(self, name: str) -> dict[str, Any]:
         return next(c for c in self.results["candidates"] if c["name"] == name)
+
+    @property
+    def candidates(self) -> dict[str, Run]:
+        return {candidate["name"]: self.children[candidate["name"]] for candidate in self.results["candidates"]}
 
     def artifacts(self, run: Run) -> dict[str, int]:
         return {file.path: file.file_size for file in self.client.list_artifacts(run.info.run_id)}
@@ -57,10 +62,11 @@ def logged(server: str, new_job: Callable[[], Job], models: Models) -> Logged:
     return Logged(results, job.output, client, parents[0], {run.info.run_name: run for run in children})
 
 
-def test_every_candidate_is_a_run_nested_in_the_job(logged: Logged) -> None:
-    names = [candidate["name"] for candidate in logged.results["candidates"]]
-    assert len(names) == 3
-    assert set(logged.children) == set(names)
+def test_every_candidate_and_every_trial_is_a_run_nested_in_the_job(logged: Logged) -> None:
+    candidates = {candidate["name"] for candidate in logged.results["candidates"]}
+    trials = {trial["name"] for trial in logged.results["search"]["trials"]}
+    assert len(candidates) == 3 and len(trials - candidates) >= 1
+    assert set(logged.children) == candidates | trials
     assert logged.parent.info.run_name == "tiny"
 
 
@@ -90,7 +96,7 @@ def test_the_job_carries_the_metrics_of_the_reference_and_of_the_selected(logged
 
 
 def test_every_candidate_carries_its_own_numbers(logged: Logged) -> None:
-    for name, run in logged.children.items():
+    for name, run in logged.candidates.items():
         candidate, metrics, params = logged.candidate(name), run.data.metrics, run.data.params
         accuracy = candidate["accuracy"]
         assert metrics["eval/top1"] == pytest.approx(accuracy["value"])
@@ -100,7 +106,7 @@ def test_every_candidate_carries_its_own_numbers(logged: Logged) -> None:
         assert metrics["perf/latency_p50_ms"] == pytest.approx(candidate["latency"]["p50_ms"])
         assert params["calib.strategy"] == candidate["strategy"]
         assert params["plan.hash"] == candidate["plan_hash"]
-        assert {key: int(params[f"nodes.{key}"]) for key in ("int8", "fp16", "fp32")} == candidate["nodes"]
+        assert {key: int(metrics[f"nodes/{key}"]) for key in candidate["nodes"]} == candidate["nodes"]
         assert int(params["fallback.layers"]) == len(candidate["float_layers"])
         assert run.data.tags["tensorrt_build"] == "true"
 
@@ -111,7 +117,7 @@ def test_one_candidate_is_tagged_as_selected(logged: Logged) -> None:
 
 
 def test_the_error_of_every_layer_is_logged_over_its_depth(logged: Logged) -> None:
-    for name, run in logged.children.items():
+    for name, run in logged.candidates.items():
         history = logged.client.get_metric_history(run.info.run_id, "layer_sqnr_db")
         finite = {
             layer["depth"]: layer["sqnr_db"]
@@ -124,7 +130,26 @@ def test_the_error_of_every_layer_is_logged_over_its_depth(logged: Logged) -> No
 
 def test_the_files_are_artifacts(logged: Logged) -> None:
     files = logged.artifacts(logged.parent)
-    for name in ("results.json", "plan.json", "report.html", "model.int8.onnx"):
+    for name in ("results.json", "plan.json", "report.html", "statistics.npz"):
         assert files[name] == (logged.output / name).stat().st_size
-    for name, run in logged.children.items():
-        assert logged.artifacts(run) == {f"{name}.json": (logged.output / "plans" / f"{name}.json").stat().st_size}
+    for name, run in logged.candidates.items():
+        held = logged.artifacts(run)
+        assert set(held) == {"plan.json", "scales.json", "layers.json"}
+        assert held["plan.json"] == (logged.output / "plans" / f"{name}.json").stat().st_size
+
+
+def test_the_model_that_is_logged_is_the_one_that_was_judged(logged: Logged) -> None:
+    [model] = logged.client.search_logged_models([logged.parent.info.experiment_id])
+    assert model.source_run_id == logged.parent.info.run_id
+    files = {file.path: file.file_size for file in logged.client.list_logged_model_artifacts(model.model_id)}
+    judged = onnx.load(logged.output / "model.int8.onnx")
+    assert files["model.onnx"] == len(judged.SerializeToString())
+
+
+def test_the_data_sets_are_those_of_the_config(logged: Logged) -> None:
+    for run in (logged.parent, *logged.children.values()):
+        held = {x.tags[0].value: x.dataset for x in run.inputs.dataset_inputs}
+        for split, description in logged.results["data"].items():
+            assert held[split].digest == description["digest"][:36]
+            assert json.loads(held[split].profile) == {"num_rows": description["samples"]}
+            assert held[split].name.endswith("data.py:rows")

@@ -19,6 +19,7 @@ from validate.pareto import FLOAT
 from validate.results import Cost, Results
 
 Reader = Callable[[str], Any]
+NOWHERE = Path("no/such/folder")  # a report is as well made of results alone
 SCRIPT = "<script>alert(1)</script>"
 
 
@@ -50,7 +51,7 @@ def _printed(results: Results, width: int = 100) -> str:
 
 
 def test_an_estimate_is_called_one_wherever_it_is_shown(read: Reader, results: Results) -> None:
-    text = _text_of(html.render(results), read)
+    text = _text_of(html.render(results, NOWHERE), read)
     assert "Cost in ms is an estimate and no measurement: roofline of an NVIDIA L4" in text
     assert "cost ms, estimate" in text
     title = search_plots.pareto_figure(results)["layout"]["xaxis"]["title"]["text"]
@@ -61,8 +62,8 @@ def test_an_estimate_is_called_one_wherever_it_is_shown(read: Reader, results: R
 
 def test_a_measurement_is_not_called_an_estimate(read: Reader, results: Results) -> None:
     measured = _with_cost(results, "measured", "ms")
-    page = html.render(measured)
-    section = page[page.index('id="speed"') : page.index('id="search"')]
+    page = html.render(measured, NOWHERE)
+    section = page[page.index('id="speed"') : page.index("How many times as fast")]
     assert "estimate" not in section
     assert "Cost in ms is measured: counted." in section
     assert search_plots.pareto_figure(measured)["layout"]["xaxis"]["title"]["text"] == "ms, measured: counted"
@@ -70,15 +71,21 @@ def test_a_measurement_is_not_called_an_estimate(read: Reader, results: Results)
 
 
 def test_every_model_is_a_row_with_its_cost(read: Reader, results: Results) -> None:
-    text = _text_of(html.render(results), read)
+    text = _text_of(html.render(results, NOWHERE), read)
     for point in results.pareto:
         on_front = "yes" if point.on_front else "no"
         assert re.search(rf"{re.escape(point.name)} (selected )?{point.cost.value:.3f} .*? {on_front}", text)
     assert "float costs 1.97 x" in text
 
 
+def test_speed_ups_say_how_they_are_known(read: Reader, results: Results) -> None:
+    text = _text_of(html.render(results, NOWHERE), read)
+    assert "FP16 1.31 yes estimate: roofline of an NVIDIA L4" in text
+    assert "ONNX Runtime FP32 1.50 [1.44, 1.57] no measured: this CPU" in text
+
+
 def test_trials_are_rows_with_what_came_of_them(read: Reader, results: Results) -> None:
-    text = _text_of(html.render(results), read)
+    text = _text_of(html.render(results, NOWHERE), read)
     assert "percentile-99.99+1fp16 1 90.25% +4.00 [+1.00, +7.00] 120 stopped early missed 0.442" in text
     assert "percentile-99.99+5fp16 5 94.15% +0.10 [-0.50, +0.70] 400 met 0.562" in text
     assert "percentile-99.99+float selected 2 94.00% +0.25 [-0.46, +0.96] 400 met 0.472" in text
@@ -86,19 +93,19 @@ def test_trials_are_rows_with_what_came_of_them(read: Reader, results: Results) 
 
 def test_search_says_its_target_its_work_and_its_end(read: Reader, results: Results) -> None:
     assert results.search is not None
-    text = _text_of(html.render(results), read)
+    text = _text_of(html.render(results, NOWHERE), read)
     assert f"Target {results.search.target}" in text
     assert f"Why it ended {results.search.ended}" in text
-    assert "5.9 passes over 32 samples" in text
-    assert "2.3 passes over 400 samples" in text
+    assert "5.9 passes over 32 calibration samples, 24 of which were used" in text
+    assert "2.3 passes over 400 calibration samples that did not rank" in text
     assert "1 head/MatMul 0.0231 FP16" in text
     assert "3 blocks.1/Conv_10 0.00400 INT8" in text
     assert "20 of 41 layers" in text
 
 
 def test_no_section_without_what_it_is_about(results: Results) -> None:
-    assert {"speed", "search"} <= set(_sections(html.render(results)))
-    without = html.render(results.model_copy(update={"search": None, "pareto": results.pareto[:1]}))
+    assert {"speed", "search"} <= set(_sections(html.render(results, NOWHERE)))
+    without = html.render(results.model_copy(update={"search": None, "pareto": results.pareto[:1]}), NOWHERE)
     assert not {"speed", "search"} & set(_sections(without))
     assert "#speed" not in without
     assert "plot-pareto" not in without
@@ -106,14 +113,14 @@ def test_no_section_without_what_it_is_about(results: Results) -> None:
 
 @pytest.mark.parametrize("missing", [{"search": None}, {"pareto": []}])
 def test_either_section_stands_alone(results: Results, missing: dict[str, Any]) -> None:
-    sections = _sections(html.render(results.model_copy(update=missing)))
+    sections = _sections(html.render(results.model_copy(update=missing), NOWHERE))
     assert len({"speed", "search"} & set(sections)) == 1
 
 
 def test_a_layer_called_script_is_text(read: Reader, results: Results) -> None:
     assert results.search is not None
     search = results.search.model_copy(update={"effects": {SCRIPT: 0.5}})
-    source = html.render(results.model_copy(update={"search": search}))
+    source = html.render(results.model_copy(update={"search": search}), NOWHERE)
     page = read(source)
     assert f"1 {SCRIPT} 0.500 INT8" in page.text
     assert SCRIPT not in source
@@ -125,7 +132,7 @@ def test_effects_that_are_no_number_have_no_bar_and_endless_ones_a_whole_one(res
     errors = {"a": math.inf, "b": 0.5, "c": 0.25, "d": 0.0, "e": math.nan}
     changed = results.model_copy(update={"search": results.search.model_copy(update={"effects": errors})})
     assert [effect.share for effect in html.effects(changed)] == [1.0, 1.0, 0.5, 0.0, 0.0]
-    html.render(changed)
+    html.render(changed, NOWHERE)
 
 
 @pytest.mark.parametrize("higher", [True, False])
@@ -179,7 +186,7 @@ def test_a_value_that_cannot_be_drawn_is_in_the_table_alone(read: Reader, result
     changed = results.model_copy(update={"pareto": [first, *results.pareto[1:]]})
     drawn = sum(len(trace["x"]) for trace in search_plots.pareto_figure(changed)["data"] if trace["name"] != "front")
     assert drawn == len(results.pareto) - 1
-    assert "n/a" in _text_of(html.render(changed), read)
+    assert "n/a" in _text_of(html.render(changed, NOWHERE), read)
 
 
 def test_costs_of_another_kind_are_not_on_the_same_axis(read: Reader, results: Results) -> None:
@@ -188,7 +195,7 @@ def test_costs_of_another_kind_are_not_on_the_same_axis(read: Reader, results: R
         update={"pareto": [results.pareto[0].model_copy(update={"cost": other}), *results.pareto[1:]]}
     )
     assert [point.name for point in search_plots.comparable(changed)] == [point.name for point in results.pareto[1:]]
-    text = _text_of(html.render(changed), read)
+    text = _text_of(html.render(changed, NOWHERE), read)
     assert "Costs that are known in different ways do not compare" in text
     assert "ms, measured" in text
 

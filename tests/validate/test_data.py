@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from validate.data import DataSource, ImagePreprocessing, SampleStream
+from validate.data import DataSource, SampleStream
 from validate.exceptions import JobError
 from validate.imports import load_object, resolve_path
+from validate.preprocessing import ImagePreprocessing, Preparation, Preprocess
 
 
 @pytest.fixture(autouse=True)
@@ -33,11 +34,9 @@ def source(base: Path, **keys: Any) -> DataSource:
     return DataSource.model_validate(keys, context={"base": base})
 
 
-def stream(data: DataSource, **changes: Any) -> SampleStream:
-    options: dict[str, Any] = {
-        "name": "validation", "preprocess": None, "label": "label", "input_names": ("x",), "batch_size": 4,
-    }  # fmt: skip
-    return SampleStream(source=data, **options | changes)
+def stream(data: DataSource, preprocess: Preprocess | None = None, rows: int = 1, **changes: Any) -> SampleStream:
+    options: dict[str, Any] = {"name": "validation", "label": "label", "input_names": ("x",), "batch_size": 4}
+    return SampleStream(source=data, preparation=Preparation(preprocess, "", rows), **options | changes)
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
@@ -381,7 +380,8 @@ def test_a_missing_column_is_named_with_those_that_are_there(
 ) -> None:
     rows_file(TEN)
     message = failure(stream(source(tmp_path, callable="data.py:rows"), **changes))
-    assert message == f"sample 0 of the validation set has no column '{column}'; its columns are label, x"
+    hint = "; where there are no labels, set data.label: null" if column == "class" else ""
+    assert message == f"sample 0 of the validation set has no column '{column}'; its columns are label, x{hint}"
 
 
 def test_shapes_that_do_not_fit_into_a_batch_are_named_by_their_samples(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -10,8 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from validate.gate import Policy, decide
-from validate.results import Accuracy, BuildResult, CandidateAccuracy, Decision, IntegerKernels, Verdict
+from validate.evidence import Evidence
+from validate.gate import decide
+from validate.policy import Policy
+from validate.results import (
+    Accuracy,
+    BuildResult,
+    Candidate,
+    CandidateAccuracy,
+    Cost,
+    Decision,
+    IntegerKernels,
+    NodeCounts,
+    Verdict,
+)
 
 GO, NO_GO, INCONCLUSIVE = Decision.GO, Decision.NO_GO, Decision.INCONCLUSIVE
 MARGIN = 0.01
@@ -46,7 +59,13 @@ def judge(
     margin: float = MARGIN,
 ) -> Verdict:
     policy = Policy(max_drop=margin, require_tensorrt_build=required)
-    return decide(policy, float_model or reference(), accuracy, build, integer)
+    measured = Candidate(
+        name="mse", strategy="mse", plan="plans/mse.json", plan_hash="0" * 64, float_layers=[], selection_error=None,
+        accuracy=accuracy, integer_kernels=integer, latency=None, int8_mac_share=1.0, size_bytes=1000,
+        cost=Cost(basis="multiply-accumulates", value=1, unit="int8 multiply-accumulates", source="counted"),
+        nodes=NodeCounts(int8=1, fp16=0, fp32=0), tensorrt_build=build, layers=[],
+    )  # fmt: skip
+    return decide(policy, Evidence(reference=float_model or reference(), candidate=measured))
 
 
 GOOD, BAD, OPEN = (0.0, 0.005), (0.02, 0.03), (0.0, 0.02)
@@ -174,9 +193,12 @@ def test_a_reason_says_what_was_measured_and_allowed() -> None:
 
 
 def test_an_open_question_says_how_many_samples_would_settle_it() -> None:
-    """The distance to the margin is half the interval's arm, so four times the samples are needed."""
-    (reason,) = judge(candidate(-0.01, 0.02, drop=0.005, n=1000, ci_high=0.015)).reasons
-    assert "about 4000 validation samples" in reason
+    """z = 1.96 and s = 0.16: the arm of 0.01 is that of 1,000 samples, and half of it takes (1 + 0.84 / 1.96)^2 x 4."""
+    open_drop = {"drop": 0.005, "n": 1000, "ci_high": 0.015, "deviation": 0.01 * math.sqrt(1000) / 1.96}
+    (reason,) = judge(candidate(-0.01, 0.02, **open_drop)).reasons
+    needed = int(re.search(r"about (\d+) validation samples", reason)[1])  # type: ignore[index]
+    assert needed == pytest.approx(4000 * (1 + 0.8416 / 1.96) ** 2, rel=0.02)
+    assert "in 80% of cases" in reason
     (reason,) = judge(candidate(-math.inf, math.inf, drop=0.0)).reasons
     assert "more validation samples" in reason
     (reason,) = judge(candidate(0.0, 0.02, drop=0.0099)).reasons

@@ -1,45 +1,117 @@
-"""What a task is, and how a config's task becomes one."""
+"""What a task is: outputs and labels in, numbers for each sample out, and a metric that makes one number of these."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Metric", "Outputs", "Task", "log_probability_error"]
+__all__ = [
+    "Aggregate",
+    "Answering",
+    "Metric",
+    "Outputs",
+    "ReadsInputs",
+    "Records",
+    "Task",
+    "Weights",
+    "first_output",
+    "log_probability_error",
+    "ratio_of_sums",
+]
 
 Outputs = Mapping[str, NDArray[Any]]
 """Model outputs by name, batch on axis 0."""
+
+Records = NDArray[np.float64]
+"""What a metric needs to know of each sample, shape (n,) or (n, k)."""
+
+Weights = NDArray[np.float64]
+"""How often each sample counts, shape (b, n): whole numbers >= 0. Row by row another weighing of the same samples."""
+
+Aggregate = Callable[[Records, Weights], NDArray[np.float64]]
+"""Records (n, k) and weights (b, n) to values (b,). A weight of 2 gives exactly what the sample twice would."""
 
 
 @dataclass(frozen=True)
 class Metric:
     """What a task measures. The direction is part of the type, so that no ranking can get it wrong.
 
-    `is_rate`: a share in [0, 1], shown to people in percent.
+    A metric is the mean of one score per sample, or, where the field defines it otherwise (mAP, mIoU, Spearman,
+    perplexity), a function of a record per sample: `aggregate`. Such a function is no mean of anything per sample, so
+    that an interval of it comes from resampling samples, which is what weights are for: a resample says how often each
+    sample was drawn, and one sort of the records serves all resamples. See `validate.aggregate`.
+
+    Attributes:
+        name: as people know it.
+        higher_is_better: the direction.
+        is_rate: a share in [0, 1], shown to people in percent. (A character error rate can be above 1.)
+        aggregate: None for a mean.
+        is_agreement: the labels are the reference model's answers, so that it is agreement with it and not accuracy.
     """
 
     name: str
     higher_is_better: bool
     is_rate: bool
+    aggregate: Aggregate | None = None
+    is_agreement: bool = False
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the value is the mean of one score per sample."""
+        return self.aggregate is None
+
+    def value(self, records: Records) -> float:
+        """Return the metric over all samples; NaN where it is not defined, as of no samples.
+
+        Args:
+            records: what the task returned, shape (n,) for a mean, else (n, k).
+        """
+        return float(self.values(records, np.ones((1, len(records))))[0]) if len(records) else float("nan")
+
+    def values(self, records: Records, weights: Weights) -> NDArray[np.float64]:
+        """Return the metric for every weighing of the samples, shape (b,)."""
+        if self.aggregate is not None:
+            return self.aggregate(records, weights)
+        return np.asarray(weights @ records / weights.sum(axis=1), np.float64)
+
+    def drop(self, reference: Records, candidate: Records) -> float:
+        """Return how much worse the candidate is on the same samples; positive is worse, whatever the metric."""
+        if self.is_mean:  # the mean of differences, as the interval has it
+            return float(self.worsening(reference, candidate).mean()) if len(reference) else float("nan")
+        gain = self.value(candidate) - self.value(reference)
+        return -gain if self.higher_is_better else gain
+
+    @property
+    def largest_difference(self) -> float | None:
+        """How much two scores of a sample can differ at most; None where there is no such bound."""
+        return 1.0 if self.is_rate else None
 
     def worsening(self, reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return per sample how much worse the candidate scores; positive is worse, whatever the metric."""
+        """Return how much worse the candidate scores; positive is worse, whatever the metric.
+
+        Args:
+            reference: scores of a mean metric, shape (n,), or values of any metric.
+            candidate: the same of the candidate.
+        """
         return reference - candidate if self.higher_is_better else candidate - reference
 
 
 @runtime_checkable
 class Task(Protocol):
-    """Turns outputs and labels into per-sample numbers. The metric's value is the mean of the scores."""
+    """Turns outputs and labels into numbers for each sample, of which `metric` makes one number."""
 
     name: str
     metric: Metric
 
     def scores(self, outputs: Outputs, labels: Sequence[Any]) -> NDArray[np.float64]:
-        """Return one score per sample, shape (batch,). Raises ValueError where a label cannot be used."""
+        """Return what the metric needs of each sample: a score, shape (batch,), or a record, shape (batch, k).
+
+        Raises ValueError where a label cannot be used.
+        """
         ...
 
     def errors(self, outputs: Outputs, reference: Outputs) -> NDArray[np.float64]:
@@ -48,6 +120,28 @@ class Task(Protocol):
         Needs no labels, is smooth where scores are steps, and so ranks candidates on few samples.
         """
         ...
+
+
+@runtime_checkable
+class Answering(Protocol):
+    """A task that can take a model's answers for labels. Where there are none, it measures agreement with a model."""
+
+    def answers(self, outputs: Outputs) -> list[Any]:
+        """Return what the model says of each sample, as a label that `scores` takes."""
+        ...
+
+
+@runtime_checkable
+class ReadsInputs(Protocol):
+    """A task that needs some of the model's inputs, such as a mask of padding; `scores` finds them among outputs."""
+
+    inputs: tuple[str, ...]
+    """Names of inputs. One that the model does not have is left out."""
+
+
+def first_output(outputs: Outputs) -> NDArray[Any]:
+    """Return the model's first output."""
+    return np.asarray(next(iter(outputs.values())))
 
 
 def log_probability_error(log_p: NDArray[np.floating[Any]], log_q: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -60,3 +154,13 @@ def log_probability_error(log_p: NDArray[np.floating[Any]], log_q: NDArray[np.fl
     difference = np.maximum(log_p, -20.0) - np.maximum(log_q, -20.0)
     error: NDArray[np.float64] = np.square(difference, dtype=np.float64).reshape(len(difference), -1).mean(axis=1)
     return error
+
+
+def ratio_of_sums(records: Records, weights: Weights) -> NDArray[np.float64]:
+    """Return the sum of the first column over that of the second, shape (b,); NaN where that is 0. An `Aggregate`.
+
+    A rate per token, character or pixel is such a ratio: samples are drawn, and what is counted comes with them.
+    """
+    above, below = np.asarray(weights @ records).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(below > 0, above / below, np.nan)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from validate.tasks.base import Metric, Outputs, log_probability_error
+from validate.tasks.base import Metric, Outputs, first_output, log_probability_error
 
 __all__ = ["Classification"]
 
@@ -48,9 +48,13 @@ class Classification:
         """Return the mean squared error of the log-probabilities per sample."""
         return log_probability_error(log_softmax(_first(outputs), axis=1), log_softmax(_first(reference), axis=1))
 
+    def answers(self, outputs: Outputs) -> list[Any]:
+        """Return the class with the highest logit of each sample."""
+        return [int(best) for best in np.argmax(_first(outputs), axis=1)]
+
 
 def _first(outputs: Outputs) -> NDArray[np.float64]:
-    logits = np.asarray(next(iter(outputs.values())), np.float64)
+    logits = first_output(outputs).astype(np.float64)
     if logits.ndim != 2:
         raise ValueError(f"classification needs an output of shape (batch, classes), but it is {logits.shape}")
     return logits

@@ -12,7 +12,18 @@ from validate.exceptions import JobError
 from validate.imports import CallableReference, config_folder, load_object, resolve_path
 from validate.tasks.base import Task
 
-__all__ = ["ClassificationSpec", "CustomSpec", "TaskSpec", "TextRecognitionSpec"]
+__all__ = [
+    "ClassificationSpec",
+    "CustomSpec",
+    "DetectionSpec",
+    "MaskedLmSpec",
+    "RegressionSpec",
+    "SegmentationSpec",
+    "SentenceEmbeddingSpec",
+    "TaskSpec",
+    "TextRecognitionSpec",
+    "TokenClassificationSpec",
+]
 
 _METADATA = "metadata:"
 
@@ -40,9 +51,10 @@ class ClassificationSpec(_Spec):
 
 
 class TextRecognitionSpec(_Spec):
-    """Exact match of CTC text; the first output holds probabilities over the characters and a blank."""
+    """CTC text; the first output holds probabilities over the characters and a blank, the label is the text."""
 
     type: Literal["text_recognition"]
+    metric: Literal["exact_match", "character_error_rate"] = "exact_match"
     characters: str = Field(
         description="a text file with one character per line, or metadata:KEY for such a text in the ONNX "
         "file's metadata; the blank is class 0 and comes before them"
@@ -71,7 +83,124 @@ class TextRecognitionSpec(_Spec):
         else:
             text = Path(self.characters).read_text(encoding="utf-8")
         characters = ["", *text.strip("\n").split("\n")]
-        return TextRecognition([*characters, " "] if self.append_space else characters)
+        return TextRecognition([*characters, " "] if self.append_space else characters, metric=self.metric)
+
+
+class DetectionOutputs(BaseModel):
+    """Names of the outputs of a detector that has three."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    boxes: str = "boxes"
+    scores: str = "scores"
+    classes: str = "labels"
+
+
+class DetectionSpec(_Spec):
+    """COCO mAP; the output holds what is left after non-maximum suppression, the label is {bbox, category}."""
+
+    type: Literal["detection"]
+    classes: int = Field(ge=1, description="how many; those of labels and of the model are 0 to classes - 1")
+    boxes: Literal["xyxy", "xywh", "cxcywh"] = Field(
+        default="xyxy", description="format of the model's boxes; those of labels are COCO's: left, top, width, height"
+    )
+    outputs: DetectionOutputs = Field(
+        default=DetectionOutputs(), description="names of three outputs, where it is not one of shape (batch, n, 6)"
+    )
+    decode: CallableReference | None = Field(
+        default=None, description="module:name or file.py:name; outputs by name -> boxes, scores, classes"
+    )
+    max_detections: int = Field(default=100, ge=1, description="that count in an image, the surest; COCO's is 100")
+
+    def make(self, metadata: Mapping[str, str]) -> Task:
+        """Return the task."""
+        from validate.tasks.detection import Detection, OutputNames
+
+        decode = load_object(self.decode, Path()) if self.decode else None
+        names = OutputNames(**self.outputs.model_dump())
+        return Detection(self.classes, self.boxes, names, decode, self.max_detections)
+
+
+class SegmentationSpec(_Spec):
+    """Mean intersection over union; the first output holds logits or classes of pixels, the label is a map of them."""
+
+    type: Literal["segmentation"]
+    classes: int = Field(ge=1, description="how many; labels are 0 to classes - 1")
+    ignored: int = Field(default=255, description="label of pixels that are not scored")
+
+    def make(self, metadata: Mapping[str, str]) -> Task:
+        """Return the task."""
+        from validate.tasks.segmentation import Segmentation
+
+        return Segmentation(self.classes, self.ignored)
+
+
+class SentenceEmbeddingSpec(_Spec):
+    """Spearman's correlation with human scores; a sample is a pair of sentences, the label is the score."""
+
+    type: Literal["sentence_embedding"]
+    pooling: Literal["none", "mean", "cls"] = Field(
+        default="none", description="of token vectors; none: the first output holds a vector per sentence"
+    )
+
+    @property
+    def is_rate(self) -> bool:
+        """A correlation is no share."""
+        return False
+
+    def make(self, metadata: Mapping[str, str]) -> Task:
+        """Return the task."""
+        from validate.tasks.embedding import SentenceEmbedding
+
+        return SentenceEmbedding(self.pooling)
+
+
+class _TokensSpec(_Spec):
+    type: str
+    metric: Literal["accuracy", "loss", "perplexity"]
+
+    @property
+    def is_rate(self) -> bool:
+        """Of accuracy only."""
+        return self.metric == "accuracy"
+
+    def make(self, metadata: Mapping[str, str]) -> Task:
+        """Return the task."""
+        from validate.tasks.tokens import Tokens
+
+        return Tokens(self.type, self.metric)
+
+
+class TokenClassificationSpec(_TokensSpec):
+    """A class for each token; the first output holds logits, the label a class per token, -100 where not scored."""
+
+    type: Literal["token_classification"]
+    metric: Literal["accuracy", "loss", "perplexity"] = "accuracy"
+
+
+class MaskedLmSpec(_TokensSpec):
+    """What masked tokens were; as token_classification, over the vocabulary."""
+
+    type: Literal["masked_lm"]
+    metric: Literal["accuracy", "loss", "perplexity"] = "perplexity"
+
+
+class RegressionSpec(_Spec):
+    """Numbers; the label is a number, or as many as the first output has for a sample."""
+
+    type: Literal["regression"]
+    metric: Literal["mae", "rmse"] = "mae"
+
+    @property
+    def is_rate(self) -> bool:
+        """An error has the labels' unit."""
+        return False
+
+    def make(self, metadata: Mapping[str, str]) -> Task:
+        """Return the task."""
+        from validate.tasks.regression import Regression
+
+        return Regression(self.metric)
 
 
 class CustomSpec(_Spec):
@@ -102,4 +231,15 @@ class CustomSpec(_Spec):
         return task
 
 
-TaskSpec = Annotated[ClassificationSpec | TextRecognitionSpec | CustomSpec, Field(discriminator="type")]
+TaskSpec = Annotated[
+    ClassificationSpec
+    | DetectionSpec
+    | SegmentationSpec
+    | TextRecognitionSpec
+    | SentenceEmbeddingSpec
+    | TokenClassificationSpec
+    | MaskedLmSpec
+    | RegressionSpec
+    | CustomSpec,
+    Field(discriminator="type"),
+]

@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from validate.tasks.base import Metric, Outputs, log_probability_error
+from validate.tasks.base import Metric, Outputs, first_output, log_probability_error, ratio_of_sums
 
-__all__ = ["TextRecognition"]
+__all__ = ["TextRecognition", "edit_distance"]
 
 _TINY = 1e-30  # keeps log finite at probability 0
 
 
-class TextRecognition:
-    """Exact match of greedily decoded CTC text (Graves et al. 2006, section 3.2: best path decoding).
+_METRICS = {
+    "exact_match": Metric("exact_match", higher_is_better=True, is_rate=True),
+    "character_error_rate": Metric(
+        "character_error_rate", higher_is_better=False, is_rate=True, aggregate=ratio_of_sums
+    ),
+}
 
-    The first output holds probabilities of shape (batch, steps, len(characters)); a label is the text.
+
+class TextRecognition:
+    """Greedily decoded CTC text (Graves et al. 2006, section 3.2: best path decoding), held against a label.
+
+    The first output holds probabilities of shape (batch, steps, len(characters)); a label is the text. The metric is
+    the share of lines that match exactly, or the character error rate: edits over characters of the labels, over all
+    lines together (Graves et al. 2006, equation 2, there called label error rate, with sums in place of a mean of
+    ratios), as a mean of rates per line would weigh a character of a short line more. It has a record (edits,
+    characters) per line.
 
     Args:
         characters: the symbol of each class; index `blank` is CTC's blank and is never part of a text.
     """
 
-    def __init__(self, characters: Sequence[str], blank: int = 0) -> None:
+    def __init__(
+        self,
+        characters: Sequence[str],
+        blank: int = 0,
+        metric: Literal["exact_match", "character_error_rate"] = "exact_match",
+    ) -> None:
         self.name = "text_recognition"
-        self.metric = Metric("exact_match", higher_is_better=True, is_rate=True)
+        self.metric = _METRICS[metric]
         self.characters = list(characters)
         self.blank = blank
 
@@ -44,16 +61,43 @@ class TextRecognition:
         return texts
 
     def scores(self, outputs: Outputs, labels: Sequence[Any]) -> NDArray[np.float64]:
-        """Return 1.0 where the decoded text is the label, else 0.0; 0.0 where any probability is NaN."""
+        """Return 1.0 where the text is the label, else 0.0; or edits and characters, shape (batch, 2).
+
+        A line with a NaN is wrong, and counts as empty text.
+        """
         for label in labels:
             if not isinstance(label, str):
                 raise ValueError(f"labels must be texts, but one is {label!r}")
-        probabilities = next(iter(outputs.values()))
-        matches = [text == label for text, label in zip(self.decode(probabilities), labels, strict=True)]
+        probabilities = first_output(outputs)
+        pairs = list(zip(self.decode(probabilities), labels, strict=True))
         finite = ~np.isnan(probabilities).any(axis=(1, 2))
-        return (np.array(matches) & finite).astype(np.float64)
+        if self.metric.is_mean:
+            matches: NDArray[np.bool_] = np.array([text == label for text, label in pairs]) & finite
+            return matches.astype(np.float64)
+        counted = [
+            (edit_distance(text, label) if ok else len(label), len(label))
+            for (text, label), ok in zip(pairs, finite, strict=True)
+        ]
+        return np.array(counted, np.float64)
 
     def errors(self, outputs: Outputs, reference: Outputs) -> NDArray[np.float64]:
         """Return the mean squared error of the log-probabilities per sample."""
-        p, q = next(iter(outputs.values())), next(iter(reference.values()))
+        p, q = first_output(outputs), first_output(reference)
         return log_probability_error(np.log(np.maximum(p, _TINY)), np.log(np.maximum(q, _TINY)))
+
+    def answers(self, outputs: Outputs) -> list[Any]:
+        """Return the text of each line."""
+        return list(self.decode(first_output(outputs)))
+
+
+def edit_distance(a: str, b: str) -> int:
+    """Return the least number of insertions, deletions and substitutions of code points from `a` to `b`.
+
+    Wagner and Fischer, "The string-to-string correction problem", JACM 21 (1974).
+    """
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        diagonal, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (x != y))
+    return row[-1]

@@ -20,7 +20,10 @@ from validate.backends.tensorrt.library import Flavour, Library
 from validate.backends.tensorrt.options import BuildOptions, Shapes
 from validate.exceptions import JobError
 
-__all__ = ["Fingerprint", "adopt", "fingerprint_path", "require", "sha256"]
+__all__ = ["Fingerprint", "adopt", "fingerprint_path", "hardware_fits", "require", "sha256", "version_fits"]
+
+
+_AHEAD_OF_TIME: Flavour = "tensorrt_rtx"
 
 
 class Fingerprint(BaseModel):
@@ -112,7 +115,7 @@ def require(engine: Path, gpu: Gpu | None, libraries: Mapping[Flavour, Library])
         wanted = found.gpu or f"an NVIDIA GPU of compute capability {found.compute_capability or '8.0 or later'}"
         raise JobError(f"no GPU is found here, and {engine} needs one to run; take a machine with {wanted}")
     library = libraries.get(found.flavour)
-    if library is None or not _version_fits(found, library):
+    if library is None or not version_fits(found, library.version):
         here = library or " and ".join(map(str, libraries.values())) or "no TensorRT"
         package = found.flavour.replace("_", "-")
         raise JobError(
@@ -125,7 +128,7 @@ def require(engine: Path, gpu: Gpu | None, libraries: Mapping[Flavour, Library])
             f"{library} does not run on {gpu}, as it supports {supported} and later ones; install TensorRT for it "
             f"(pip install tensorrt) and build the engine with that from {_model(found)}"
         )
-    if not _hardware_fits(found, gpu, library):
+    if not hardware_fits(found, gpu.name, gpu.compute_capability):
         built = f"{found.gpu or 'a GPU'} (compute capability {found.compute_capability or '8.0 or later'})"
         raise JobError(
             f"{engine} was built for {built} and the GPU here is {gpu}; {_rebuild(found, engine, gpu, library)}"
@@ -133,18 +136,18 @@ def require(engine: Path, gpu: Gpu | None, libraries: Mapping[Flavour, Library])
     return found
 
 
-def _version_fits(found: Fingerprint, library: Library) -> bool:
-    """Tell whether a library may load the engine.
+def version_fits(found: Fingerprint, version: str) -> bool:
+    """Tell whether a version of the library that built an engine may load it.
 
     Without version compatibility all four numbers must be equal. With it, later versions of the same major may, and
     TensorRT 11 loads what 10 built; no other pair of majors goes ("Support Matrix" of TensorRT 11.4, "Engine
     Portability"). TensorRT-RTX has no version compatibility.
     """
-    if found.version == library.version:
+    if found.version == version:
         return True
-    if library.ahead_of_time or not found.options.version_compatible:
+    if found.flavour == _AHEAD_OF_TIME or not found.options.version_compatible:
         return False
-    built, here = _numbers(found.version), _numbers(library.version)
+    built, here = _numbers(found.version), _numbers(version)
     return built <= here and (built[0] == here[0] or (built[0], here[0]) == (10, 11))
 
 
@@ -152,20 +155,25 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(digits) for digits in re.findall(r"\d+", version)[:4])
 
 
-def _hardware_fits(found: Fingerprint, gpu: Gpu, library: Library) -> bool:
+def hardware_fits(found: Fingerprint, gpu: str | None, compute_capability: str) -> bool:
     """Tell whether the engine runs on a GPU ("Hardware Compatibility" in TensorRT's developer guide).
 
     TensorRT without hardware compatibility wants the very model of GPU, which is what TensorRT warns about and we
     refuse: tactics were timed on it, and its memory may not be there. A TensorRT-RTX engine without a target is for
     Ampere and later ("CPU-Only AOT and TensorRT-RTX Engines").
+
+    Args:
+        found: of the engine.
+        gpu: its name; None where any with this compute capability is meant.
+        compute_capability: e.g. 8.9.
     """
-    from_ampere_on = int(gpu.compute_capability.split(".")[0]) >= 8
-    same = found.compute_capability == gpu.compute_capability
-    if library.ahead_of_time:
+    from_ampere_on = int(compute_capability.split(".")[0]) >= 8
+    same = found.compute_capability == compute_capability
+    if found.flavour == _AHEAD_OF_TIME:
         return same or (found.compute_capability is None and from_ampere_on)
     if found.options.hardware_compatible == "ampere_plus":
         return from_ampere_on
-    return same and (found.options.hardware_compatible == "same_compute_capability" or found.gpu == gpu.name)
+    return same and (found.options.hardware_compatible == "same_compute_capability" or gpu in (None, found.gpu))
 
 
 def _model(found: Fingerprint) -> str:

@@ -1,0 +1,3 @@
+from reports.cli import app
+
+app(prog_name="python -m reports")

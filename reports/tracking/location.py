@@ -1,0 +1,58 @@
+"""Where runs are logged, and how to look at them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from validate.results import Results
+
+__all__ = ["Destination", "default_uri", "ui_command", "without_password"]
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+DEFAULT_EXPERIMENT = "calibrate"
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A place for a job's runs.
+
+    Attributes:
+        uri: of the tracking server or its database.
+        experiment: by name; it is made where there is none.
+        name: of the job's run.
+    """
+
+    uri: str
+    experiment: str
+    name: str
+
+    @classmethod
+    def of(
+        cls, results: Results, uri: str | None = None, experiment: str | None = None, name: str | None = None
+    ) -> Destination:
+        """Return where the job's config says that its results go; what is given here comes first."""
+        tracking = results.config.get("tracking") or {}
+        return cls(
+            uri=default_uri(uri or tracking.get("uri")),
+            experiment=experiment or tracking.get("experiment") or DEFAULT_EXPERIMENT,
+            name=name or results.config.get("name") or "run",
+        )
+
+
+def default_uri(configured: str | None) -> str:
+    """Return the tracking URI: the config's, else MLFLOW_TRACKING_URI, else a sqlite file in this folder."""
+    return configured or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def ui_command(uri: str) -> str:
+    """Return what to type, or where to look, to see the runs."""
+    shown = without_password(uri)
+    return shown if uri.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {shown}"
+
+
+def without_password(uri: str) -> str:
+    """Return the URI as it may be shown: a database's often holds a password."""
+    password = urlsplit(uri).password
+    return uri.replace(f":{password}@", ":***@", 1) if password else uri

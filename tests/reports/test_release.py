@@ -1,0 +1,270 @@
+"""``python -m validate gate`` as a release pipeline calls it, with a real MLflow server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import junitparser
+import numpy as np
+import pytest
+import yaml
+
+from validate.gating import judge_again
+from validate.policy import Policy
+from validate.results import Decision, Results
+from validate.samples import SampleTable
+from validate.significance import paired_interval
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from tests.conftest import Job, Models
+
+GO, NO_GO, USAGE, INCONCLUSIVE, FAILED = 0, 1, 2, 3, 4
+LENIENT = {"max_drop": 0.8}
+Gate = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def good(new_job: Callable[[], Job], server: str) -> Path:
+    """Return the folder of a run that ended in GO, and is logged."""
+    return _ran(new_job(), server)
+
+
+@pytest.fixture(scope="module")
+def worse(new_job: Callable[[], Job], server: str, models: Models) -> Path:
+    """Return the folder of a run on the same samples, whose candidate loses most of its accuracy."""
+    return _ran(new_job(), server, f"model.onnx={models.planted}", "fallback.evaluations=0", "policy.max_drop=0.8")
+
+
+def _ran(job: Job, server: str, *overrides: str) -> Path:
+    completed = job.run(f"tracking.uri={server}", "tracking.experiment=gate", *overrides)
+    assert completed.returncode == GO, completed.stdout + completed.stderr
+    return job.output
+
+
+@pytest.fixture
+def gate(clean_environment: dict[str, str], tmp_path: Path) -> Gate:
+    """Return what runs the command in a folder of its own, with a policy."""
+
+    def run(policy: dict[str, Any], *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy), encoding="utf-8")
+        command = [sys.executable, "-m", "validate", "gate", "--policy", "policy.yaml", *map(str, arguments)]
+        return subprocess.run(
+            command, cwd=tmp_path, env=clean_environment | environment, capture_output=True, text=True, timeout=120,
+            check=False,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def copied(good: Path, tmp_path: Path) -> Path:
+    """Return a folder with the results and the samples alone: no model, no data, no config."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    for name in ("results.json", "samples.parquet"):
+        shutil.copyfile(good / name, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("policy", "code", "said"),
+    [
+        ({"max_drop": 0.1}, GO, "may be released"),
+        ({"max_drop": 0.1, "classes": {"max_drop": 0.6}}, GO, "none of 5 drops by more than allowed"),
+        ({"max_drop": 0.1, "max_model_bytes": 100}, NO_GO, "the policy allows 100"),
+        ({"max_drop": 0.1, "latency": {"p99_ms": 5}}, INCONCLUSIVE, "which is not the target"),
+        ({"max_drop": 0.1, "latency": {"p99_ms": 5}, "optional": ["latency"]}, GO, "may be released"),
+        ({"max_drop": 0.02}, INCONCLUSIVE, "validation samples would settle it in 80% of cases"),
+        ({"max_dorp": 0.1}, USAGE, "did you mean max_drop?"),
+    ],
+    ids=str,
+)
+def test_results_are_judged_by_any_policy(
+    gate: Gate, copied: Path, policy: dict[str, Any], code: int, said: str
+) -> None:
+    before = (copied / "results.json").read_bytes()
+    completed = gate(policy, copied)
+    assert completed.returncode == code, completed.stdout + completed.stderr
+    assert said in " ".join((completed.stdout + completed.stderr).replace("│", "").split())
+    assert (copied / "results.json").read_bytes() == before
+    assert sorted(path.name for path in copied.iterdir()) == ["results.json", "samples.parquet"]
+
+
+def test_ci_gets_its_files(gate: Gate, copied: Path, tmp_path: Path) -> None:
+    policy = {"max_drop": 0.1, "max_model_bytes": 100}
+    completed = gate(policy, copied / "results.json", "--junit", "gate.xml", "--markdown", "gate.md")
+    assert completed.returncode == NO_GO, completed.stderr
+    (suite,) = junitparser.JUnitXml.fromfile(str(tmp_path / "gate.xml"))
+    assert (suite.tests, suite.failures, suite.errors) == (3, 1, 0)
+    assert (tmp_path / "gate.md").read_text(encoding="utf-8").startswith("## NO-GO\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "either RESULTS or --mlflow-run"),
+        (["nowhere"], "cannot be read"),
+        (["policy.yaml"], "is not the results.json of a run"),
+        (["results", "--engine", "no.engine"], "there is no engine no.engine"),
+        (["results", "--junit", "no/folder/gate.xml"], "there is no folder no/folder"),
+        (["results", "--mlflow-run", "1"], "either RESULTS or --mlflow-run"),
+    ],
+)
+def test_bad_usage_is_one_sentence(gate: Gate, copied: Path, arguments: list[str], said: str) -> None:
+    completed = gate(LENIENT, *arguments)
+    assert completed.returncode == USAGE
+    assert said in completed.stderr
+    assert len(completed.stderr.splitlines()) == 1
+
+
+def test_samples_of_other_results_are_refused(gate: Gate, copied: Path, worse: Path) -> None:
+    shutil.copyfile(worse / "samples.parquet", copied / "samples.parquet")
+    completed = gate(LENIENT, copied)
+    assert completed.returncode == FAILED
+    assert "is not of these results" in completed.stderr
+
+
+def test_another_confidence_gets_intervals_of_its_own(copied: Path) -> None:
+    """The run's first look had half of the error; so it has of another policy's."""
+    results = Results.read(copied)
+    planned = results.config["policy"]["confidence"]
+    accuracy = results.candidates[0].accuracy
+    assert (planned, accuracy.confidence) == (0.95, pytest.approx(0.975))
+    samples = SampleTable.read(copied / "samples.parquet")
+    worse = samples.reference - samples.candidates[results.candidates[0].name]
+    expected = paired_interval(worse, 1 - 0.01 / 2, 1.0)
+    (rule, *_) = judge_again(results, copied, Policy(max_drop=0.1, confidence=0.99)).verdict.rules
+    assert f"between {100 * expected.low:.2f}% and {100 * expected.high:.2f}% (99.5% confidence)" in rule.message
+
+
+def test_another_confidence_without_samples_is_refused(gate: Gate, copied: Path) -> None:
+    (copied / "samples.parquet").unlink()
+    assert gate({"max_drop": 0.1}, copied).returncode == GO
+    completed = gate({"max_drop": 0.1, "confidence": 0.99}, copied)
+    assert completed.returncode == USAGE
+    assert "samples.parquet" in completed.stderr
+
+
+def test_a_run_without_a_candidate_or_a_number_is_never_a_go(copied: Path) -> None:
+    results = Results.read(copied)
+    (candidate,) = results.candidates
+    empty = candidate.accuracy.model_copy(update={"n": 0, "value": float("nan"), "drop": float("nan")})
+    (copied / "samples.parquet").unlink()
+    broken = results.model_copy(update={"candidates": [candidate.model_copy(update={"accuracy": empty})]})
+    assert judge_again(broken, copied, Policy(max_drop=0.9)).verdict.decision is Decision.INCONCLUSIVE
+
+
+# --- with a server ---
+
+
+@pytest.fixture
+def client(server: str) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    return MlflowClient(server, registry_uri=server)
+
+
+def _job_run(client: MlflowClient, folder: Path) -> str:
+    experiment = client.get_experiment_by_name("gate")
+    assert experiment is not None
+    model = json.loads((folder / "results.json").read_text(encoding="utf-8"))["model"]["sha256"]
+    runs = client.search_runs([experiment.experiment_id], f"params.`model.sha256` = '{model}'")
+    (run,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    return str(run.info.run_id)
+
+
+def test_a_run_in_mlflow_is_judged_as_its_files_are(gate: Gate, good: Path, server: str, client: MlflowClient) -> None:
+    policy = {"max_drop": 0.1, "classes": {"max_drop": 0.6}}
+    from_files = gate(policy, good)
+    from_server = gate(policy, "--mlflow-run", _job_run(client, good), "--tracking-uri", server)
+    assert from_server.returncode == from_files.returncode == GO, from_server.stderr
+    assert from_server.stdout == from_files.stdout
+    assert from_server.stderr == ""
+
+
+def test_a_candidates_run_is_no_job(gate: Gate, good: Path, server: str, client: MlflowClient) -> None:
+    job = client.get_run(_job_run(client, good))
+    (child, *_) = client.search_runs([job.info.experiment_id], f"tags.mlflow.parentRunId = '{job.info.run_id}'")
+    completed = gate(LENIENT, "--mlflow-run", child.info.run_id, "--tracking-uri", server)
+    assert completed.returncode == FAILED
+    assert "name the run of a job" in completed.stderr
+
+
+def test_go_moves_the_champion_and_no_go_does_not(
+    gate: Gate, good: Path, worse: Path, server: str, client: MlflowClient
+) -> None:
+    """The story of a model in the registry: nothing is live, the good one goes live, a worse one stays out."""
+    name = "story"
+    first = gate({"max_drop": 0.1}, good, "--register", name, "--baseline", "champion")
+    assert first.returncode == INCONCLUSIVE, first.stderr
+    assert "no version of story holds the alias champion yet" in " ".join(first.stdout.replace("│", "").split())
+    (version,) = client.search_model_versions(f"name = '{name}'")
+    assert version.tags["gate.decision"] == "INCONCLUSIVE"
+    assert client.get_registered_model(name).aliases == {}
+
+    go = gate({"max_drop": 0.1, "optional": ["champion"]}, good, "--register", name, "--baseline", "champion")
+    assert go.returncode == GO, go.stdout + go.stderr
+    assert "registered as version 1 of story, which is champion now" in go.stdout
+    live = client.get_model_version_by_alias(name, "champion")
+    assert (live.version, live.run_id, live.tags["gate.decision"]) == ("1", _job_run(client, good), "GO")
+
+    alone = gate(LENIENT, worse)
+    assert alone.returncode == GO, alone.stdout  # by itself it may be released
+    policy = {**LENIENT, "champion": {"max_drop": 0.05}}
+    stopped = gate(policy, worse, "--register", name, "--baseline", "champion")
+    assert stopped.returncode == NO_GO, stopped.stdout + stopped.stderr
+    assert "against story version 1 (champion), top1 drops by" in " ".join(stopped.stdout.replace("│", "").split())
+    assert client.get_model_version_by_alias(name, "champion").version == "1"
+    (kept_out,) = [v for v in client.search_model_versions(f"name = '{name}'") if v.version == "2"]
+    results = Results.read(worse)
+    assert results.selected_candidate is not None
+    assert kept_out.tags["gate.decision"] == "NO_GO"
+    assert kept_out.tags["plan.hash"] == results.selected_candidate.plan_hash
+    assert "top1 drops by" in kept_out.tags["gate.reasons"]
+
+    gate(policy, worse, "--register", name, "--baseline", f"{name}@champion")
+    assert len(client.search_model_versions(f"name = '{name}'")) == 2  # judged again, it is the same version
+
+
+def test_the_registered_model_is_the_candidate(
+    gate: Gate, good: Path, client: MlflowClient, tmp_path: Path, server: str
+) -> None:
+    import mlflow
+    import onnx
+
+    assert gate(LENIENT, good, "--register", "whole").returncode == GO
+    mlflow.set_tracking_uri(server)
+    mlflow.set_registry_uri(server)
+    loaded = mlflow.onnx.load_model("models:/whole@champion")
+    assert loaded.SerializeToString() == onnx.load(good / "model.int8.onnx").SerializeToString()
+
+
+def test_nothing_is_registered_that_was_not_asked_for(gate: Gate, good: Path, client: MlflowClient) -> None:
+    before = len(client.search_registered_models())
+    assert gate(LENIENT, good).returncode == GO
+    assert len(client.search_registered_models()) == before
+
+
+def test_a_server_that_does_not_answer_is_one_sentence(gate: Gate, good: Path) -> None:
+    quick = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    nowhere = "http://127.0.0.1:9"
+    completed = gate(LENIENT, good, "--baseline", "champion", "--tracking-uri", nowhere, **quick)
+    assert completed.returncode == FAILED
+    assert completed.stderr.startswith(f"error: MLflow at {nowhere} failed")
+    assert len(completed.stderr.splitlines()) == 1
+
+
+def test_scores_on_disk_are_those_of_the_verdict(good: Path) -> None:
+    results, samples = Results.read(good), SampleTable.read(good / "samples.parquet")
+    for candidate in results.candidates:
+        worse = samples.reference - samples.candidates[candidate.name]
+        assert np.isclose(worse.mean(), candidate.accuracy.drop)
+        assert np.isclose(worse.std(), candidate.accuracy.deviation)

@@ -1,0 +1,162 @@
+"""Intervals of metrics that are functions of all samples: against a bootstrap by hand, theory, and by simulation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+from validate import aggregate
+from validate.aggregate import drop_interval, projected_drop_interval, value_interval
+from validate.significance import paired_interval
+from validate.tasks.base import Metric, ratio_of_sums
+from validate.tasks.detection import Detection
+from validate.tasks.embedding import SentenceEmbedding
+from validate.tasks.segmentation import Segmentation
+from validate.tasks.tokens import Tokens
+
+Floats = NDArray[np.float64]
+RATIO = Metric("rate", higher_is_better=False, is_rate=True, aggregate=ratio_of_sums)
+MIOU = Segmentation(4).metric
+PERPLEXITY = Tokens("masked_lm", "perplexity").metric
+SPEARMAN = SentenceEmbedding().metric
+
+
+def tokens(rng: np.random.Generator, n: int) -> tuple[Floats, Floats]:
+    """Return records (loss, tokens) of two models on n sequences; the second loses 0.05 nats a token on average."""
+    lengths = rng.integers(5, 60, n).astype(float)
+    base = rng.gamma(4, 0.5, n)
+    worse = base + rng.normal(0.05, 0.2, n)
+    return np.c_[base * lengths, lengths], np.c_[worse * lengths, lengths]
+
+
+def correlated(rng: np.random.Generator, n: int) -> tuple[Floats, Floats]:
+    human = rng.normal(size=n)
+    first = human + rng.normal(0, 0.6, n)
+    second = first + rng.normal(0, 0.3, n)
+    zeros = np.zeros(n)
+    return np.c_[first, human, zeros], np.c_[second, human, zeros]
+
+
+def images(rng: np.random.Generator, n: int) -> tuple[Floats, Floats]:
+    """Return records of 4 classes: how much of each an image has differs, and so does how well it is found."""
+    there = rng.gamma(1, 100, (n, 4)) * (rng.uniform(size=(n, 4)) < [1, 0.9, 0.7, 0.6])
+    quality = rng.beta(8, 2, (n, 4))
+    worse = np.clip(quality - np.abs(rng.normal(0.02, 0.05, (n, 4))), 0, 1)
+    return np.c_[there * quality, there], np.c_[there * worse, there]
+
+
+STUDIES: dict[str, tuple[Metric, Any]] = {
+    "perplexity": (PERPLEXITY, tokens), "spearman": (SPEARMAN, correlated), "miou": (MIOU, images),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_interval_is_that_of_a_bootstrap_written_out(name: str) -> None:
+    """scipy's BCa, on samples that are really drawn: no weights, a loop, and other random numbers."""
+    metric, make = STUDIES[name]
+    reference, candidate = make(np.random.default_rng(0), 80)
+    found = drop_interval(metric, reference, candidate, 0.9)
+
+    def drop(indices: Any) -> float:
+        return metric.drop(reference[indices], candidate[indices])
+
+    expected = stats.bootstrap(
+        (np.arange(80),), drop, vectorized=False, confidence_level=0.9, n_resamples=2000, rng=np.random.default_rng(1)
+    ).confidence_interval
+    width = expected.high - expected.low
+    assert found.method == "paired BCa bootstrap over samples"
+    assert found.low == pytest.approx(expected.low, abs=0.1 * width)
+    assert found.high == pytest.approx(expected.high, abs=0.1 * width)
+    assert found.low < metric.drop(reference, candidate) < found.high
+
+
+def test_pairing_is_what_makes_it_narrow() -> None:
+    rng = np.random.default_rng(0)
+    reference, candidate = tokens(rng, 200)
+    paired = drop_interval(PERPLEXITY, reference, candidate, 0.95)
+    other = drop_interval(PERPLEXITY, reference, candidate[rng.permutation(200)], 0.95)
+    assert (paired.high - paired.low) < 0.5 * (other.high - other.low)
+
+
+def test_where_all_weigh_the_same_a_ratio_is_the_mean() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.gamma(2, 1, (2, 150))
+    mean = paired_interval(scores[1] - scores[0], 0.95)
+    ratio = drop_interval(RATIO, np.c_[scores[0], np.ones(150)], np.c_[scores[1], np.ones(150)], 0.95)
+    assert (ratio.low, ratio.high) == pytest.approx((mean.low, mean.high), abs=0.02)
+
+
+def test_a_mean_has_the_interval_of_the_gate() -> None:
+    metric = Metric("top1", higher_is_better=True, is_rate=True)
+    a, b = np.random.default_rng(0).integers(0, 2, (2, 60)).astype(float)
+    assert drop_interval(metric, a, b, 0.95) == paired_interval(a - b, 0.95, bound=1)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_nothing_is_known_of_few_samples_equal_models_or_no_numbers(name: str) -> None:
+    metric, make = STUDIES[name]
+    reference, candidate = make(np.random.default_rng(0), 60)
+    broken = candidate.copy()
+    broken[7] = math.nan
+    for a, b in ((reference[:29], candidate[:29]), (reference, reference), (reference, broken), (reference[:0],) * 2):
+        found = drop_interval(metric, a, b, 0.95)
+        assert (found.low, found.high, found.method) == (-math.inf, math.inf, "none")
+
+
+def test_it_is_the_same_every_time_and_wider_with_more_confidence() -> None:
+    reference, candidate = tokens(np.random.default_rng(0), 50)
+    found = [drop_interval(PERPLEXITY, reference, candidate, c) for c in (0.9, 0.9, 0.99)]
+    assert found[0] == found[1]
+    assert found[2].low < found[0].low and found[0].high < found[2].high
+
+
+def test_a_projected_interval_shrinks_with_the_root_of_the_samples() -> None:
+    reference, candidate = tokens(np.random.default_rng(0), 100)
+    now = drop_interval(PERPLEXITY, reference, candidate, 0.95)
+    later = projected_drop_interval(PERPLEXITY, reference, candidate, 0.95, 400)
+    assert later.high - later.low == pytest.approx((now.high - now.low) / 2)
+    same = projected_drop_interval(PERPLEXITY, reference, candidate, 0.95, 100)
+    assert (same.low, same.high) == pytest.approx((now.low, now.high))
+
+
+def test_map_has_an_interval_of_images() -> None:
+    rng = np.random.default_rng(0)
+    boxes = rng.uniform(0, 50, (40, 5, 2))
+    labels = [{"bbox": np.hstack([b, np.full((5, 2), 10.0)]).tolist(), "category": [0, 0, 1, 1, 1]} for b in boxes]
+
+    def answers(noise: float) -> dict[str, NDArray[Any]]:
+        moved = boxes + rng.normal(0, noise, boxes.shape)
+        scores, classes = rng.uniform(0.3, 1, (40, 5, 1)), np.tile([[0], [0], [1], [1], [1]], (40, 1, 1))
+        return {"output": np.concatenate([moved, moved + 10, scores, classes], axis=2)}
+
+    task = Detection(2)
+    reference, candidate = task.scores(answers(0.3), labels), task.scores(answers(1.0), labels)
+    found, drop = drop_interval(task.metric, reference, candidate, 0.95), task.metric.drop(reference, candidate)
+    assert 0 < found.low < drop < found.high < 1
+    assert value_interval(task.metric, reference, 0.95).low > value_interval(task.metric, candidate, 0.95).high
+
+
+def test_wilsons_interval_of_a_share() -> None:
+    """Newcombe 1998, Statistics in Medicine 17, table I: 81 of 263 gives 0.2553 to 0.3662."""
+    metric = Metric("top1", higher_is_better=True, is_rate=True)
+    found = value_interval(metric, np.repeat([1.0, 0.0], [81, 263 - 81]), 0.95)
+    assert (found.low, found.high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES)
+def test_intervals_cover_the_true_drop_as_often_as_they_say(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """600 simulated studies of 150 samples: 95% intervals cover 92.5 to 97% (three standard errors are 2.7)."""
+    metric, make = STUDIES[name]
+    monkeypatch.setattr(aggregate, "_RESAMPLES", 999)
+    truth = metric.drop(*make(np.random.default_rng(10**6), 400_000))
+    covered = 0
+    for study in range(600):
+        found = drop_interval(metric, *make(np.random.default_rng(study), 150), 0.95)
+        covered += found.low <= truth <= found.high
+    assert 0.925 <= covered / 600 <= 0.97, covered / 600

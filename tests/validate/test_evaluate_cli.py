@@ -1,0 +1,239 @@
+"""``python -m validate evaluate``: models made elsewhere, against ONNX Runtime and numpy on the same rows."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from tests.conftest import Models
+from validate.cli import app
+from validate.evaluation import Evaluation
+from validate.significance import paired_interval
+
+ROWS = 200
+
+
+@pytest.fixture
+def folder(tmp_path: Path, models: Models) -> Path:
+    """Return a folder with a config, its data, and three models: good, another as good, and one with noisy weights."""
+    import tests.conftest as shared
+
+    (tmp_path / "data.py").write_text(shared.DATA, encoding="utf-8")
+    shutil.copyfile(models.good, tmp_path / "good.onnx")
+    for name, noise in (("noisy", 0.25), ("noisier", 1.0)):
+        model, rng = onnx.load(models.good), np.random.default_rng(0)
+        for tensor in model.graph.initializer:
+            if tensor.name == "last.weight":
+                values = onnx.numpy_helper.to_array(tensor)
+                changed = values + noise * values.std() * rng.normal(size=values.shape).astype(np.float32)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(changed, tensor.name))
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    write(tmp_path)
+    return tmp_path
+
+
+def write(folder: Path, **changes: Any) -> None:
+    source = {"callable": "data.py:rows", "arguments": {"n": ROWS, "seed": 2}}
+    config = {
+        "data": {"calibration": source, "validation": source, "batch_size": 16} | changes.pop("data", {}),
+        "task": {"type": "classification"},
+    }
+    (folder / "my.yaml").write_text(yaml.safe_dump(config | changes), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def evaluate(folder: Path, *arguments: str) -> Done:
+    """Run the command in this process, which has imported what it needs; one test runs the program."""
+    with contextlib.chdir(folder):
+        done = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["evaluate", *arguments, "--config", "my.yaml"])
+    return Done(done.exit_code, done.stdout, done.stderr)
+
+
+def found(folder: Path, *arguments: str) -> Evaluation:
+    done = evaluate(folder, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Evaluation.read(folder / "evaluation.json")
+
+
+def answers(model: Path, data_module: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the classes that the model gives, and the labels."""
+    rows = list(data_module["rows"](ROWS, seed=2))
+    session = onnxruntime.InferenceSession(str(model))
+    logits = session.run(None, {"image": np.stack([row["image"] for row in rows])})[0]
+    return logits.argmax(axis=1), np.array([row["label"] for row in rows])
+
+
+def test_every_model_is_held_against_the_first(
+    folder: Path, clean_environment: dict[str, str], data_module: dict[str, Any]
+) -> None:
+    names = ["good.onnx", "noisy.onnx", "noisier.onnx"]
+    done = subprocess.run(
+        [sys.executable, "-m", "validate", "evaluate", *names, "--config", "my.yaml"],
+        cwd=folder, env=clean_environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    evaluation = Evaluation.read(folder / "evaluation.json")
+    assert [model.model for model in evaluation.models] == names
+    expected = [answers(folder / name, data_module) for name in names]
+    for model, (classes, labels) in zip(evaluation.models, expected, strict=True):
+        assert model.scores == (classes == labels).astype(float).tolist()
+        assert model.accuracy.value == pytest.approx((classes == labels).mean())
+        assert model.agreement == pytest.approx((classes == expected[0][0]).mean())
+    right = [classes == labels for classes, labels in expected]
+    for model, hits in zip(evaluation.models[1:], right[1:], strict=True):
+        worse = right[0].astype(float) - hits
+        interval = paired_interval(worse, 0.975)  # two candidates share the error
+        accuracy: Any = model.accuracy
+        assert accuracy.drop == pytest.approx(worse.mean())
+        assert (accuracy.ci_low, accuracy.ci_high) == pytest.approx((interval.low, interval.high))
+        assert accuracy.confidence == pytest.approx(0.975)
+        assert f"{100 * model.accuracy.value:.2f}%" in done.stdout
+    assert len(set(evaluation.samples)) == ROWS
+
+
+def test_a_module_is_scored_beside_the_file_that_was_made_of_it(
+    folder: Path, clean_environment: dict[str, str]
+) -> None:
+    torch = pytest.importorskip("torch")
+    (folder / "net.py").write_text(
+        "import numpy as np, onnx, torch\n"
+        "def make():\n"
+        "    net = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),\n"
+        "        torch.nn.Flatten(), torch.nn.Linear(6, 5))\n"
+        "    torch.manual_seed(0)\n"
+        "    [torch.nn.init.normal_(p) for p in net.parameters()]\n"
+        "    return net\n",
+        encoding="utf-8",
+    )
+    sys.path.insert(0, str(folder))
+    try:
+        import net  # type: ignore[import-not-found]
+    finally:
+        sys.path.remove(str(folder))
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.onnx.export(
+        net.make().eval(), (torch.zeros(2, 3, 16, 16),), dynamo=True, dynamic_shapes=({0: batch},), verbose=False
+    )
+    program.save(str(folder / "net.onnx"))  # its input is not called image, and there is only one
+    evaluation = found(folder, "good.onnx", "net.onnx", "net.py:make")
+    first, exported, module = evaluation.models
+    assert exported.scores == module.scores != first.scores
+    assert module.runtime.startswith("torch")
+    assert exported.runtime.startswith("onnxruntime")
+
+
+def test_a_module_alone_needs_the_names_of_its_inputs(folder: Path) -> None:
+    pytest.importorskip("torch")
+    (folder / "net.py").write_text(
+        "import torch\ndef make():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 5))\n"
+    )
+    done = evaluate(folder, "net.py:make")
+    assert done.returncode == 2
+    assert "model.inputs" in done.stderr
+    write(folder, model={"torch": "net.py:make", "inputs": ["image"]})
+    assert len(found(folder, "net.py:make", "--samples", "20").models[0].scores) == 20
+
+
+def test_without_labels_it_is_agreement_and_said_to_be(folder: Path, data_module: dict[str, Any]) -> None:
+    write(folder, data={"label": None})
+    done = evaluate(folder, "good.onnx", "noisy.onnx")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "agreement_top1" in done.stdout
+    assert "accuracy" not in done.stdout
+    evaluation = Evaluation.read(folder / "evaluation.json")
+    reference, candidate = evaluation.models
+    assert reference.accuracy.value == 1.0
+    assert candidate.accuracy.is_agreement
+    same = answers(folder / "good.onnx", data_module)[0] == answers(folder / "noisy.onnx", data_module)[0]
+    assert candidate.scores == same.astype(float).tolist()
+    assert "which says nothing of how often either is right" in evaluation.warnings[0]
+    alone = evaluate(folder, "good.onnx")
+    assert alone.returncode == 2
+    assert "agreement needs a second model" in alone.stderr
+
+
+def test_a_reference_far_below_what_is_expected_is_warned_of(folder: Path) -> None:
+    value = found(folder, "good.onnx").models[0].accuracy.value
+    write(folder, model={"expected_metric": value})
+    assert not found(folder, "good.onnx").warnings
+    write(folder, model={"expected_metric": 0.999})
+    (warning,) = found(folder, "noisier.onnx").warnings
+    assert "model.expected_metric" in warning
+    assert "preprocessing" in warning
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes", "code", "sentence"),
+    [
+        (["absent.onnx"], {}, 2, "there is no file absent.onnx"),
+        (["good.onnx"], {"task": {"type": "clasification"}}, 2, "task.type should be one of"),
+        (["good.onnx"], {"task": {"type": "detection"}}, 2, "task.classes is missing"),
+        (["good.onnx"], {"data": {"label": "lable"}}, 4, "has no column 'lable'; its columns are image, label; where"),
+        (["good.onnx"], {"task": {"type": "segmentation", "classes": 5}}, 4, "segmentation needs logits of shape"),
+        (["good.onnx", "--output", "no/where.json"], {}, 2, "there is no folder no"),
+        (["good.onnx"], {"data": {"validation": {"callable": "data.py:rows_of_another_seed_on_every_pass",
+                                                 "arguments": {"n": 8, "seed": 1}}}}, 0, ""),
+        (["good.onnx", "noisy.onnx"],
+         {"data": {"validation": {"callable": "data.py:rows_of_another_seed_on_every_pass",
+                                  "arguments": {"n": 8, "seed": 1}}}}, 4, "others than on the first pass"),
+    ],
+)  # fmt: skip
+def test_what_goes_wrong_is_one_sentence(
+    folder: Path, arguments: list[str], changes: dict[str, Any], code: int,
+    sentence: str,
+) -> None:  # fmt: skip
+    write(folder, **changes)
+    done = evaluate(folder, *arguments)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (folder / "evaluation.json").exists() == (code == 0)
+    if code:
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_file_follows_its_schema_and_may_hold_records(folder: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    (folder / "tasks.py").write_text(
+        "import numpy as np\n"
+        "from validate.tasks.base import Metric, ratio_of_sums\n"
+        "class Mine:\n"
+        "    name = 'mine'\n"
+        "    metric = Metric('mine', True, True, ratio_of_sums)\n"
+        "    def scores(self, outputs, labels):\n"
+        "        logits = next(iter(outputs.values()))\n"
+        "        return np.c_[logits.argmax(axis=1) == labels, np.ones(len(labels))].astype(float)\n"
+        "    def errors(self, outputs, reference):\n"
+        "        return np.zeros(len(next(iter(outputs.values()))))\n",
+        encoding="utf-8",
+    )
+    plain = found(folder, "good.onnx", "noisier.onnx")
+    write(folder, task={"type": "custom", "callable": "tasks.py:Mine"})
+    records = found(folder, "good.onnx", "noisier.onnx")
+    for a, b in zip(plain.models, records.models, strict=True):
+        assert b.scores == [[score, 1.0] for score in a.scores]
+        assert b.accuracy.value == pytest.approx(a.accuracy.value)
+        assert b.agreement is None
+    interval: Any = records.models[1].accuracy
+    assert interval.method == "paired BCa bootstrap over samples"
+    schema = Evaluation.model_json_schema(mode="serialization")
+    jsonschema.validate(json.loads((folder / "evaluation.json").read_text()), schema)

@@ -1,0 +1,59 @@
+"""What ``python -m validate evaluate`` found, as data: ``evaluation.json``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from validate.results import Accuracy, CandidateAccuracy, Number, Record
+
+__all__ = ["Evaluation", "ModelEvaluation"]
+
+SCHEMA_VERSION = 1
+
+
+class ModelEvaluation(Record):
+    """One model on the validation samples."""
+
+    model: str = Field(description="file or module")
+    runtime: str = Field(description="library, version and arithmetic")
+    device: str
+    accuracy: CandidateAccuracy | Accuracy = Field(description="with drop and interval for all but the reference")
+    agreement: Number | None = Field(
+        description="the task's metric where the reference's answers are the labels; null where a task gives none"
+    )
+    scores: list[Number] | list[list[Number]] = Field(
+        description="per sample, in order: its score, or the record that the metric is a function of"
+    )
+
+
+class Evaluation(Record):
+    """All models, each on the same samples; the first is the reference."""
+
+    schema_version: int = SCHEMA_VERSION
+    created: str = Field(description="ISO 8601, UTC")
+    command: str = Field(description="the command that made this")
+    task: str
+    data: dict[str, Any] = Field(description="source of the samples, and what turned them into inputs")
+    samples: list[str] = Field(description="hash of each sample's inputs, in order")
+    models: list[ModelEvaluation]
+    warnings: list[str]
+    environment: dict[str, str]
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, whole or not at all."""
+        partial = path.with_suffix(".partial")
+        partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Evaluation:
+        """Read what `write` wrote; raises pydantic's ValidationError where it is something else."""
+        return cls.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    print(json.dumps(Evaluation.model_json_schema(mode="serialization"), indent=1))

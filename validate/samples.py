@@ -1,0 +1,120 @@
+"""What every validation sample scored in every model, as data: ``samples.parquet``, one row per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from validate.exceptions import JobError
+
+__all__ = ["SAMPLES_FILE", "SampleTable", "paired_rows"]
+
+SAMPLES_FILE = "samples.parquet"
+_CANDIDATE = "candidate/"
+
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class SampleTable:
+    """Scores of the float reference and of all candidates on the same samples, in their order.
+
+    In the file: `index` (int64), `content`, `label`, `slice` (strings, the last two may be null), `reference` and
+    ``candidate/NAME`` (float64, or lists of float64 where the metric is no mean of scores but made of a record per
+    sample).
+
+    Attributes:
+        contents: of each sample the hash of what goes into the model, in hex (`validate.data.Sample.content`).
+        labels: of each sample, as text; None where it has none.
+        slices: what the column says that the config names as data.slice; None where there is none.
+        reference: scores, shape (n,), or records, shape (n, k).
+        candidates: the same of every candidate, by name.
+    """
+
+    contents: Sequence[str]
+    labels: Sequence[str | None]
+    slices: Sequence[str | None]
+    reference: Scores
+    candidates: dict[str, Scores]
+
+    def __len__(self) -> int:
+        return len(self.contents)
+
+    def write(self, path: Path) -> None:
+        """Write as parquet, whole or not at all."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns: dict[str, Any] = {
+            "index": pa.array(range(len(self)), pa.int64()),
+            "content": pa.array(self.contents, pa.string()),
+            "label": pa.array(self.labels, pa.string()),
+            "slice": pa.array(self.slices, pa.string()),
+            "reference": _column(self.reference),
+            **{_CANDIDATE + name: _column(scores) for name, scores in self.candidates.items()},
+        }
+        partial = path.with_suffix(".partial")
+        pq.write_table(pa.table(columns), partial)
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> SampleTable:
+        """Read what `write` wrote. Raises JobError where it is something else."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            table = pq.read_table(path)
+        except OSError as error:
+            raise JobError(f"{path} cannot be read: {error.strerror or error}") from error
+        except pa.ArrowInvalid as error:
+            raise JobError(f"{path} is not a table of samples: {' '.join(str(error).split())}") from error
+        if missing := {"content", "label", "slice", "reference"} - set(table.column_names):
+            raise JobError(f"{path} is not a table of samples: it has no column {', '.join(sorted(missing))}")
+        candidates = [name for name in table.column_names if name.startswith(_CANDIDATE)]
+        contents, labels, slices = (table[name].to_pylist() for name in ("content", "label", "slice"))
+        scores = {name.removeprefix(_CANDIDATE): _scores(table[name]) for name in candidates}
+        return cls(contents, labels, slices, _scores(table["reference"]), scores)
+
+
+def paired_rows(ours: SampleTable, theirs: SampleTable) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the rows of samples that are in both tables, by their contents, each shape (m,).
+
+    A sample that is there twice is paired with as many as the other table has.
+    """
+    rows = {key: row for row, key in enumerate(_keys(theirs))}
+    pairs = [(row, rows[key]) for row, key in enumerate(_keys(ours)) if key in rows]
+    both = np.array(pairs, np.intp).reshape(-1, 2)
+    return both[:, 0], both[:, 1]
+
+
+def _keys(table: SampleTable) -> list[tuple[str, int]]:
+    """Return each sample's content, and how often it was there before."""
+    seen: dict[str, int] = {}
+    keys = []
+    for content in table.contents:
+        seen[content] = seen.get(content, -1) + 1
+        keys.append((content, seen[content]))
+    return keys
+
+
+def _column(scores: Scores) -> Any:
+    import pyarrow as pa
+
+    if scores.ndim == 1:
+        return pa.array(scores, pa.float64(), from_pandas=False)  # NaN is a score, not a null
+    return pa.array(list(scores), pa.list_(pa.float64()))
+
+
+def _scores(column: Any) -> Scores:
+    """Return scores or records; a null is a NaN, so that it can never be a good score."""
+    import pyarrow as pa
+
+    if pa.types.is_list(column.type):
+        return np.array(column.to_pylist(), np.float64).reshape(len(column), -1)
+    return np.asarray(column.to_numpy(), np.float64)

@@ -1,0 +1,61 @@
+"""Where there are no labels: how far a model agrees with the reference, which is not how right either of them is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from validate.tasks.base import Answering, Outputs, ReadsInputs, Task
+
+__all__ = ["Agreement", "outputs_for", "with_or_without_labels"]
+
+
+class Agreement:
+    """A task scored against the reference model's answers. Its metric is called agreement, and not accuracy.
+
+    The reference agrees with itself wholly: its value is 1 for a rate, and 0 for an error. A candidate's drop says how
+    often, or how far, it departs; whether for better or worse, no data without labels can tell.
+
+    The label of a sample is the hash of its content, by which the reference's answer is found.
+
+    Args:
+        task: which takes answers for labels, an `Answering`.
+    """
+
+    def __init__(self, task: Task) -> None:
+        if not isinstance(task, Answering):
+            raise TypeError(f"task {task.name} gives no answers")
+        self.name = f"{task.name}, agreement with the float model"
+        self.metric = replace(task.metric, name=f"agreement_{task.metric.name}", is_agreement=True)
+        self.inputs: tuple[str, ...] = task.inputs if isinstance(task, ReadsInputs) else ()
+        self._task: Task = task
+        self._answers = task.answers
+        self._known: dict[bytes, Any] = {}
+
+    def learn(self, outputs: Outputs, labels: Sequence[bytes]) -> None:
+        """Take a model's answers for those that all others are held against."""
+        self._known.update(zip(labels, self._answers(outputs), strict=True))
+
+    def scores(self, outputs: Outputs, labels: Sequence[bytes]) -> NDArray[np.float64]:
+        """Return the task's scores, where labels are the reference's answers; KeyError where it gave none."""
+        return self._task.scores(outputs, [self._known[label] for label in labels])
+
+    def errors(self, outputs: Outputs, reference: Outputs) -> NDArray[np.float64]:
+        """Return the task's errors."""
+        return self._task.errors(outputs, reference)
+
+
+def outputs_for(task: object, outputs: Outputs, inputs: Mapping[str, NDArray[Any]]) -> Outputs:
+    """Return the outputs, and after them those inputs that the task reads."""
+    if not isinstance(task, ReadsInputs):
+        return outputs
+    return {**outputs, **{name: inputs[name] for name in task.inputs if name in inputs and name not in outputs}}
+
+
+def with_or_without_labels(task: Task, labelled: bool) -> Task:
+    """Return the task, or its agreement where there are no labels and it can take answers for them."""
+    return task if labelled or not isinstance(task, Answering) else Agreement(task)
