@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ _SIMULATED = {"extra_session_config": {"session.disable_quant_qdq": "1"}}
 def save(file: Path, folder: Path, model: Model) -> None:
     """Save `file` to the new `folder` in the onnx flavor.
 
-    Weights in external data are never in memory: they are copied, beside a graph that refers to them as before.
+    Weights in external data are never in memory: they are linked to, beside a graph that refers to them as before.
 
     Args:
         file: ONNX; its external data, if any, are beside it.
@@ -29,6 +28,7 @@ def save(file: Path, folder: Path, model: Model) -> None:
     """
     import mlflow.onnx
     import onnx
+    from mlflow.models.model import MLMODEL_FILE_NAME
     from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
     proto = onnx.load(file, load_external_data=False)
@@ -41,8 +41,12 @@ def save(file: Path, folder: Path, model: Model) -> None:
         onnx_session_options=_SIMULATED,
         save_as_external_data=False,
     )
-    for name in {ExternalDataInfo(x).location for x in proto.graph.initializer if uses_external_data(x)}:
-        shutil.copyfile(file.parent / name, folder / name)
+    beside = {ExternalDataInfo(x).location for x in proto.graph.initializer if uses_external_data(x)}
+    for name in beside:
+        (folder / name).symlink_to((file.parent / name).resolve())
+    if beside:
+        model.model_size_bytes = sum(path.stat().st_size for path in folder.iterdir())
+        model.save(str(folder / MLMODEL_FILE_NAME))
 
 
 def _signature(model: onnx.ModelProto) -> ModelSignature:

@@ -204,7 +204,7 @@ class _Sending:
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
         tags = self._identity(plan) | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {})
-        tags = resolve_tags(tags, ignore=[GitRunContext])  # that is where this code is from, and not the model
+        tags = resolve_tags(tags, ignore=[GitRunContext])  # type: ignore[list-item]  # git is about our code, not the model
         return self.client.create_run(experiment, self.record.started_ms, tags, name)
 
     def _identity(self, plan: str) -> dict[str, str]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,91 +19,10 @@ from validate.results import Results
 
 if TYPE_CHECKING:
     from tests.conftest import TrackingServer
+    from tests.reports.tracking.conftest import Wire
 
 Snapshot = Callable[[str, str], dict[str, Any]]
 EXPERIMENT = "from-a-test"
-
-
-class Wire(ThreadingHTTPServer):
-    """Stands between a client and the tracking server, counts requests, and may fail at one of them.
-
-    Attributes:
-        upstream: host and port of the server.
-        requests: how many were seen.
-        before: called with number and path of a request before it is passed on.
-        lost: number of the request that is answered, but whose answer never arrives.
-    """
-
-    daemon_threads = True
-
-    def __init__(self, upstream: str) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.upstream = upstream.removeprefix("http://")
-        self.requests = 0
-        self.before: Callable[[int, str], None] = lambda number, path: None
-        self.lost: int | None = None
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: that a connection breaks is the point."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def forward(self) -> None:
-        wire = self.server
-        assert isinstance(wire, Wire)
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            while size := int(self.rfile.readline(), 16):
-                body += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-        wire.requests += 1
-        number = wire.requests
-        wire.before(number, self.path)
-        upstream = http.client.HTTPConnection(wire.upstream, timeout=30)
-        headers = {k: v for k, v in self.headers.items() if k.lower() not in ("transfer-encoding", "content-length")}
-        upstream.request(self.command, self.path, body, headers)
-        answer = upstream.getresponse()
-        content = answer.read()
-        if number == wire.lost:
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
-            return
-        self.send_response(answer.status)
-        for key, value in answer.getheaders():
-            if key.lower() not in ("transfer-encoding", "content-length", "connection", "date", "server"):
-                self.send_header(key, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = forward
-
-    def log_message(self, *arguments: Any) -> None:
-        """Say nothing."""
-
-
-@pytest.fixture
-def wire_to() -> Iterator[Callable[[str], Wire]]:
-    """Return what puts a wire before a server."""
-    wires: list[Wire] = []
-
-    def put(upstream: str) -> Wire:
-        wire = Wire(upstream)
-        threading.Thread(target=wire.serve_forever, daemon=True).start()
-        wires.append(wire)
-        return wire
-
-    yield put
-    for wire in wires:
-        wire.shutdown()
-        wire.server_close()
 
 
 def test_whatever_answer_is_lost_all_is_there_once(

@@ -47,6 +47,17 @@ def test_all_metrics_are_finite_and_the_rest_is_in_the_table(stored: tuple[Resul
     assert [row["sqnr_db"] for row in rows] == [x.sqnr_db if math.isfinite(x.sqnr_db) else None for x in layers]
 
 
+def test_the_page_about_it_names_all_that_is_logged(record: JobRecord) -> None:
+    page = (Path(__file__).parents[3] / "docs/mlflow.md").read_text(encoding="utf-8").replace("METRIC", "exact_match")
+    for run in (record.job, *record.plans):
+        keys = {*run.tags, *run.params, *run.texts, *(key for key, _, _ in run.metrics)}
+        groups = ("mlflow.", "config.", "seconds/", "nodes/", "perf/speedup_")
+        named = {key.removeprefix("eval/").removeprefix("perf/") for key in keys if not key.startswith(groups)}
+        assert not {key for key in named if f"`{key}`" not in page and f"`layers/{key}`" not in page}
+    assert all(f"`{group}" in page for group in ("config.*", "seconds/STAGE", "nodes/int8", "speedup_BASELINE"))
+    assert all(f"`{path.name}`" in page for path in record.files)
+
+
 def test_the_same_job_has_the_same_key_wherever_it_is_and_however_it_is_judged(
     stored: tuple[Results, Path], record: JobRecord, tmp_path: Path
 ) -> None:
@@ -83,7 +94,10 @@ def test_the_config_says_where_unless_something_else_is_asked_for(
     assert Destination.of(configured, "http://asked-for").uri == "http://asked-for"
 
 
-def test_a_password_is_not_shown() -> None:
+def test_a_password_is_not_shown(build_results: Callable[..., Results], tmp_path: Path) -> None:
+    config = {"tracking": {"uri": "postgresql://me:secret@host/db"}}
+    record = job_record(build_results(config=config), tmp_path)
+    assert record.job.params["config.tracking.uri"] == "postgresql://me:***@host/db"
     assert ui_command("postgresql://me:secret@host/db") == "mlflow ui --backend-store-uri postgresql://me:***@host/db"
     assert ui_command("https://me:secret@host") == "https://me:***@host"
     assert ui_command("sqlite:///mlflow.db") == "mlflow ui --backend-store-uri sqlite:///mlflow.db"

@@ -107,6 +107,8 @@ def test_a_model_with_its_weights_beside_it(
     image = np.random.default_rng(0).normal(size=(2, 3, 16, 16)).astype(np.float32)
     expected = onnxruntime.InferenceSession(models.good).run(None, {"image": image})[0]
     np.testing.assert_allclose(loaded.predict({"image": image})["logits"], expected, rtol=1e-5)
+    size = sum((tmp_path / "large" / name).stat().st_size for name in ("model.int8.onnx", "model.int8.onnx.data"))
+    assert loaded.metadata.model_size_bytes > size
 
 
 def test_results_that_are_judged_again_take_the_place_of_those_before(
