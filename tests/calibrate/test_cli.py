@@ -87,7 +87,7 @@ def go(new_job: Callable[[], Job]) -> Run:
 def no_go(new_job: Callable[[], Job]) -> Run:
     """One calibration sample holds 1e5, so minmax leaves all others one step of the scale; no server listens."""
     overrides = ["data.calibration.arguments.outlier_at=4", "fallback.max_trials=0", "tracking.uri=http://127.0.0.1:9"]
-    return finished(new_job(), *overrides, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+    return finished(new_job(), *overrides, "tracking.retry_seconds=0")
 
 
 @pytest.fixture(scope="module")

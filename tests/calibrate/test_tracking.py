@@ -46,12 +46,12 @@ def logged(server: str, new_job: Callable[[], Job], models: Models) -> Logged:
 
     job = new_job()
     completed = job.run(
-        f"model.onnx={models.planted}", "quantization.strategies=[minmax, mse]", "tracking.experiment=from-a-test",
+        f"model.onnx={models.planted}", "quantization.strategies=[minmax, mse]", "tracking.experiment=of-a-job",
         f"tracking.uri={server}",
     )  # fmt: skip
     assert completed.returncode == 0, completed.stderr
     client = MlflowClient(tracking_uri=server)
-    experiment = client.get_experiment_by_name("from-a-test")
+    experiment = client.get_experiment_by_name("of-a-job")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]

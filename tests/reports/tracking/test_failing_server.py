@@ -51,6 +51,7 @@ KILLS: dict[str, Callable[[int, str], bool]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", KILLS)
 def test_a_server_that_is_killed_while_it_is_sent_to(
     moment: str, stored: tuple[Results, Path], undisturbed: dict[str, Any], new_server: Callable[[], TrackingServer],
@@ -83,6 +84,7 @@ def test_a_server_that_is_killed_while_it_is_sent_to(
     assert snapshot(server.address, EXPERIMENT) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_back_in_time_is_no_failure(
     stored: tuple[Results, Path], undisturbed: dict[str, Any], new_server: Callable[[], TrackingServer],
     wire_to: Callable[[str], Wire], snapshot: Snapshot,

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from reports.tracking import Destination, log_results
 from validate.results import Results
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from tests.reports.tracking.conftest import Wire
 
 
+@pytest.mark.slow
 def test_a_run_whose_tracking_server_is_killed(
     job: Job, new_server: Callable[[], TrackingServer], wire_to: Callable[[str], Wire], new_database: Callable[[], str],
     snapshot: Callable[[str, str], dict[str, Any]],
