@@ -67,7 +67,8 @@ class Seen:
             for offset, content in enumerate(batch.contents):
                 self.contents.setdefault(content, batch.first + offset)
             self.order += batch.contents
-            self.labels.update(pickle.dumps(batch.labels))
+            for label in batch.labels:
+                self.labels.update(pickle.dumps(label))
             for name, array in batch.inputs.items():
                 small, large = self.smallest.get(name, array.shape), self.largest.get(name, array.shape)
                 self.smallest[name] = tuple(map(min, small, array.shape))
