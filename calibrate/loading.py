@@ -73,7 +73,8 @@ class Seen:
             self.order += batch.contents
             self.classes += map(_as_text, batch.labels)
             self.slices += map(_as_text, batch.slices)
-            self.labels.update(pickle.dumps(batch.labels))
+            for label in batch.labels:
+                self.labels.update(pickle.dumps(label))
             for name, array in batch.inputs.items():
                 small, large = self.smallest.get(name, array.shape), self.largest.get(name, array.shape)
                 self.smallest[name] = tuple(map(min, small, array.shape))

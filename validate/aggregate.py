@@ -25,6 +25,8 @@ __all__ = ["drop_interval", "projected_drop_interval", "value_interval"]
 
 _MIN_SAMPLES = 30
 """Below this a bootstrap knows too little of the spread, and its intervals are too narrow."""
+_MIN_DIFFERING = 3
+"""Samples that must differ between two models: fewer say nothing of how far samples that were not seen may differ."""
 _RESAMPLES = 4999
 _SEED = 0  # the same records always give the same interval
 _BATCH = 4_000_000
@@ -39,8 +41,9 @@ def drop_interval(
     """Return the interval of `metric.drop`, whatever the metric.
 
     A mean gets `validate.significance.paired_interval` of its differences; an aggregate the BCa bootstrap over
-    samples, drawn alike for both models. With fewer than 30 samples, with a metric that is not defined, or with models
-    that differ on no sample, it is (-inf, inf): nothing is known.
+    samples, drawn alike for both models, and stretched where fewer than 30 samples differ between them. With fewer than
+    30 samples, with models that differ on fewer than 3, or with a metric that is not defined, it is (-inf, inf):
+    nothing is known.
 
     Args:
         metric: of a task.
@@ -54,7 +57,16 @@ def drop_interval(
     def drops(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         return metric.worsening(metric.values(reference, weights), metric.values(candidate, weights))
 
-    return _bootstrap(drops, len(reference), confidence, "paired BCa bootstrap over samples")
+    found = _bootstrap(drops, len(reference), confidence, "paired BCa bootstrap over samples")
+    differing = int((reference != candidate).any(axis=1).sum())
+    if differing < _MIN_DIFFERING or found.method == "none":
+        return _UNKNOWN
+    if differing >= _MIN_SAMPLES:
+        return found
+    stretch = _stretch(differing, confidence)
+    drop = metric.drop(reference, candidate)
+    low, high = drop - (drop - found.low) * stretch, drop + (found.high - drop) * stretch
+    return Interval(low, high, f"{found.method}, stretched as few samples differ")
 
 
 def projected_drop_interval(
@@ -83,6 +95,17 @@ def value_interval(metric: Metric, records: NDArray[np.float64], confidence: flo
         found = stats.binomtest(int(records.sum()), n).proportion_ci(confidence, method="wilson")
         return Interval(float(found.low), float(found.high), "Wilson score")
     return _bootstrap(lambda weights: metric.values(records, weights), n, confidence, "BCa bootstrap over samples")
+
+
+def _stretch(differing: int, confidence: float) -> float:
+    """Return by how much an interval must be wider where few samples differ between the models, > 1.
+
+    A bootstrap draws from what it has seen, and of three samples that differ it cannot tell that there might have been
+    eight. So the interval is stretched by what the exact upper limit of a Poisson count (Garwood, Biometrika 28 (1936))
+    is further away than the normal approximation's.
+    """
+    upper = float(stats.chi2.ppf(0.5 + confidence / 2, 2 * (differing + 1))) / 2
+    return (upper - differing) / (float(stats.norm.ppf(0.5 + confidence / 2)) * math.sqrt(differing))
 
 
 def _bootstrap(

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
+import yaml
 
 from calibrate.graph.check import check
 
@@ -75,3 +76,30 @@ def test_mlflow_holds_one_parent_and_a_child_per_candidate(job: dict[str, Any], 
     assert {run.info.run_name: run.data.metrics["eval/top1"] for run in children} == {
         candidate["name"]: pytest.approx(candidate["accuracy"]["value"]) for candidate in job["candidates"]
     }
+
+
+def test_the_usual_mistake_in_preprocessing_is_warned_of(tmp_path: Path, clean_environment: dict[str, str]) -> None:
+    """The recipe's preprocessing is as good as expected; with ImageNet's mean and std the warning names the cause."""
+    recipe = yaml.safe_load((ROOT / "datasets/imagenet_sample/efficientnet_lite0.yaml").read_text())
+    recipe["model"]["expected_metric"] = 0.888
+    for split in ("calibration", "validation"):
+        recipe["data"][split]["parquet"] = str(DATA / f"{split}.parquet")
+    model = f"{ROOT}/datasets/imagenet_sample/efficientnet_lite0.py:model"
+    recipe["model"]["torch"] = model
+    found = {}
+    for name, image in (("right", recipe["data"]["image"]), ("wrong", {"crop": 224})):
+        recipe["data"]["image"] = image
+        (tmp_path / "my.yaml").write_text(yaml.safe_dump(recipe))
+        done = subprocess.run(
+            [sys.executable, "-m", "validate", "evaluate", model, "--config", "my.yaml", "--output", f"{name}.json",
+             "--samples", "240"],
+            cwd=tmp_path, env=clean_environment, capture_output=True, text=True, timeout=1200,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        found[name] = json.loads((tmp_path / f"{name}.json").read_text())
+    assert found["right"]["models"][0]["accuracy"]["value"] == pytest.approx(0.896, abs=0.01)
+    assert found["wrong"]["models"][0]["accuracy"]["value"] == pytest.approx(0.783, abs=0.01)  # 0.7675 on all 800
+    assert found["right"]["warnings"] == []
+    (warning,) = found["wrong"]["warnings"]
+    assert "the usual cause is the preprocessing" in warning
+    assert "(0.485, 0.456, 0.406)" in warning

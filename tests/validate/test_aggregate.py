@@ -148,6 +148,35 @@ def test_wilsons_interval_of_a_share() -> None:
     assert (found.low, found.high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
 
 
+def edits(rng: np.random.Generator, n: int, share: float = 0.04) -> tuple[Floats, Floats]:
+    """Return records (edits, characters) of lines of which a small share differs, mostly for the worse."""
+    lengths, base = rng.integers(5, 40, n), rng.binomial(3, 0.2, n)
+    more = (rng.uniform(size=n) < share) * (1 + rng.poisson(1, n))
+    fewer = (rng.uniform(size=n) < share / 2) * np.minimum(base, 1)
+    return np.c_[base, lengths].astype(float), np.c_[base + more - fewer, lengths].astype(float)
+
+
+def test_an_interval_is_wider_where_few_samples_differ() -> None:
+    """By what the exact upper limit of a count of 3 (8.767) is further away than 3 + 1.96 * sqrt(3)."""
+    records = np.c_[np.zeros(100), np.full(100, 10.0)]
+    three, two = records.copy(), records.copy()
+    three[:3, 0], two[:2, 0] = 1, 1
+    found = drop_interval(RATIO, records, three, 0.95)
+    assert found.method.endswith("stretched as few samples differ")
+    plain = value_interval(RATIO, three, 0.95)  # the reference makes no errors
+    assert found.high - 0.003 == pytest.approx((plain.high - 0.003) * (8.767 - 3) / (1.95996 * 3**0.5), rel=1e-3)
+    assert drop_interval(RATIO, records, two, 0.95).high == math.inf
+
+
+@pytest.mark.slow
+def test_a_drop_is_rarely_above_the_interval_where_few_lines_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The side of a false GO: 2.5% are allowed; without stretching it is 5% (three standard errors are 1.9)."""
+    monkeypatch.setattr(aggregate, "_RESAMPLES", 999)
+    truth = RATIO.drop(*edits(np.random.default_rng(10**6), 400_000))
+    above = sum(truth > drop_interval(RATIO, *edits(np.random.default_rng(s), 150), 0.95).high for s in range(600))
+    assert above / 600 <= 0.035
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_intervals_cover_the_true_drop_as_often_as_they_say(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import shutil
 import subprocess
@@ -14,8 +15,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import pyarrow
+import pyarrow.parquet
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from tests.conftest import Models
@@ -234,6 +238,46 @@ def test_the_file_follows_its_schema_and_may_hold_records(folder: Path) -> None:
         assert b.accuracy.value == pytest.approx(a.accuracy.value)
         assert b.agreement is None
     interval: Any = records.models[1].accuracy
-    assert interval.method == "paired BCa bootstrap over samples"
+    assert interval.method.startswith("paired BCa bootstrap over samples")
     schema = Evaluation.model_json_schema(mode="serialization")
     jsonschema.validate(json.loads((folder / "evaluation.json").read_text()), schema)
+
+
+def write_identity(path: Path, shape: list[Any]) -> None:
+    """Write a model that gives what it gets, so that answers can be in the data."""
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "y")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "same", ends[:1], ends[1:])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def test_labels_of_boxes_and_maps_come_out_of_parquet(tmp_path: Path) -> None:
+    """As Hugging Face's data sets hold them: lists of structs, and encoded images."""
+    boxes = [[0, 0, 10, 10, 0.9, 0], [50, 50, 60, 60, 0.8, 0], [20, 20, 30, 26, 0.7, 0]]
+    pixels = np.array([[0, 1, 2], [255, 1, 1]], np.uint8)
+    logits = np.eye(3)[[[0, 1, 2], [0, 1, 0]]].transpose(2, 0, 1)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    row = {
+        "boxes": boxes, "objects": [{"bbox": [0, 0, 10, 10], "category": 0}, {"bbox": [20, 20, 10, 10], "category": 0}],
+        "logits": logits.tolist(), "mask": {"bytes": buffer.getvalue(), "path": None},
+    }  # fmt: skip
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row] * 3), tmp_path / "a.parquet")
+    (tmp_path / "pre.py").write_text(
+        "import numpy as np\n"
+        "def boxes(row):\n    return np.array(row['boxes'], np.float32)\n"
+        "def logits(row):\n    return np.array(row['logits'], np.float32)\n"
+    )
+    cases = {
+        "boxes": (["N", 3, 6], "objects", {"type": "detection", "classes": 1}),
+        "logits": (["N", 3, 2, 3], "mask", {"type": "segmentation", "classes": 3}),
+    }
+    values = {}
+    for name, (shape, label, task) in cases.items():
+        write_identity(tmp_path / "same.onnx", shape)
+        source = {"parquet": "a.parquet"}
+        data = {"calibration": source, "validation": source, "preprocess": f"pre.py:{name}", "label": label}
+        (tmp_path / "my.yaml").write_text(yaml.safe_dump({"data": data, "task": task}))
+        values[name] = found(tmp_path, "same.onnx").models[0].accuracy.value
+    # See test_map_by_hand; of classes 0, 1 and 2, one pixel of class 1 is taken for 0.
+    assert values["boxes"] == pytest.approx((3 * (51 + 50 * 2 / 3) + 7 * 51) / 1010)
+    assert values["logits"] == pytest.approx((1 / 2 + 2 / 3 + 1) / 3)

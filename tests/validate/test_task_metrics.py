@@ -163,6 +163,17 @@ def test_formats_of_boxes_and_outputs_are_the_same_thing() -> None:
     assert (alone == wanted[:1]).all()
 
 
+def test_labels_may_be_lists_as_in_coco() -> None:
+    outputs, labels = scene(np.random.default_rng(8), 5)
+    listed = [
+        [dict(zip(("bbox", "category_id", "iscrowd"), one, strict=True)) for one in zip(*label.values(), strict=True)]
+        for label in labels
+    ]
+    assert [] in listed
+    task = Detection(CLASSES)
+    assert (task.scores(outputs, listed) == task.scores(outputs, labels)).all()
+
+
 def test_what_is_no_detection_is_left_out() -> None:
     labels = [{"bbox": [[0, 0, 10, 10]], "category": [0]}]
     good = [0, 0, 10, 10, 0.9, 0]

@@ -64,8 +64,9 @@ class Detection:
     and class, or three outputs (see `OutputNames`), or whatever `decode` understands. Detections with a score of 0 or
     less, a negative class or a number that is not finite are padding.
 
-    A label is a mapping with ``bbox`` (n boxes, left, top, width and height) and ``category`` (n classes), and perhaps
-    ``iscrowd``, as in COCO and in Hugging Face's data sets. Boxes of labels and of the model must be in the same
+    A label is a mapping with ``bbox`` (n boxes, left, top, width and height) and ``category`` (n classes; or
+    ``category_id``), and perhaps ``iscrowd``, or a list of n such mappings, as in Hugging Face's data sets and in COCO.
+    Boxes of labels and of the model must be in the same
     coordinates: where the preprocessing resizes or pads, it must give the label too (docs/tasks.md).
 
     mAP is no mean over images. Matching detections with labels, though, happens within an image, and is done by
@@ -155,6 +156,11 @@ class Detection:
         )
 
     def _annotations(self, label: Any) -> dict[str, NDArray[Any]]:
+        if isinstance(label, list | tuple) and all(isinstance(one, Mapping) for one in label):
+            keys = label[0].keys() if label else ("bbox", "category")
+            label = {key: [one.get(key) for one in label] for key in keys}
+        if isinstance(label, Mapping) and "category_id" in label and "category" not in label:
+            label = {**label, "category": label["category_id"]}
         if not isinstance(label, Mapping) or not {"bbox", "category"} <= label.keys():
             raise ValueError(f"a label must be a mapping with bbox and category, but one is {str(label)[:80]}")
         boxes = np.asarray(label["bbox"], np.float64).reshape(-1, 4)
