@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +157,8 @@ class Case:
         self._compute([key] if key not in self.known else [])
         return float(self.known[key][1][sample % BATCH])
 
-    def score_until(self, plan: Layers, stop: Callable[[Floats], bool]) -> Floats:
-        """Return the scores of a plan on the judging samples, or on the first ones where it is hopeless."""
+    def score_until(self, plan: Layers, stop: Callable[[Floats, Floats], bool]) -> Floats:
+        """Return the scores of a plan on the judging samples, or on the first ones until it is to stop."""
         found = np.empty(0)
         parts = np.linspace(0, self.sizes["judging"], 9)[1:].tolist()
         for first in range(0, self.sizes["judging"], BATCH):
@@ -166,7 +166,7 @@ class Case:
             found = np.concatenate([found, self.known["judging", first, plan][0]])
             if found.size >= parts[0]:
                 parts.pop(0)
-                if stop(self.float_scores[: found.size] - found):
+                if stop(self.float_scores[: found.size], found):
                     break
         self.runs["judging"] += found.size
         return found
@@ -191,37 +191,32 @@ def ours(case: Case, cost: str) -> Layers | None:
     """The product's own ranking and search, on this evaluator."""
     from calibrate.fallback import Budget, Tried, ladder, search
     from calibrate.sensitivity import effects_of_layers, ranking_samples
-    from calibrate.target import Target
+    from calibrate.target import Target, changed
+    from validate.tasks.base import Metric
 
     chosen = ranking_samples(len(case.layers), case.sizes["ranking"])
     effects = effects_of_layers(case.layers, lambda x, i: case.error_of(frozenset({x}), i), chosen)
     price = case.case["macs"] if cost == "MACs" else dict.fromkeys(case.layers, 1)
-    target, total = Target(case.margin, None, case.sizes["judging"]), case.sizes["judging"]
-    int8 = case.float_scores - np.pad(
-        scores := case.score_until(case.all(), target.enough), (0, total - scores.size), constant_values=np.nan
-    )
-    seen, changed = scores.size, np.flatnonzero(int8[: scores.size])
+    total = case.sizes["judging"]
+    target = Target(Metric("", higher_is_better=True, is_rate=True), case.margin, None, total)
+    int8 = case.score_until(case.all(), target.enough)
+    reference, which = case.float_scores[: int8.size], changed(case.float_scores[: int8.size], int8)
 
     class OnTheCase:
         def screen(self, back: Layers) -> Tried:
-            worse = np.zeros(seen)
-            worse[changed] = case.float_scores[changed] - case.scores_of(case.all() - back, changed)
-            return Tried(target.met(worse), changed.size / total, 0.0)
+            scores = reference.copy()
+            scores[which] = case.scores_of(case.all() - back, which)
+            return Tried(target.met(reference, scores), which.size / total, 0.0)
 
         def judge(self, back: Layers) -> Tried:
-            scores = case.score_until(case.all() - back, lambda worse: target.hopeless(worse, total))
+            scores = case.score_until(case.all() - back, partial(target.hopeless, total=total))
             return Tried(scores.size == total and case.meets(scores), scores.size / total, 0.0)
 
     def value(back: Layers) -> float:
         return float(sum(price[x] for x in case.layers) + sum(price[x] for x in back))
 
-    left = Budget(EVALUATIONS - seen / total)
-    found = search(ladder(effects, value), effects, value, OnTheCase(), left)
-    if os.environ.get("SHOW"):
-        print("int8 seen", seen, "changed", changed.size, file=sys.stderr)
-        for n, d in (("screen", found.screened), ("judge", found.tried)):
-            print(n, [(len(k), v.meets, round(v.passes, 3)) for k, v in d.items()], file=sys.stderr)
-    return found.layers
+    budget = Budget(EVALUATIONS - int8.size / total)
+    return search(ladder(effects, value), effects, value, OnTheCase(), budget).layers
 
 
 def exhaustive(case: Case) -> Layers | None:

@@ -36,7 +36,22 @@ from validate.statistics import Statistics
 from validate.tasks.agreement import Agreement
 from validate.tasks.base import Outputs
 
-__all__ = ["Bench"]
+__all__ = ["Bench", "Stop"]
+
+Stop = Callable[[NDArray[np.float64], NDArray[np.float64]], bool]
+"""Tells from the scores, or records, of the reference and of a plan whether no more samples are needed."""
+
+
+class _Switched:
+    """One session for every plan that has some of a plan's layers in int8; it is made when it first runs."""
+
+    def __init__(self, inputs: Inputs, plan: QuantizationPlan) -> None:
+        model, self._layers = inputs.model, [layer.node for layer in inputs.model.placement.layers]
+        self._session = cache(lambda: OnnxRuntimeModel(detach(switchable(model.prepared, model.placement, plan))))
+
+    def run(self, batch: Batch, int8: frozenset[str]) -> Outputs:
+        on = np.array([name in int8 for name in self._layers])
+        return self._session().run({**batch.inputs, SWITCHES: on})
 
 
 @dataclass(frozen=True)
@@ -66,6 +81,8 @@ class Bench:
     statistics: Mapping[str, Statistics]
     folder: Path
     candidate_scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    _kept: dict[int, Batch] = field(default_factory=dict)
+    _sessions: dict[str, _Switched] = field(default_factory=dict)
 
     @cached_property
     def calibration_scores(self) -> NDArray[np.float64] | None:
@@ -85,29 +102,23 @@ class Bench:
         """Return what gives the task's error with one layer alone in int8, by layer and by position in `samples`.
 
         Args:
+            plan: with the layers in int8.
             samples: indices of calibration samples.
             advance: called with 1 for each layer that is done.
         """
-        inputs, task = self.inputs, self.inputs.task
-        layers = [layer.node for layer in inputs.model.placement.layers]
-        switched = switchable(inputs.model.prepared, inputs.model.placement, plan)
-        model = cache(lambda: OnnxRuntimeModel(detach(switched)))
-        off = np.zeros(len(layers), np.bool_)
-
-        def run(batch: Batch, on: NDArray[np.bool_]) -> Outputs:
-            return model().run({**batch.inputs, SWITCHES: on})
+        task, switched = self.inputs.task, self._switched(plan)
 
         @cache
         def references() -> list[tuple[Batch, Outputs]]:
-            stream = replace(inputs.calibration.limited(max(samples) + 1), batch_size=1)
-            batches = [b for b in self.calibration.again(stream.batches()) if b.first in samples]
-            return [(b, run(b, off)) for b in self.journal.forward("rank", batches)]
+            chosen = self.singles(samples)
+            self.journal.forwarded("rank", len(chosen))
+            return [(batch, switched.run(batch, frozenset())) for batch in chosen]
 
         def of_layer(layer: str) -> NDArray[np.float64]:
-            on = np.array([name == layer for name in layers])
             known = references()
             self.journal.forwarded("rank", len(known))
-            return np.concatenate([task.errors(run(batch, on), reference) for batch, reference in known])
+            alone = frozenset({layer})
+            return np.concatenate([task.errors(switched.run(batch, alone), expected) for batch, expected in known])
 
         @cache
         def stored(layer: str) -> NDArray[np.float64]:
@@ -118,17 +129,45 @@ class Bench:
 
         return lambda layer, index: float(stored(layer)[index])
 
+    def screen(self, plan: QuantizationPlan, back: frozenset[str], samples: NDArray[np.int64]) -> Evaluated:
+        """Return the scores, or records, of a plan on some calibration samples; `back` are in float32.
+
+        One session serves all plans, so that this is quick where `judge` is exact.
+        """
+
+        def compute() -> NDArray[np.float64]:
+            switched, task = self._switched(plan), self.inputs.task
+            chosen = self.singles(samples.tolist())
+            self.journal.forwarded("screen", len(chosen))
+            on = plan.int8_layers - back
+            return np.concatenate([task.scores(switched.run(batch, on), batch.labels) for batch in chosen])
+
+        key = {"plan": plan.hash, "back": sorted(back), "samples": samples.tolist()}
+        return self.evaluations.get("screen", compute, **key)
+
+    def singles(self, samples: Sequence[int]) -> list[Batch]:
+        """Return some calibration samples, each a batch of its own; they are kept, as few as they are."""
+        if missing := set(samples) - self._kept.keys():
+            stream = replace(self.inputs.calibration.limited(max(missing) + 1), batch_size=1)
+            self._kept.update({b.first: b for b in self.calibration.again(stream.batches()) if b.first in missing})
+        return [self._kept[index] for index in samples]
+
+    def _switched(self, plan: QuantizationPlan) -> _Switched:
+        if plan.hash not in self._sessions:
+            self._sessions.clear()  # one is as large as two models
+            self._sessions[plan.hash] = _Switched(self.inputs, plan)
+        return self._sessions[plan.hash]
+
     def judge(
         self, plan: QuantizationPlan, judging: NDArray[np.int64],
-        hopeless: Callable[[NDArray[np.float64], NDArray[np.float64]], bool],
-        looks: Sequence[int], advance: Callable[[int], None],
+        stop: Stop, looks: Sequence[int], advance: Callable[[int], None],
     ) -> Evaluated:  # fmt: skip
-        """Return the scores of a plan on calibration samples that have labels, or on the first where it is hopeless.
+        """Return the scores of a plan on calibration samples that have labels, or on the first until it is to stop.
 
         Args:
             plan: to judge.
             judging: indices of the samples, in order.
-            hopeless: tells from the scores, or records, of the reference and of the plan on the first samples.
+            stop: tells from the scores, or records, of the reference and of the plan on the first samples.
             looks: numbers of samples after which it is asked.
             advance: called with numbers of samples that were run.
         """
@@ -144,7 +183,7 @@ class Bench:
                 scores = np.concatenate([scores, evaluate(model, task, [batch], advance)[wanted]])
                 if due and len(scores) >= due[0]:
                     due.popleft()
-                    if hopeless(reference[judging[: len(scores)]], scores):
+                    if stop(reference[judging[: len(scores)]], scores):
                         break
             return scores
 

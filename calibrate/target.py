@@ -19,7 +19,7 @@ _HOPELESS_CONFIDENCE = 0.9
 """The same, two-sided, of a metric that is no mean."""
 _FEWEST = 30
 """Samples below which no trial is stopped, and nothing is screened."""
-_CHANGED = 24
+_CHANGED = 12
 """Changed samples by which plans are screened: more cost more, and hardly tell more."""
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.config import Config, FallbackConfig
+from calibrate.evaluations import Evaluated
 from calibrate.fallback import Budget, CostOf, Layers, Tried, ladder, search
-from calibrate.measuring import Bench
+from calibrate.measuring import Bench, Stop
 from calibrate.plan import QuantizationPlan
 from calibrate.ranges import nodes_beyond_fp16
 from calibrate.sensitivity import effects_of_layers, ranking_samples
-from calibrate.target import Target
+from calibrate.target import Target, changed
 from validate.evaluate import candidate_accuracy
 from validate.results import Accuracy, Search, Trial, Verdict
 from validate.significance import paired_interval
@@ -72,16 +74,17 @@ class Trials:
             alone = self.bench.errors_alone(self.plan, samples, advance)
             effects = effects_of_layers(layers, alone, range(len(samples)))
         judging = self.bench.judging(samples)
-        rungs = ladder(effects, self._cost)
-        budget = Budget(self.settings.evaluations, self.settings.minutes or math.inf)
-        found = search(rungs, effects, self._cost, lambda back: self._judge(back, effects, judging), budget)
+        jury = _Jury(self, effects, judging)
+        budget = Budget(self.settings.evaluations - jury.passes, self.settings.minutes or math.inf)
+        found = search(ladder(effects, self._cost), effects, self._cost, jury, budget)
         plans = [] if found.layers is None else [self.mixed(found.layers)]
         if found.layers is not None and (safer := _safer(found.layers, effects, self._cost)):
             plans.append(self.mixed(safer))
         return Outcome(plans, Search(
             target=self._sentence(), precision=self.settings.precision, effects=effects, ranking_samples=pool,
             ranked_on=len(samples), ranking_passes=(len(layers) + 1) * len(samples) / pool,
-            judging_samples=len(judging), judging_passes=found.passes, trials=self.records, ended=found.ended,
+            judging_samples=len(judging), judging_passes=jury.passes + found.passes, screened=len(found.screened),
+            trials=self.records, ended=found.ended,
         ))  # fmt: skip
 
     def mixed(self, back: Layers) -> QuantizationPlan:
@@ -94,28 +97,32 @@ class Trials:
         unique = same.get(mixed.hash, f"{name}-try{len(alike) + 1}" if alike else name)
         return mixed.model_copy(update={"name": unique})
 
+    def reference(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the float model's scores on calibration samples."""
+        scores = self.bench.calibration_scores
+        assert scores is not None  # see `fallback_can_help`
+        found: NDArray[np.float64] = scores[samples]
+        return found
+
+    def record(
+        self, plan: QuantizationPlan, back: Sequence[str], judging: NDArray[np.int64], scores: NDArray[np.float64]
+    ) -> bool:
+        """Keep a trial for the results, and return whether it meets the target."""
+        metric, expected = self.bench.inputs.task.metric, self.reference(judging[: len(scores)])
+        stopped = len(scores) < len(judging)
+        meets = not stopped and self.target.met(expected, scores)
+        self.records.append(
+            Trial(
+                name=plan.name, plan_hash=plan.hash, float_layers=list(back),
+                accuracy=candidate_accuracy(metric, expected, scores, self.target.confidence or 0.95),
+                stopped_early=stopped, meets_target=meets, cost=self.bench.pricing.plans.cost(plan.layers),
+            )
+        )  # fmt: skip
+        return meets
+
     def _cost(self, back: Layers) -> float:
         precisions = {**self.plan.layers, **dict.fromkeys(back, self.settings.precision)}
         return self.bench.pricing.plans.cost(precisions).value
-
-    def _judge(self, back: Layers, effects: Mapping[str, float], judging: NDArray[np.int64]) -> Tried:
-        bench, metric = self.bench, self.bench.inputs.task.metric
-        plan, total = self.mixed(back), len(judging)
-        with bench.journal.stage("trials", f"try {plan.name}", total) as advance:
-            looks = np.linspace(0, total, _LOOKS + 1)[1:-1].astype(int).tolist()
-            judged = bench.judge(plan, judging, lambda worse: self.target.hopeless(worse, total), looks, advance)
-        seen = len(judged.values)
-        assert bench.calibration_scores is not None  # see `fallback_can_help`
-        reference = bench.calibration_scores[judging[:seen]]
-        meets = seen == total and self.target.met(reference, judged.values)
-        self.records.append(
-            Trial(
-                name=plan.name, plan_hash=plan.hash, float_layers=[x for x in effects if x in back],
-                accuracy=candidate_accuracy(metric, reference, judged.values, self.target.confidence or 0.95),
-                stopped_early=seen < total, meets_target=meets, cost=self.bench.pricing.plans.cost(plan.layers),
-            )
-        )  # fmt: skip
-        return Tried(meets, seen / total, judged.seconds)
 
     def _sentence(self) -> str:
         metric, target = self.bench.inputs.task.metric, self.target
@@ -124,6 +131,46 @@ class Trials:
         if target.confidence is not None:
             sure = f", with {100 * target.confidence:.4g}% confidence on {target.samples} samples"
         return f"{metric.name} at most {margin} worse than the float model{sure}"
+
+
+class _Jury:
+    """Screens and judges plans on the calibration samples that did not rank; see `calibrate.fallback.Trier`.
+
+    It begins with the plan itself, all in int8, until enough samples have changed to screen by.
+    """
+
+    def __init__(self, trials: Trials, effects: Mapping[str, float], judging: NDArray[np.int64]) -> None:
+        self._trials, self._effects, self._judging = trials, effects, judging
+        first = self._scores(trials.plan, trials.target.enough).values
+        trials.record(trials.plan, [], judging, first)
+        self._seen = judging[: len(first)]
+        self._reference = trials.reference(self._seen)
+        self._changed = changed(self._reference, first)
+        self.passes = len(self._seen) / len(judging)
+        """Runs over the judging samples that it took to begin."""
+
+    def screen(self, layers: Layers) -> Tried:
+        """See `Trier`."""
+        bench, plan = self._trials.bench, self._trials.plan
+        screened = bench.screen(plan, layers, self._seen[self._changed])
+        scores = self._reference.copy()
+        scores[self._changed] = screened.values
+        passes = len(self._changed) / len(self._judging)
+        return Tried(self._trials.target.met(self._reference, scores), passes, screened.seconds)
+
+    def judge(self, layers: Layers) -> Tried:
+        """See `Trier`."""
+        trials, total, plan = self._trials, len(self._judging), self._trials.mixed(layers)
+        judged = self._scores(plan, partial(trials.target.hopeless, total=total))
+        back = [layer for layer in self._effects if layer in layers]
+        meets = trials.record(plan, back, self._judging, judged.values)
+        return Tried(meets, len(judged.values) / total, judged.seconds)
+
+    def _scores(self, plan: QuantizationPlan, stop: Stop) -> Evaluated:
+        bench, total = self._trials.bench, len(self._judging)
+        with bench.journal.stage("trials", f"try {plan.name}", total) as advance:
+            looks = np.linspace(0, total, _LOOKS + 1)[1:-1].astype(int).tolist()
+            return bench.judge(plan, self._judging, stop, looks, advance)
 
 
 def fallback_can_help(config: Config, bench: Bench, verdict: Verdict, confidence: float) -> bool:

@@ -247,6 +247,7 @@ class Search(Record):
     ranked_on: int = Field(ge=0, description="of these, how many did")
     ranking_passes: float = Field(ge=0, description="runs of any model by ranking, in runs over all ranking samples")
     judging_samples: int = Field(ge=0, description="calibration samples that judged; none of them ranked")
+    screened: int = Field(default=0, ge=0, description="plans that were tried on the samples alone that int8 changes")
     judging_passes: float = Field(ge=0, description="runs over all judging samples; one stopped early is a part of one")
     trials: list[Trial]
     ended: str = Field(description="why it ended there, a sentence")

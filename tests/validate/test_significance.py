@@ -168,7 +168,7 @@ def test_tango_narrows_with_more_of_the_same(counts: tuple[int, int, int]) -> No
 
 
 def _benchmark() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks/coverage.py"
+    path = Path(__file__).parents[2] / "benchmarks/interval_coverage.py"
     spec = importlib.util.spec_from_file_location("coverage_benchmark", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

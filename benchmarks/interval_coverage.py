@@ -1,7 +1,7 @@
 """How often the intervals of `validate.significance` hold the truth, in simulated studies: docs/significance.md.
 
-    python benchmarks/coverage.py                  # 2,000 studies in each setting; a minute
-    python benchmarks/coverage.py --bootstrap      # beside scipy's BCa bootstrap; ten minutes
+    python benchmarks/interval_coverage.py                  # 2,000 studies in each setting; a minute
+    python benchmarks/interval_coverage.py --bootstrap      # beside scipy's BCa bootstrap; ten minutes
 
 A study draws n paired differences (reference minus candidate; positive is a drop) from a distribution whose mean is
 known, and computes the 95% interval of the mean. `missed below` is how often the upper end is below the true drop:
