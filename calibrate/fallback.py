@@ -222,6 +222,6 @@ def _check(budget: Budget, found: Found, more: float) -> None:
     """Raise where the budget does not allow `more` passes and one to judge."""
     minutes = sum(tried.seconds for tried in (*found.tried.values(), *found.screened.values())) / 60
     if found.passes + more + 1 > budget.passes + 1e-9:
-        raise _SpentError(f"the budget of {budget.passes:.3g} runs over the judging samples was used up")
+        raise _SpentError("the budget of evaluations was used up")
     if minutes >= budget.minutes:
         raise _SpentError(f"the budget of {budget.minutes:g} minutes was used up")
