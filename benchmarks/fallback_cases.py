@@ -195,7 +195,7 @@ def _documentation() -> Any:
         "traceback",
         "turtle",
         "typing",
-        '"unittest.mock',
+        "unittest.mock",
         "urllib.parse",
         "urllib.request",
         "uuid",

@@ -102,7 +102,9 @@ class FallbackConfig(Section):
         description="runs over the judging samples that all trials may take together; one that is stopped early counts "
         "as the part that it ran; 0 turns fallback off",
     )  # fmt: skip
-    minutes: float | None = Field(default=None, gt=0, description="the search ends after so many, with the best so far")
+    minutes: float | None = Field(
+        default=None, gt=0, description="of trials and screens, after which the search ends with the best so far"
+    )
     samples: int = Field(default=64, ge=1, description="calibration samples of which some rank the layers")
     precision: FloatPrecision = Field(default="fp16", description="what layers go back to")
     max_drop: float | None = Field(
@@ -114,6 +116,13 @@ class FallbackConfig(Section):
     confidence: float | None = Field(
         default=None, gt=0.5, lt=1, description="two-sided; default: that of the verdict on what the search finds"
     )
+
+    @field_validator("evaluations")
+    @classmethod
+    def _whole_runs(cls, evaluations: float) -> float:
+        if 0 < evaluations < 1:
+            raise ValueError("a trial takes a whole run, so that it is 1 or more; 0 turns fallback off")
+        return evaluations
 
     @model_validator(mode="after")
     def _one_target(self) -> FallbackConfig:

@@ -91,6 +91,8 @@ class Found:
     """What a search found; `layers` is None where no trial met the target."""
 
     layers: Layers | None = None
+    cut: bool = False
+    """The budget ended it before it had screened all that it would."""
     ended: str = ""
     tried: dict[Layers, Tried] = field(default_factory=dict)
     screened: dict[Layers, Tried] = field(default_factory=dict)
@@ -123,7 +125,7 @@ def ladder(effects: Mapping[str, float], cost: CostOf) -> list[Rung]:
         if len(back) >= len(effects):
             break
         rungs.append(Rung(back, sum(e for other, e in effects.items() if other not in back), cost(back)))
-    return [r for i, r in enumerate(rungs) if not any(o.cost <= r.cost for o in rungs[i + 1 :])]
+    return [r for i, r in enumerate(rungs) if i == 0 or not any(o.cost <= r.cost for o in rungs[i + 1 :])]
 
 
 def _with_free(back: Layers, effects: Mapping[str, float], cost: CostOf) -> Layers:
@@ -163,7 +165,11 @@ def search(rungs: Sequence[Rung], effects: Mapping[str, float], cost: CostOf, tr
         if layers in found.tried:  # what was judged and missed is known better
             return found.tried[layers].meets
         if layers not in found.screened:
-            _check(budget, found, trier.screen_passes)
+            try:
+                _check(budget, found, trier.screen_passes)
+            except _SpentError:
+                found.cut = True
+                raise
             found.screened[layers] = trier.screen(layers)
         return found.screened[layers].meets
 
@@ -177,7 +183,10 @@ def search(rungs: Sequence[Rung], effects: Mapping[str, float], cost: CostOf, tr
                 layers = _fewer(layers, effects, cost, screened)
             found.tried[layers] = trier.judge(layers)
             if found.tried[layers].meets:
-                found.layers, found.ended = layers, "a plan met the target"
+                found.layers = layers
+                found.ended = "a plan met the target" + (
+                    ", and the budget was too small to look for a faster one" if found.cut else ""
+                )
                 return found
             wanted = rungs[index].remaining * _AFTER_A_MISS
             above = range(index + 1, len(rungs))

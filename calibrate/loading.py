@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from pydantic import BaseModel
 
 from calibrate.config import Config
 from calibrate.graph.placement import Placement, place
@@ -28,7 +29,7 @@ from validate.results import ModelInfo
 from validate.tasks.agreement import with_or_without_labels
 from validate.tasks.base import Task
 
-__all__ = ["FloatModel", "Inputs", "Seen", "load_inputs", "load_model", "onnx_file"]
+__all__ = ["FloatModel", "Inputs", "Seen", "load_inputs", "load_model", "onnx_file", "task_hash"]
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,22 @@ def load_model(
         raise JobError(f"{path} has no layer that can be int8 ({reasons or 'no Conv, ConvTranspose, Gemm or MatMul'})")
     info = ModelInfo(path=name or str(path), sha256=sha256, nodes=prepared.graph.num_nodes(), parameters=parameters)
     return FloatModel(info, path, prepared, placement)
+
+
+def task_hash(task: BaseModel) -> str:
+    """Return the SHA-256 of what scores samples: the settings, and the files that they name, with their code."""
+    digest = hashlib.sha256(task.model_dump_json().encode())
+    for value in task.model_dump().values():
+        if not isinstance(value, str):
+            continue
+        module, _, name = value.rpartition(":")
+        if name and module and not Path(value).is_file():
+            source = module if Path(module).is_file() else getattr(sys.modules.get(module), "__file__", None)
+        else:
+            source = value
+        if source and Path(source).is_file():
+            digest.update(Path(source).read_bytes())
+    return digest.hexdigest()
 
 
 def _preprocessing_hash(config: Config) -> str:

@@ -146,11 +146,16 @@ class Bench:
         return self.evaluations.get("screen", compute, **key)
 
     def singles(self, samples: Sequence[int]) -> list[Batch]:
-        """Return some calibration samples, each a batch of its own; they are kept, as few as they are."""
+        """Return some calibration samples, each a batch of its own; they are kept until `forget`."""
         if missing := set(samples) - self._kept.keys():
             stream = replace(self.inputs.calibration.limited(max(missing) + 1), batch_size=1)
             self._kept.update({b.first: b for b in self.calibration.again(stream.batches()) if b.first in missing})
         return [self._kept[index] for index in samples]
+
+    def forget(self) -> None:
+        """Let go of the samples and the session that ranking and screening hold."""
+        self._kept.clear()
+        self._sessions.clear()
 
     def _switched(self, plan: QuantizationPlan) -> _Switched:
         if plan.hash not in self._sessions:
@@ -160,7 +165,7 @@ class Bench:
 
     def judge(
         self, plan: QuantizationPlan, judging: NDArray[np.int64],
-        stop: Stop, looks: Sequence[int], advance: Callable[[int], None],
+        stop: Stop, looks: Sequence[int], advance: Callable[[int], None], rule: str,
     ) -> Evaluated:  # fmt: skip
         """Return the scores of a plan on calibration samples that have labels, or on the first until it is to stop.
 
@@ -170,6 +175,7 @@ class Bench:
             stop: tells from the scores, or records, of the reference and of the plan on the first samples.
             looks: numbers of samples after which it is asked.
             advance: called with numbers of samples that were run.
+            rule: names what `stop` does: another one may stop elsewhere.
         """
         task, reference = self.inputs.task, self.calibration_scores
         assert reference is not None
@@ -187,7 +193,7 @@ class Bench:
                         break
             return scores
 
-        key = {"plan": plan.hash, "samples": judging.tolist(), "looks": list(looks)}
+        key = {"plan": plan.hash, "samples": judging.tolist(), "looks": list(looks), "rule": rule}
         return self.evaluations.get("trial", compute, **key)
 
     def candidate(

@@ -23,7 +23,7 @@ from calibrate.evaluations import Evaluations
 from calibrate.graph.placement import Placement
 from calibrate.illustrate import illustrate
 from calibrate.journal import Journal
-from calibrate.loading import Inputs, Seen, load_inputs
+from calibrate.loading import Inputs, Seen, load_inputs, task_hash
 from calibrate.measuring import Bench
 from calibrate.observe import Observation, OnDoubling, observable, observe, workers
 from calibrate.origin import Origin
@@ -35,6 +35,7 @@ from calibrate.store import StoredStatistics, write_statistics
 from calibrate.timing import time_models
 from calibrate.trials import fallback_can_help, search_plans
 from reports import html
+from validate.backends.onnxruntime import cpu_name
 from validate.data import Batch, SampleStream
 from validate.environment import environment
 from validate.errors import TensorErrors
@@ -92,7 +93,9 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
             plans = [plan.model_copy(update={"wide_nodes": wide}) for plan in plans]
 
         # 3. Every candidate is measured; samples that the verdict does not use pick the one that it is about.
-        evaluations = Evaluations(output / "evaluations", evaluation_context(config, inputs, origin, seen_validation))
+        evaluations = Evaluations(
+            output / "evaluations", evaluation_context(config, origin, seen_validation, seen_calibration)
+        )
         pricing = price(config, inputs, plans[0], folder, journal)
         bench = Bench(
             config, inputs, journal, scores, outputs, seen_calibration, seen_validation, evaluations, pricing,
@@ -106,7 +109,8 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
 
         # 4. Where it misses the policy, layers go back to float: the fastest plan that other samples say meets it.
         search = None
-        if verdict.decision is not Decision.GO and fallback_can_help(config, bench, verdict, looks[-1]):
+        is_go = verdict.decision is Decision.GO
+        if not is_go and looks[1:] and fallback_can_help(config, bench, selected, verdict, looks[1]):
             int8 = plans[candidates.index(selected)]
             found = search_plans(config, bench, int8, bench.statistics, reference.accuracy, looks[1])
             search = found.search
@@ -254,14 +258,15 @@ def verdict_confidences(config: Config) -> list[float]:
     return [1 - alpha * share for share in shares]
 
 
-def evaluation_context(config: Config, inputs: Inputs, origin: Origin, validation: Seen) -> dict[str, str]:
+def evaluation_context(config: Config, origin: Origin, validation: Seen, calibration: Seen) -> dict[str, str]:
     """Return what evaluations depend on besides the plan, so that none is taken for one of another job."""
     return {
         **origin.model_dump(mode="json"),
         "validation_sha256": validation.digest(),
         "task": config.task.model_dump_json(),
-        "labels_sha256": validation.labels_digest(),
-        "runtime": onnxruntime.__version__,
+        "labels_sha256": f"{validation.labels_digest()} {calibration.labels_digest()}",
+        "task_sha256": task_hash(config.task),
+        "runtime": f"{onnxruntime.__version__} on {cpu_name()}",
     }
 
 
@@ -269,6 +274,8 @@ def _closeness(candidate: Candidate, verdict: Verdict) -> tuple[int, float]:
     """Return what sorts candidates by how close they came to a GO, closest first."""
     order = [Decision.GO, Decision.INCONCLUSIVE, Decision.NO_GO]
     kernels = candidate.integer_kernels
+    if not math.isfinite(candidate.accuracy.drop):
+        return len(order), math.inf
     return order.index(verdict.decision), max(candidate.accuracy.drop, kernels.accuracy.drop if kernels else -math.inf)
 
 

@@ -85,7 +85,7 @@ def price(config: Config, inputs: Inputs, plan: QuantizationPlan, folder: Path, 
     if config.target.device == "gpu" and (gpu := _gpu(config, journal)):
         gpu.seconds_per_operation(config.fallback.precision)
         kernels = kernels_of(model.prepared, model.placement, shapes)
-        if local_gpu():
+        if (here := local_gpu()) and here.compute_capability == gpu.compute_capability:
             try:
                 return _measured(model, kernels, macs, batch, plan, gpu, config.fallback.precision, folder)
             except JobError as error:

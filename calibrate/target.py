@@ -19,7 +19,7 @@ _HOPELESS_CONFIDENCE = 0.9
 """The same, two-sided, of a metric that is no mean."""
 _FEWEST = 30
 """Samples below which no trial is stopped, and nothing is screened."""
-_CHANGED = 12
+_CHANGED = 24
 """Changed samples by which plans are screened: more cost more, and hardly tell more."""
 
 
@@ -58,6 +58,11 @@ class Target:
     def enough(self, reference: NDArray[np.float64], scores: NDArray[np.float64]) -> bool:
         """Tell whether the first samples hold enough that INT8 changes to screen other plans by them."""
         return len(scores) >= _FEWEST and len(changed(reference, scores)) >= _CHANGED
+
+    def screened(self, reference: NDArray[np.float64], scores: NDArray[np.float64]) -> int:
+        """Return how many of the first samples to screen by: as many as hold so many changes, and no more."""
+        which = changed(reference, scores)
+        return len(scores) if len(which) < _CHANGED else max(int(which[_CHANGED - 1]) + 1, _FEWEST)
 
     def hopeless(self, reference: NDArray[np.float64], scores: NDArray[np.float64], total: int) -> bool:
         """Tell from the first of `total` samples whether the drop over all of them is hardly to come below the margin.

@@ -19,12 +19,15 @@ from calibrate.ranges import nodes_beyond_fp16
 from calibrate.sensitivity import effects_of_layers, ranking_samples
 from calibrate.target import Target, changed
 from validate.evaluate import candidate_accuracy
-from validate.results import Accuracy, Search, Trial, Verdict
+from validate.exceptions import JobError
+from validate.results import Accuracy, Candidate, Search, Trial, Verdict
 from validate.significance import paired_interval
 from validate.statistics import Statistics
 
 __all__ = ["Outcome", "Trials", "fallback_can_help", "search_plans"]
 
+_FEWEST = 10
+"""Calibration samples below which nothing is searched."""
 _LOOKS = 8
 """In how many parts of the judging samples a trial may be stopped."""
 _SAFER = 8.0
@@ -73,13 +76,15 @@ class Trials:
         with self.bench.journal.stage("rank", f"rank {len(layers)} layers", len(layers)) as advance:
             alone = self.bench.errors_alone(self.plan, samples, advance)
             effects = effects_of_layers(layers, alone, range(len(samples)))
+        finite = _finite(effects)
         judging = self.bench.judging(samples)
         jury = _Jury(self, effects, judging)
         budget = Budget(self.settings.evaluations - jury.passes, self.settings.minutes or math.inf)
-        found = search(ladder(effects, self._cost), effects, self._cost, jury, budget)
+        found = search(ladder(finite, self._cost), finite, self._cost, jury, budget)
+        self.bench.forget()
         # Where nothing met the target, the last that was judged came closest: each left less than the one before.
         best = found.layers or next(reversed(found.tried), frozenset())
-        plans = [self.mixed(layers) for layers in (best, _safer(best, effects, self._cost)) if layers]
+        plans = [self.mixed(layers) for layers in (best, _safer(best, finite, self._cost)) if layers]
         return Outcome(plans, Search(
             target=self._sentence(), precision=self.settings.precision, effects=effects, ranking_samples=pool,
             ranked_on=len(samples), ranking_passes=(len(layers) + 1) * len(samples) / pool,
@@ -143,10 +148,11 @@ class _Jury:
         self._trials, self._effects, self._judging = trials, effects, judging
         first = self._scores(trials.plan, trials.target.enough).values
         trials.record(trials.plan, [], judging, first)
-        self._seen = judging[: len(first)]
+        number = trials.target.screened(trials.reference(judging[: len(first)]), first)
+        self._seen = judging[:number]
         self._reference = trials.reference(self._seen)
-        self._changed = changed(self._reference, first)
-        self.passes = len(self._seen) / len(judging)
+        self._changed = changed(self._reference, first[:number])
+        self.passes = len(first) / len(judging)
         """Runs over the judging samples that it took to begin."""
         self.screen_passes = len(self._changed) / len(judging)
 
@@ -155,6 +161,8 @@ class _Jury:
         bench, plan = self._trials.bench, self._trials.plan
         screened = bench.screen(plan, layers, self._seen[self._changed])
         scores = self._reference.copy()
+        if not len(self._changed):  # nothing to tell plans apart by: the ladder alone decides
+            return Tried(True, 0.0, 0.0)
         scores[self._changed] = screened.values
         return Tried(self._trials.target.met(self._reference, scores), self.screen_passes, screened.seconds)
 
@@ -170,18 +178,27 @@ class _Jury:
         bench, total = self._trials.bench, len(self._judging)
         with bench.journal.stage("trials", f"try {plan.name}", total) as advance:
             looks = np.linspace(0, total, _LOOKS + 1)[1:-1].astype(int).tolist()
-            return bench.judge(plan, self._judging, stop, looks, advance)
+            rule = f"{getattr(stop, '__name__', 'hopeless')} {self._trials.target}"
+            return bench.judge(plan, self._judging, stop, looks, advance, rule)
 
 
-def fallback_can_help(config: Config, bench: Bench, verdict: Verdict, confidence: float) -> bool:
+def _finite(effects: Mapping[str, float]) -> dict[str, float]:
+    """Return the effects, those of layers that break the model by themselves far above all others instead of infinite.
+
+    Else nothing would be left of the others beside them.
+    """
+    broken = 1e3 * sum(effect for effect in effects.values() if math.isfinite(effect)) + 1.0
+    return {name: effect if math.isfinite(effect) else broken for name, effect in effects.items()}
+
+
+def fallback_can_help(config: Config, bench: Bench, candidate: Candidate, verdict: Verdict, confidence: float) -> bool:
     """Tell whether layers in float could turn the verdict into a GO, and warn where that cannot be found out.
 
     Not where something else than accuracy holds it up, not where the samples are so few that even a candidate
     without a single changed score would stay undecided, and not where no samples can judge the trials.
     """
-    if config.fallback.evaluations == 0:
-        return False
-    if not any(rule.name.startswith("accuracy") and rule.outcome in {"fail", "undecided"} for rule in verdict.rules):
+    missed = {rule.outcome for rule in verdict.rules if rule.name.startswith("accuracy")} & {"fail", "undecided"}
+    if not missed and math.isfinite(candidate.accuracy.drop):  # a model that INT8 breaks has no number to judge
         return False
     samples, warn = len(bench.scores), bench.journal.warn
     metric = bench.inputs.task.metric
@@ -194,7 +211,15 @@ def fallback_can_help(config: Config, bench: Bench, verdict: Verdict, confidence
                 f"{config.policy.max_drop:g}; give more samples"
             )
             return False
-    if bench.calibration_scores is None:
+    if len(bench.calibration.order) < _FEWEST:
+        warn(f"no layers were put back to float: fewer than {_FEWEST} calibration samples can rank and judge nothing")
+        return False
+    try:
+        labelled = bench.calibration_scores is not None
+    except JobError as error:
+        warn(f"no layers were put back to float: the calibration samples' labels cannot judge trials ({error})")
+        return False
+    if not labelled:
         warn(
             "no layers were put back to float: the calibration samples have no labels, so that they cannot judge "
             "trials, and the validation samples are for the verdict alone; give the calibration set the label column"
@@ -207,7 +232,7 @@ def search_plans(
     config: Config, bench: Bench, plan: QuantizationPlan, statistics: Mapping[str, Statistics], reference: Accuracy,
     confidence: float,
 ) -> Outcome:  # fmt: skip
-    """Look for the fastest plan that meets the target on calibration samples; nothing here sees a validation sample.
+    """Look for the fastest plan that meets the target on calibration samples; no validation sample is run here.
 
     Args:
         config: its fallback section, and its policy's margin.

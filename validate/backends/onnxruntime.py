@@ -110,9 +110,10 @@ class OnnxRuntimeModel:
         feeds = {name: self._convert(name, inputs[name]) for name in self.input_names}
         full = size = self.fixed_batch or 0
         if full:
-            size = min(len(array) for array in feeds.values() if array.ndim)
+            batched = [name for name, (_, shape) in self._inputs.items() if shape and shape[0] == full]
+            size = min(len(feeds[name]) for name in batched)
         if size < full:
-            feeds = {name: array[np.minimum(np.arange(full), size - 1)] for name, array in feeds.items()}
+            feeds |= {name: feeds[name][np.minimum(np.arange(full), size - 1)] for name in batched}
         try:
             values = self._values([self._output_names[name] for name in self.output_names], feeds)
         except Exception as error:  # onnxruntime's classes share no base but Exception
