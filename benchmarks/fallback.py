@@ -203,10 +203,12 @@ def ours(case: Case, cost: str) -> Layers | None:
     reference, which = case.float_scores[: int8.size], changed(case.float_scores[: int8.size], int8)
 
     class OnTheCase:
+        screen_passes = which.size / total
+
         def screen(self, back: Layers) -> Tried:
             scores = reference.copy()
             scores[which] = case.scores_of(case.all() - back, which)
-            return Tried(target.met(reference, scores), which.size / total, 0.0)
+            return Tried(target.met(reference, scores), self.screen_passes, 0.0)
 
         def judge(self, back: Layers) -> Tried:
             scores = case.score_until(case.all() - back, partial(target.hopeless, total=total))

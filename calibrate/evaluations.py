@@ -51,7 +51,7 @@ class Evaluations:
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
             evaluated = Evaluated(np.array(stored["values"], np.float64), float(stored["seconds"]))
-        except (OSError, ValueError, KeyError):  # not there, or not one of ours: it is computed
+        except (OSError, ValueError, KeyError, TypeError):  # not there, or not one of ours: it is computed
             started = time.perf_counter()
             evaluated = Evaluated(np.asarray(compute(), np.float64), time.perf_counter() - started)
             self._folder.mkdir(parents=True, exist_ok=True)

@@ -69,7 +69,13 @@ class Budget:
 
 
 class Trier(Protocol):
-    """Tries plans, given by their layers in float."""
+    """Tries plans, given by their layers in float.
+
+    Attributes:
+        screen_passes: what a screen takes, in runs over all judging samples.
+    """
+
+    screen_passes: float
 
     def screen(self, layers: Layers) -> Tried:
         """Guess from the few judging samples that all layers in int8 change."""
@@ -93,11 +99,6 @@ class Found:
     def passes(self) -> float:
         """Runs over all judging samples, of all trials and screens."""
         return sum(tried.passes for tried in (*self.tried.values(), *self.screened.values()))
-
-    @property
-    def screen_passes(self) -> float:
-        """What the dearest screen so far took; they all take the same samples."""
-        return max((tried.passes for tried in self.screened.values()), default=0.0)
 
 
 def ladder(effects: Mapping[str, float], cost: CostOf) -> list[Rung]:
@@ -159,8 +160,10 @@ def search(rungs: Sequence[Rung], effects: Mapping[str, float], cost: CostOf, tr
 
     def screened(layers: Layers) -> bool:
         """Raises _SpentError where that would leave no pass to judge."""
+        if layers in found.tried:  # what was judged and missed is known better
+            return found.tried[layers].meets
         if layers not in found.screened:
-            _check(budget, found, found.screen_passes)
+            _check(budget, found, trier.screen_passes)
             found.screened[layers] = trier.screen(layers)
         return found.screened[layers].meets
 
@@ -168,41 +171,43 @@ def search(rungs: Sequence[Rung], effects: Mapping[str, float], cost: CostOf, tr
     try:
         while low < len(rungs) - 1:
             _check(budget, found, 0.0)
-            index, layers = _smallest(rungs, low, effects, cost, screened)
+            index = _lowest_rung(rungs, low, screened)
+            layers = rungs[index].layers
+            if not found.tried:  # a screen that was wrong once is not asked for more
+                layers = _fewer(layers, effects, cost, screened)
             found.tried[layers] = trier.judge(layers)
             if found.tried[layers].meets:
                 found.layers, found.ended = layers, "a plan met the target"
                 return found
             wanted = rungs[index].remaining * _AFTER_A_MISS
-            low = next((i for i in range(index + 1, len(rungs)) if rungs[i].remaining <= wanted), len(rungs) - 1) - 1
-            low = max(low, index)
+            above = range(index + 1, len(rungs))
+            low = next((i for i in above if rungs[i].remaining <= wanted), len(rungs) - 1) - 1 if above else index
         found.ended = "no plan with a layer in int8 met the target"
     except _SpentError as error:
         found.ended = str(error)
     return found
 
 
-def _smallest(
-    rungs: Sequence[Rung], low: int, effects: Mapping[str, float], cost: CostOf, screened: Callable[[Layers], bool]
-) -> tuple[int, Layers]:
-    """Return the lowest rung above `low` that the screen lets through, and the layers of it that have to go back."""
-    high = len(rungs)
+def _lowest_rung(rungs: Sequence[Rung], low: int, screened: Callable[[Layers], bool]) -> int:
+    """Return the lowest rung above `low` that the screen lets through; the last one where it lets none."""
+    missed, high = low, len(rungs)
     try:
         step = low + 1
         while high - low > 1:  # from below: most models need few layers back
             middle = min(step, high - 1) if high == len(rungs) else (low + high) // 2
             low, high = (low, middle) if screened(rungs[middle].layers) else (middle, high)
             step = 2 * middle
-        if high == len(rungs):
-            return high - 1, rungs[-1].layers
-        if high > 2 and screened(rungs[high - 2].layers):
+        if missed < high - 2 and high < len(rungs) and screened(rungs[high - 2].layers):
             high -= 2
     except _SpentError:
         if high == len(rungs):  # nothing is known to be enough
             little = rungs[0].remaining * _LITTLE
-            high = next((i for i in range(low + 1, high) if rungs[i].remaining <= little), high - 1)
-        return high, rungs[high].layers
-    layers = rungs[high].layers
+            return next((i for i in range(low + 1, high) if rungs[i].remaining <= little), high - 1)
+    return min(high, len(rungs) - 1)
+
+
+def _fewer(layers: Layers, effects: Mapping[str, float], cost: CostOf, screened: Callable[[Layers], bool]) -> Layers:
+    """Return the layers without those that may be int8 after all, as far as the screen tells."""
     try:
         for layer in sorted(layers, key=lambda name: (effects[name], name)):
             fewer = layers - {layer}
@@ -210,13 +215,13 @@ def _smallest(
                 layers = fewer
     except _SpentError:
         pass  # what was found so far is good
-    return high, layers
+    return layers
 
 
 def _check(budget: Budget, found: Found, more: float) -> None:
     """Raise where the budget does not allow `more` passes and one to judge."""
     minutes = sum(tried.seconds for tried in (*found.tried.values(), *found.screened.values())) / 60
     if found.passes + more + 1 > budget.passes + 1e-9:
-        raise _SpentError(f"the budget of {budget.passes:.3g} runs over the judging samples was used up")
+        raise _SpentError("the budget of evaluations was used up")
     if minutes >= budget.minutes:
         raise _SpentError(f"the budget of {budget.minutes:g} minutes was used up")

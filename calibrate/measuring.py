@@ -28,7 +28,7 @@ from validate.backends.tensorrt import build
 from validate.compare import compare, subjects_of
 from validate.comparison import LayerDifference, TensorDifference
 from validate.data import Batch
-from validate.evaluate import OutputStore, candidate_accuracy, evaluate, reference_errors, stored_scores
+from validate.evaluate import OutputStore, batch_scores, candidate_accuracy, evaluate, reference_errors, stored_scores
 from validate.exceptions import JobError
 from validate.onnxfile import detach, write
 from validate.results import Candidate, CandidateAccuracy, IntegerKernels, LayerError
@@ -140,7 +140,7 @@ class Bench:
             chosen = self.singles(samples.tolist())
             self.journal.forwarded("screen", len(chosen))
             on = plan.int8_layers - back
-            return np.concatenate([task.scores(switched.run(batch, on), batch.labels) for batch in chosen])
+            return np.concatenate([batch_scores(task, b, switched.run(b, on), is_reference=False) for b in chosen])
 
         key = {"plan": plan.hash, "back": sorted(back), "samples": samples.tolist()}
         return self.evaluations.get("screen", compute, **key)

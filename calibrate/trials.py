@@ -36,8 +36,8 @@ class Outcome:
     """What a search found.
 
     Attributes:
-        plans: to be judged on the validation samples one after the other: what it found, and a safer one. Both are
-            known before the validation samples are looked at. Empty where nothing met the target.
+        plans: to be judged on the validation samples one after the other: what it found, or what came closest, and a
+            safer one. Both are known before the validation samples are looked at.
         search: how it went, for the results.
     """
 
@@ -77,9 +77,9 @@ class Trials:
         jury = _Jury(self, effects, judging)
         budget = Budget(self.settings.evaluations - jury.passes, self.settings.minutes or math.inf)
         found = search(ladder(effects, self._cost), effects, self._cost, jury, budget)
-        plans = [] if found.layers is None else [self.mixed(found.layers)]
-        if found.layers is not None and (safer := _safer(found.layers, effects, self._cost)):
-            plans.append(self.mixed(safer))
+        # Where nothing met the target, the last that was judged came closest: each left less than the one before.
+        best = found.layers or next(reversed(found.tried), frozenset())
+        plans = [self.mixed(layers) for layers in (best, _safer(best, effects, self._cost)) if layers]
         return Outcome(plans, Search(
             target=self._sentence(), precision=self.settings.precision, effects=effects, ranking_samples=pool,
             ranked_on=len(samples), ranking_passes=(len(layers) + 1) * len(samples) / pool,
@@ -148,6 +148,7 @@ class _Jury:
         self._changed = changed(self._reference, first)
         self.passes = len(self._seen) / len(judging)
         """Runs over the judging samples that it took to begin."""
+        self.screen_passes = len(self._changed) / len(judging)
 
     def screen(self, layers: Layers) -> Tried:
         """See `Trier`."""
@@ -155,8 +156,7 @@ class _Jury:
         screened = bench.screen(plan, layers, self._seen[self._changed])
         scores = self._reference.copy()
         scores[self._changed] = screened.values
-        passes = len(self._changed) / len(self._judging)
-        return Tried(self._trials.target.met(self._reference, scores), passes, screened.seconds)
+        return Tried(self._trials.target.met(self._reference, scores), self.screen_passes, screened.seconds)
 
     def judge(self, layers: Layers) -> Tried:
         """See `Trier`."""

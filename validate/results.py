@@ -232,7 +232,9 @@ class Trial(Record):
     plan_hash: str
     float_layers: list[str] = Field(description="layers in float, worst first")
     accuracy: CandidateAccuracy = Field(description="on the samples that were judged")
-    stopped_early: bool = Field(description="it was out of reach of the target before all samples were judged")
+    stopped_early: bool = Field(
+        description="not all samples ran: it was out of reach of the target, or, all in int8, had shown what it changes"
+    )
     meets_target: bool
     cost: Cost
 

@@ -94,7 +94,7 @@ def test_the_deployed_file_holds_the_scales_of_its_plan(steps: Job) -> None:
         node.input[0]: float(constants[node.input[1]])
         for node in model.graph.node if node.op_type == "QuantizeLinear"
     }  # fmt: skip
-    assert found == {tensor: float(np.float32(scale)) for tensor, scale in plan.scales.items()}
+    assert found == {tensor: float(np.float16(scale)) for tensor, scale in plan.scales.items()}
     assert {p.key: p.value for p in model.metadata_props}["plan_sha256"] == plan.hash
 
 

@@ -72,7 +72,7 @@ def test_a_whole_config_loads_with_its_defaults(folder: Path) -> None:
     config = load(written(folder, BASE))
     assert config.policy.max_drop == 0.1
     assert config.quantization.strategies == ["minmax", PercentileStrategy(percentile=99.9)]
-    assert config.fallback.max_trials == 5
+    assert config.fallback.evaluations == 3
     assert config.target.compute_capability == "8.9"
     assert config.data.validation.arguments == {"n": 8}
 
@@ -235,7 +235,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(folder: Path, name: str) -> 
     ("override", "keys", "value"),
     [
         ("policy.max_drop=0.02", ["policy", "max_drop"], 0.02),
-        ("fallback.max_trials=0", ["fallback", "max_trials"], 0),  # a section that the file does not have
+        ("fallback.evaluations=0", ["fallback", "evaluations"], 0),  # a section that the file does not have
         ("data.validation.arguments.n=3", ["data", "validation", "arguments"], {"n": 3}),
         ("data.validation.limit=7", ["data", "validation", "limit"], 7),
         ("quantization.strategies=[entropy, mse]", ["quantization", "strategies"], ["entropy", "mse"]),
@@ -282,8 +282,8 @@ def test_an_override_below_a_value_is_refused(folder: Path) -> None:
     [
         ("policy.max_drop=-1", "policy.max_drop"),
         ("policy.max_dorp=1", "policy.max_dorp"),  # a section of the file, a key that it does not have
-        ("fallback.max_trials=many", "fallback.max_trials"),  # neither is in the file
-        ("fallback.max_trails=1", "fallback.max_trails"),
+        ("fallback.evaluations=many", "fallback.evaluations"),  # neither is in the file
+        ("fallback.evaluation=1", "fallback.evaluation"),
         ("fallback=3", "fallback"),
         ("policy={}", "policy.max_drop"),
         ("quantization.strategies=[minmix]", "quantization.strategies.0"),

@@ -1,73 +1,166 @@
-"""Layers go back to float in the order of the harm that they do, and never all of them."""
+"""The search against models whose best plan is known, by brute force or because it was planted."""
 
+from __future__ import annotations
+
+import itertools
 import math
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
-from calibrate.config import PercentileStrategy
-from calibrate.fallback import fallback_plans
-from calibrate.origin import Origin
-from calibrate.plan import QuantizationPlan
-from calibrate.planning import strategy_name
-from calibrate.sensitivity import rank_layers
+from calibrate.fallback import Budget, Layers, Tried, ladder, search
+from calibrate.sensitivity import effects_of_layers, ranking_samples
 
 
-def plan_of(layers: int) -> QuantizationPlan:
-    names = [f"layer{i}" for i in range(layers)]
-    return QuantizationPlan(
-        name="mse", strategy="mse", origin=Origin(model_sha256="0"), scales={}, layers=dict.fromkeys(names, "int8"),
-        float_precision="fp32",
-    )  # fmt: skip
+@dataclass
+class Model:
+    """One on which every layer in int8 costs some accuracy, and more where two ruined ones meet.
+
+    Screens see a part of the samples: `optimism` is by how much they underestimate a drop.
+    """
+
+    harm: dict[str, float]
+    margin: float
+    optimism: float = 0.0
+    screen_passes: float = 0.05
+    judged: list[Layers] = field(default_factory=list)
+
+    def drop(self, back: Layers) -> float:
+        left = [harm for name, harm in self.harm.items() if name not in back]
+        return sum(left) + 0.5 * max(left, default=0.0) * (len(left) > 1)
+
+    def screen(self, layers: Layers) -> Tried:
+        return Tried(self.drop(layers) - self.optimism <= self.margin, self.screen_passes, 1.0)
+
+    def judge(self, layers: Layers) -> Tried:
+        self.judged.append(layers)
+        return Tried(self.drop(layers) <= self.margin, 1.0, 60.0)
+
+    def cost(self, back: Layers) -> float:
+        return len(self.harm) + len(back)
+
+    def fewest(self) -> int:
+        names = list(self.harm)
+        for count in range(1, len(names)):
+            if any(self.drop(frozenset(back)) <= self.margin for back in itertools.combinations(names, count)):
+                return count
+        raise AssertionError("no plan meets the target")
 
 
-def counts(effects: list[float], max_trials: int = 10) -> list[int]:
-    plan = plan_of(len(effects))
-    named = dict(zip(plan.layers, effects, strict=True))
-    trials = list(fallback_plans(plan, named, "fp16", max_trials))
-    for trial, back in trials:
-        assert back == list(named)[: len(back)]
-        assert {name for name, precision in trial.layers.items() if precision == "fp16"} == set(back)
-    return [len(back) for _, back in trials]
+def found_by(model: Model, budget: Budget, effects: dict[str, float] | None = None) -> Layers | None:
+    effects = effects or dict(sorted(model.harm.items(), key=lambda item: -item[1]))
+    return search(ladder(effects, model.cost), effects, model.cost, model, budget).layers
 
 
-def test_each_trial_leaves_an_eighth_of_the_error() -> None:
-    assert counts([0.9, 0.05, 0.04, 0.008, 0.002, 0.001], max_trials=2) == [1, 3]
-    assert counts([1.0] * 64, max_trials=1) == [56]
+@pytest.mark.parametrize("seed", range(30))
+def test_it_finds_as_few_layers_as_trying_all_subsets(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    harm = {f"layer{i}": float(x) for i, x in enumerate(rng.lognormal(0, 2, 9))}
+    model = Model(harm, margin=float(rng.uniform(0.02, 0.5)) * sum(harm.values()))
+    if model.drop(frozenset()) <= model.margin:
+        pytest.skip("all int8 meets the target")
+    back = found_by(model, Budget(math.inf))
+    assert back is not None and len(back) == model.fewest()
+    assert len(model.judged) == 1
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_ranking_with_errors_is_mended_by_taking_layers_back_one_by_one(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    harm = dict.fromkeys((f"layer{i}" for i in range(60)), 1e-4) | {"bad0": 1.0, "bad1": 1.0, "bad2": 1.0}
+    wrong = {name: float(rng.uniform(0.5, 1)) for name in rng.choice(list(harm)[:60], 4, replace=False)}
+    effects = dict(sorted((harm | wrong).items(), key=lambda item: -item[1]))
+    assert found_by(Model(harm, margin=0.1), Budget(3.0), effects) == {"bad0", "bad1", "bad2"}
+
+
+def test_planted_layers_are_found_at_the_price_that_the_issue_names() -> None:
+    harm = dict.fromkeys((f"layer{i}" for i in range(120)), 1e-5) | {"p": 0.5, "q": 0.3, "r": 0.2}
+    model = Model(harm, margin=0.01)
+    effects = dict(sorted(harm.items(), key=lambda item: -item[1]))
+    found = search(ladder(effects, model.cost), effects, model.cost, model, Budget(3.0))
+    assert found.layers == {"p", "q", "r"}
+    assert found.passes <= 3.0
+
+
+def test_what_the_screen_lets_through_is_never_taken_at_its_word() -> None:
+    harm = {f"layer{i}": 2.0**-i for i in range(20)}
+    model = Model(harm, margin=0.05, optimism=0.3)
+    back = found_by(model, Budget(5.0))
+    assert back is not None and model.drop(back) <= model.margin
+    assert len(model.judged) > 1
+
+
+@pytest.mark.parametrize("passes", [0.0, 0.99, 1.0, 1.5, 2.0, 3.0])
+def test_it_never_takes_more_than_its_budget(passes: float) -> None:
+    harm = {f"layer{i}": 1.0 for i in range(30)}
+    model = Model(harm, margin=0.5, optimism=3.0, screen_passes=0.2)
+    effects = dict(harm)
+    found = search(ladder(effects, model.cost), effects, model.cost, model, Budget(passes))
+    assert found.passes <= passes + 1e-9
+    assert len(model.judged) == (passes >= 1)  # and the screen takes what is over, to choose what is judged
+    assert passes >= 1 or found.ended == "the budget of evaluations was used up"
+
+
+def test_minutes_end_it_too_and_the_sentence_says_so() -> None:
+    harm = {f"layer{i}": 1.0 for i in range(30)}
+    model = Model(harm, margin=0.5, optimism=50.0)
+    effects = dict(harm)
+    found = search(ladder(effects, model.cost), effects, model.cost, model, Budget(math.inf, minutes=2.0))
+    assert len(model.judged) == 2
+    assert found.ended == "the budget of 2 minutes was used up"
+
+
+def test_a_layer_that_breaks_the_model_goes_first_and_hides_no_other() -> None:
+    harm = {"a": math.inf, "b": 0.5, "c": 1e-6, "d": 1e-6, "e": 1e-6}
+    assert found_by(Model(harm, margin=0.01), Budget(math.inf)) == {"a", "b"}
+
+
+def test_a_target_out_of_reach_is_no_plan_and_says_so() -> None:
+    harm = {"a": 1.0, "b": 1.0, "c": 1.0}
+    model = Model(harm, margin=0.0)
+    found = search(ladder(harm, model.cost), harm, model.cost, model, Budget(math.inf))
+    assert found.layers is None
+    assert found.ended == "no plan with a layer in int8 met the target"
 
 
 @pytest.mark.parametrize("layers", range(2, 8))
 def test_some_layer_always_stays_in_int8(layers: int) -> None:
-    tried = counts([1.0] * layers)
-    assert tried
-    assert max(tried) == layers - 1
-    assert tried == sorted(set(tried))
+    effects = {f"layer{i}": 1.0 for i in range(layers)}
+    rungs = ladder(effects, lambda back: layers + len(back))
+    assert [len(rung.layers) for rung in rungs] == list(range(layers))
+    assert [rung.remaining for rung in rungs] == [float(layers - k) for k in range(layers)]
 
 
-def test_one_layer_has_no_mixed_plan() -> None:
-    assert counts([1.0]) == []
-    assert counts([]) == []
+def test_layers_go_by_what_they_do_for_what_they_cost() -> None:
+    effects = {"dear": 1.0, "cheap": 0.9, "idle": 0.01}
+    price = {"dear": 10.0, "cheap": 1.0, "idle": 1.0}
+    rungs = ladder(effects, lambda back: sum(price[name] for name in back))
+    assert [rung.layers for rung in rungs] == [set(), {"cheap"}, {"cheap", "dear"}]
 
 
-def test_a_layer_that_breaks_the_model_goes_first_and_hides_no_other() -> None:
-    assert counts([math.inf, math.inf, 0.9, 0.05, 0.01], max_trials=1) == [3]
+def test_a_lone_int8_layer_whose_way_back_costs_nothing_goes_with_its_neighbours() -> None:
+    effects = {"first": 1.0, "lone": 1e-9, "last": 0.5, "other": 0.1, "more": 0.1}
+
+    def cost(back: Layers) -> float:  # between two float layers, an int8 one pays for two reformats
+        return 5.0 + len(back - {"lone"}) + ({"first", "last"} <= back) * (0.0 if "lone" in back else 1.0)
+
+    assert {"first", "last", "lone"} in [rung.layers for rung in ladder(effects, cost)]
 
 
-def test_the_effect_of_a_layer_is_the_error_with_it_alone_in_int8() -> None:
-    harm = {"layer0": 0.1, "layer1": 3.0, "layer2": 0.5}
-
-    def errors_of(plan: QuantizationPlan) -> np.ndarray:
-        (alone,) = plan.int8_layers
-        return np.array([harm[alone], 3 * harm[alone]])
-
-    assert rank_layers(plan_of(3), errors_of) == pytest.approx({"layer1": 6.0, "layer2": 1.0, "layer0": 0.2})
-    assert list(rank_layers(plan_of(3), errors_of)) == ["layer1", "layer2", "layer0"]
+def test_the_effect_of_a_layer_is_the_geometric_mean_of_its_errors_alone() -> None:
+    errors = {"a": [1e-4, 1.0], "b": [0.02, 0.02], "c": [math.nan, 1e-3], "d": [0.0, 0.0]}
+    effects = effects_of_layers(list(errors), lambda layer, sample: errors[layer][sample], range(2))
+    assert list(effects) == ["c", "b", "a", "d"]
+    assert effects["c"] == math.inf
+    assert effects["a"] == pytest.approx(0.01)
+    assert effects["b"] == pytest.approx(0.02)
 
 
-def test_no_two_percentiles_share_a_name() -> None:
-    percents = [100, 99.99999, 99.99995, 99.9999, 99.999, 99.0, 99]
-    names = [strategy_name(PercentileStrategy(percentile=percent)) for percent in percents]
-    assert names == [
-        "percentile-100", "percentile-99.99999", "percentile-99.99995", "percentile-99.9999", "percentile-99.999",
-        "percentile-99", "percentile-99",
-    ]  # fmt: skip
+@pytest.mark.parametrize(("layers", "pool"), [(1, 1), (3, 64), (51, 64), (94, 64), (150, 64), (150, 200), (400, 64)])
+def test_ranking_takes_few_samples_spread_over_the_pool(layers: int, pool: int) -> None:
+    chosen = ranking_samples(layers, pool)
+    assert 1 <= len(chosen) <= 4
+    assert chosen == sorted(set(chosen)) and chosen[0] >= 0 and chosen[-1] < pool
+    if (layers + 1) <= 4 * pool:
+        assert (layers + 1) * len(chosen) <= 4 * pool

@@ -65,7 +65,7 @@ def logged(server: str, new_job: Callable[[], Job], models: Models) -> Logged:
 def test_every_candidate_and_every_trial_is_a_run_nested_in_the_job(logged: Logged) -> None:
     candidates = {candidate["name"] for candidate in logged.results["candidates"]}
     trials = {trial["name"] for trial in logged.results["search"]["trials"]}
-    assert len(candidates) == 3 and len(trials - candidates) >= 1
+    assert len(candidates) >= 3 and trials
     assert set(logged.children) == candidates | trials
     assert logged.parent.info.run_name == "tiny"
 
