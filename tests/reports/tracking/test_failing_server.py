@@ -18,10 +18,8 @@ from validate.exceptions import JobError
 from validate.results import Results
 
 if TYPE_CHECKING:
-    from tests.conftest import TrackingServer
-    from tests.reports.tracking.conftest import Wire
+    from tests.conftest import Snapshot, TrackingServer, Wire
 
-Snapshot = Callable[[str, str], dict[str, Any]]
 EXPERIMENT = "from-a-test"
 
 
