@@ -23,6 +23,8 @@ __all__ = [
     "worst_layer_rule",
 ]
 
+_TELLING = 1.05
+"""By how much an estimate has to differ from 1 to tell anything."""
 _TRUST = {"measured": 0, "estimate": 1, "multiply-accumulates": 2}
 
 
@@ -53,7 +55,7 @@ def speedup_rule(against: str, wanted: SpeedupPolicy, candidate: Candidate) -> R
 def not_faster_than_fp16(candidate: Candidate) -> str | None:
     """Return a sentence where INT8 is not faster than FP16 on the target, as far as is known; else None."""
     found = _speedup(candidate, "FP16")
-    if found is None or not (found.value if found.ci_low is None else found.ci_low) <= 1:
+    if found is None or (found.value / _TELLING if found.ci_low is None else found.ci_low) > 1:
         return None
     if found.value > 1:
         return f"INT8 is not shown to be faster than FP16: the speed-up is {_said(found)}"
