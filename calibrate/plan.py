@@ -105,6 +105,10 @@ class QuantizationPlan(QuantizationRules):
         layers = {layer: precision if layer in names else old for layer, old in self.layers.items()}
         return self.model_copy(update={"name": name, "layers": layers})
 
+    def in_float(self, precision: FloatPrecision, name: str) -> QuantizationPlan:
+        """Return the plan called `name` with the whole model in one float type."""
+        return self.with_layers(self.int8_layers, precision, name).model_copy(update={"float_precision": precision})
+
     def write(self, path: Path) -> None:
         """Write as JSON."""
         path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")

@@ -133,11 +133,8 @@ def _measured(
         weights = {layer: max(count, 1) for layer, count in macs.items()}
         return node_times(loaded.layers(), loaded.layer_times(batch, _PROFILED), weights, reformats)
 
-    def whole(kind: FloatPrecision) -> QuantizationPlan:
-        return plan.with_layers(plan.int8_layers, kind, kind).model_copy(update={"float_precision": kind})
-
     int8 = timed("int8", plan)
-    floats = {kind: timed(kind, whole(kind)) for kind in dict.fromkeys(("fp32", "fp16", precision))}
+    floats = {kind: timed(kind, plan.in_float(kind, kind)) for kind in dict.fromkeys(("fp32", "fp16", precision))}
     source = f"layers of TensorRT engines on this machine's {local_gpu()}"
     moved = float(kernels.traffic(plan.layers, plan.float_precision).reformats.sum())
     per_byte = int8.reformat_ms / moved if moved and int8.reformat_ms else 1e3 / (gpu.bandwidth * 1e9)

@@ -13,7 +13,7 @@ import numpy as np
 from calibrate.config import Config
 from calibrate.graph.apply import apply
 from calibrate.loading import Inputs
-from calibrate.plan import FloatPrecision, QuantizationPlan
+from calibrate.plan import QuantizationPlan
 from validate.backends.tensorrt import BuildOptions, build_engine, local_gpu
 from validate.clocks import available_cpus, pinned
 from validate.exceptions import JobError
@@ -27,7 +27,8 @@ __all__ = ["Times", "time_models"]
 _BATCHES = 4
 """Of inputs, that calls go round."""
 _ENGINE = "TensorRT FP32"
-_ORT, _EAGER, _COMPILED = "ONNX Runtime FP32", "PyTorch eager", "PyTorch torch.compile"
+_ORT, _ORT_FP16 = "ONNX Runtime FP32", "ONNX Runtime FP16"
+_EAGER, _COMPILED = "PyTorch eager", "PyTorch torch.compile"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Times:
         latency, reason = self._latency(candidate.name)
         speedups = list(candidate.speedups)
         for name, timing in self.timings.items():
-            if latency is not None and name.startswith((_ORT, "PyTorch ", "TensorRT ")):
+            if latency is not None and name.startswith(("ONNX Runtime ", "PyTorch ", "TensorRT ")):
                 found = ratio(self.timings[candidate.name].p50s_ms, timing.p50s_ms)
                 speedups.append(
                     Speedup(
@@ -91,7 +92,9 @@ def time_models(config: Config, inputs: Inputs, plans: Sequence[QuantizationPlan
             specs += _modules(config)
             timings = _in_turns(specs, "cuda", "fp16", batches, config.latency.runs, absent)
             return Times(timings, absent, on_target=gpu.compute_capability == config.target.compute_capability)
-    specs = [Spec(_ORT, str(inputs.model.path)), *_modules(config)]
+    fp16 = folder / "fp16.onnx"
+    write(apply(plans[0].in_float("fp16", _ORT_FP16), inputs.model.prepared, inputs.model.placement), fp16)
+    specs = [Spec(_ORT, str(inputs.model.path)), Spec(_ORT_FP16, str(fp16)), *_modules(config)]
     specs += [Spec(plan.name, str(folder / plan.name / "model.int8.onnx")) for plan in plans]
     timings = _in_turns(specs, "cpu", "fp32", batches, config.latency.runs, absent)
     return Times(timings, absent, on_target=config.target.device == "cpu")
@@ -118,14 +121,9 @@ def _engines(
     inputs: Inputs, plans: Sequence[QuantizationPlan], batches: Batches, folder: Path, absent: dict[str, str]
 ) -> list[Spec]:
     """Build an engine of every plan, and of the model in FP32 and FP16; `absent` gets what cannot be built."""
-
-    def whole(kind: FloatPrecision, name: str) -> QuantizationPlan:
-        plan = plans[0].with_layers(plans[0].int8_layers, kind, name)
-        return plan.model_copy(update={"float_precision": kind})
-
     profile = {name: (array.shape, array.shape, array.shape) for name, array in batches[0].items()}
     specs = []
-    for plan in (whole("fp32", _ENGINE), whole("fp16", "TensorRT FP16"), *plans):
+    for plan in (plans[0].in_float("fp32", _ENGINE), plans[0].in_float("fp16", "TensorRT FP16"), *plans):
         path = folder / "engines" / f"{plan.name}.onnx"
         path.parent.mkdir(exist_ok=True)
         write(apply(plan, inputs.model.prepared, inputs.model.placement), path)

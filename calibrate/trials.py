@@ -146,7 +146,7 @@ class _Jury:
 
     def __init__(self, trials: Trials, effects: Mapping[str, float], judging: NDArray[np.int64]) -> None:
         self._trials, self._effects, self._judging = trials, effects, judging
-        first = self._scores(trials.plan, trials.target.enough).values
+        first = self._scores(trials.plan, trials.target.enough, "until enough changed").values
         trials.record(trials.plan, [], judging, first)
         number = trials.target.screened(trials.reference(judging[: len(first)]), first)
         self._seen = judging[:number]
@@ -158,28 +158,27 @@ class _Jury:
 
     def screen(self, layers: Layers) -> Tried:
         """See `Trier`."""
+        if not len(self._changed):  # nothing to tell plans apart by: the ladder alone decides
+            return Tried(True, 0.0, 0.0)
         bench, plan = self._trials.bench, self._trials.plan
         screened = bench.screen(plan, layers, self._seen[self._changed])
         scores = self._reference.copy()
-        if not len(self._changed):  # nothing to tell plans apart by: the ladder alone decides
-            return Tried(True, 0.0, 0.0)
         scores[self._changed] = screened.values
         return Tried(self._trials.target.met(self._reference, scores), self.screen_passes, screened.seconds)
 
     def judge(self, layers: Layers) -> Tried:
         """See `Trier`."""
         trials, total, plan = self._trials, len(self._judging), self._trials.mixed(layers)
-        judged = self._scores(plan, partial(trials.target.hopeless, total=total))
+        judged = self._scores(plan, partial(trials.target.hopeless, total=total), "until hopeless")
         back = [layer for layer in self._effects if layer in layers]
         meets = trials.record(plan, back, self._judging, judged.values)
         return Tried(meets, len(judged.values) / total, judged.seconds)
 
-    def _scores(self, plan: QuantizationPlan, stop: Stop) -> Evaluated:
+    def _scores(self, plan: QuantizationPlan, stop: Stop, rule: str) -> Evaluated:
         bench, total = self._trials.bench, len(self._judging)
         with bench.journal.stage("trials", f"try {plan.name}", total) as advance:
             looks = np.linspace(0, total, _LOOKS + 1)[1:-1].astype(int).tolist()
-            rule = f"{getattr(stop, '__name__', 'hopeless')} {self._trials.target}"
-            return bench.judge(plan, self._judging, stop, looks, advance, rule)
+            return bench.judge(plan, self._judging, stop, looks, advance, f"{rule}, {self._trials.target}")
 
 
 def _finite(effects: Mapping[str, float]) -> dict[str, float]:
