@@ -53,6 +53,10 @@ class Inputs:
     validation: SampleStream
     preprocessing_sha256: str
 
+    def rows_of_a_call(self, samples: int) -> int:
+        """Return the size of axis 0 of a call of so many samples, or what the model is fixed to."""
+        return self.reference.fixed_batch or samples * self.calibration.preparation.rows
+
 
 @dataclass
 class Seen:

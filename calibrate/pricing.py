@@ -77,9 +77,9 @@ def price(config: Config, inputs: Inputs, plan: QuantizationPlan, folder: Path, 
     Raises:
         JobError: the target does not compute in one of the config's precisions.
     """
-    model, size = inputs.model, inputs.reference.fixed_batch or config.latency.batch_size
+    model, size = inputs.model, inputs.rows_of_a_call(config.latency.batch_size)
     first = next(iter(inputs.calibration.limited(1).batches()))
-    batch = {name: np.repeat(array, size, axis=0) for name, array in first.inputs.items()}
+    batch = {name: np.resize(array, (size, *array.shape[1:])) for name, array in first.inputs.items()}
     shapes = {name: array.shape for name, array in batch.items()}
     macs = multiply_accumulates(model.prepared, model.placement, shapes)
     if config.target.device == "gpu" and (gpu := _gpu(config, journal)):

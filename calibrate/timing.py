@@ -101,11 +101,11 @@ def time_models(config: Config, inputs: Inputs, plans: Sequence[QuantizationPlan
 
 
 def _batches(config: Config, inputs: Inputs) -> Batches:
-    size = inputs.reference.fixed_batch or config.latency.batch_size
-    stream = inputs.calibration.limited(_BATCHES * size)
-    samples = [{k: v[i : i + 1] for k, v in b.inputs.items()} for b in stream.batches() for i in range(len(b))]
+    size, each = inputs.rows_of_a_call(config.latency.batch_size), inputs.calibration.preparation.rows
+    stream = inputs.calibration.limited(_BATCHES * size // each)
+    rows = [{k: v[i : i + 1] for k, v in b.inputs.items()} for b in stream.batches() for i in range(len(b) * each)]
     # Samples may differ in shape from batch to batch, and a call has one shape: that of the first.
-    alike = [s for s in samples if all(s[name].shape == array.shape for name, array in samples[0].items())]
+    alike = [row for row in rows if all(row[name].shape == array.shape for name, array in rows[0].items())]
     groups = [[alike[(first + i) % len(alike)] for i in range(size)] for first in range(0, len(alike), size)]
     return [{name: np.concatenate([sample[name] for sample in group]) for name in group[0]} for group in groups]
 
