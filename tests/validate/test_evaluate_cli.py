@@ -105,7 +105,7 @@ def test_every_model_is_held_against_the_first(
     right = [classes == labels for classes, labels in expected]
     for model, hits in zip(evaluation.models[1:], right[1:], strict=True):
         worse = right[0].astype(float) - hits
-        interval = paired_interval(worse, 0.975)  # two candidates share the error
+        interval = paired_interval(worse, 0.975, 1.0)  # two candidates share the error
         accuracy: Any = model.accuracy
         assert accuracy.drop == pytest.approx(worse.mean())
         assert (accuracy.ci_low, accuracy.ci_high) == pytest.approx((interval.low, interval.high))

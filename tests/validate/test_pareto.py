@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -19,7 +19,6 @@ from validate.results import (
     NodeCounts,
     ParetoPoint,
     Reference,
-    Trial,
 )
 
 # Few different numbers, so that ties are the rule.
@@ -76,14 +75,6 @@ def _candidate(name: str, value: float, cost: Cost) -> Candidate:
     )  # fmt: skip
 
 
-def _trial(name: str, value: float, cost: Cost, **changes: Any) -> Trial:
-    trial = Trial(
-        name=name, plan_hash=f"hash of {name}", float_layers=["a"], accuracy=_accuracy(value), stopped_early=False,
-        meets_target=True, cost=cost,
-    )  # fmt: skip
-    return trial.model_copy(update=changes)
-
-
 REFERENCE = Reference(
     accuracy=Accuracy(metric="top1", higher_is_better=True, is_rate=True, value=0.9, n=100), latency=None
 )
@@ -94,24 +85,16 @@ def _by_name(points: list[ParetoPoint]) -> dict[str, ParetoPoint]:
     return {point.name: point for point in points}
 
 
-def test_points_are_the_models_that_were_judged_on_all_samples_the_fastest_first() -> None:
-    candidates = [_candidate("slow and bad", 0.7, _cost(3)), _candidate("fast", 0.8, _cost(1))]
-    trials = [
-        _trial("between", 0.85, _cost(2)),
-        _trial("given up", 0.5, _cost(1.5), stopped_early=True),
-        _trial("candidate too", 0.8, _cost(1), plan_hash="hash of fast"),
-        _trial("judged twice", 0.85, _cost(2), plan_hash="hash of between"),
-    ]
-    points = pareto_points(REFERENCE, _cost(4), candidates, trials, {"hash of between": 0.5}, 4000)
+def test_points_are_the_float_model_and_every_candidate_the_fastest_first() -> None:
+    candidates = [
+        _candidate("slow and bad", 0.7, _cost(3)), _candidate("fast", 0.8, _cost(1)), _candidate("between", 0.85, _cost(2))
+    ]  # fmt: skip
+    points = pareto_points(REFERENCE, _cost(4), candidates, 4000)
     assert [point.name for point in points] == ["fast", "between", "slow and bad", FLOAT]
     assert [point.on_front for point in points] == [True, True, False, True]
     named = _by_name(points)
-    assert (named["fast"].int8_mac_share, named["between"].int8_mac_share, named[FLOAT].int8_mac_share) == (
-        0.75,
-        0.5,
-        0,
-    )
-    assert (named["fast"].size_bytes, named["between"].size_bytes, named[FLOAT].size_bytes) == (1000, None, 4000)
+    assert (named["fast"].int8_mac_share, named[FLOAT].int8_mac_share) == (0.75, 0)
+    assert (named["fast"].size_bytes, named[FLOAT].size_bytes) == (1000, 4000)
     assert named["between"].drop == pytest.approx(0.05)
 
 
