@@ -87,8 +87,10 @@ def _by_name(points: list[ParetoPoint]) -> dict[str, ParetoPoint]:
 
 def test_points_are_the_float_model_and_every_candidate_the_fastest_first() -> None:
     candidates = [
-        _candidate("slow and bad", 0.7, _cost(3)), _candidate("fast", 0.8, _cost(1)), _candidate("between", 0.85, _cost(2))
-    ]  # fmt: skip
+        _candidate("slow and bad", 0.7, _cost(3)),
+        _candidate("fast", 0.8, _cost(1)),
+        _candidate("between", 0.85, _cost(2)),
+    ]
     points = pareto_points(REFERENCE, _cost(4), candidates, 4000)
     assert [point.name for point in points] == ["fast", "between", "slow and bad", FLOAT]
     assert [point.on_front for point in points] == [True, True, False, True]
