@@ -35,8 +35,6 @@ class Evaluations:
 
     def __init__(self, folder: Path, context: Mapping[str, str]) -> None:
         self._folder, self._context = folder, dict(context)
-        self.read = 0
-        """How many were on disk already."""
 
     def get(self, what: str, compute: Callable[[], NDArray[np.float64]], **key: Any) -> Evaluated:
         """Return the stored evaluation, or compute and store it.
@@ -59,6 +57,4 @@ class Evaluations:
             stored = {"key": json.loads(content), "values": evaluated.values.tolist(), "seconds": evaluated.seconds}
             partial.write_text(json.dumps(stored), encoding="utf-8")
             partial.replace(path)  # a reader, and a run that goes on, never sees half a file
-        else:
-            self.read += 1
         return evaluated
