@@ -1,27 +1,20 @@
 """A job that is tiny but real: a small CNN that does classify, synthetic data, and a config to run it with.
 
-And what a release needs besides: the gate's command, and a tracking server that can be killed or cut off.
+And what a release needs besides: the gate's command, and a tracking server.
 """
 
 from __future__ import annotations
 
-import contextlib
-import http.client
+import logging
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,8 +24,7 @@ import yaml
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-if TYPE_CHECKING:
-    from mlflow.entities import Run
+from tests.tracking_servers import TrackingServer, Wire, free_port, snapshot_of
 
 ROOT = Path(__file__).parents[1]
 CLASSES, SIDE, FEATURES = 5, 16, 16
@@ -278,58 +270,6 @@ def gate(clean_environment: dict[str, str], tmp_path: Path) -> Gate:
     return run
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-@dataclass
-class TrackingServer:
-    """An MLflow server on a database and files of its own, which outlive it."""
-
-    folder: Path
-    environment: dict[str, str]
-    port: int
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        """Start it, or start it again; return when it answers."""
-        with (self.folder / "log").open("a") as log:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
-                    "--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db",
-                    "--artifacts-destination", str(self.folder / "files"),
-                ],
-                cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-        deadline = time.monotonic() + 180
-        while not answers(f"{self.address}/health"):
-            assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "log").read_text()
-            time.sleep(0.2)
-
-    def kill(self) -> None:
-        """End it and its workers at once."""
-        if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)  # its workers are in its session
-            self.process.wait()
-
-
 @pytest.fixture(scope="session")
 def new_server(
     tmp_path_factory: pytest.TempPathFactory, clean_environment: dict[str, str], empty_store: Path
@@ -356,71 +296,6 @@ def server(new_server: Callable[[], TrackingServer]) -> str:
     return made.address
 
 
-class Wire(ThreadingHTTPServer):
-    """Stands between a client and the tracking server, counts requests, and may fail at one of them.
-
-    Attributes:
-        upstream: host and port of the server.
-        requests: how many were seen.
-        before: called with number and path of a request before it is passed on.
-        lost: number of the request that is answered, but whose answer never arrives.
-    """
-
-    daemon_threads = True
-
-    def __init__(self, upstream: str) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.upstream = upstream.removeprefix("http://")
-        self.requests = 0
-        self.before: Callable[[int, str], None] = lambda number, path: None
-        self.lost: int | None = None
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: that a connection breaks is the point."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def forward(self) -> None:
-        wire = self.server
-        assert isinstance(wire, Wire)
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            while size := int(self.rfile.readline(), 16):
-                body += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-        wire.requests += 1
-        number = wire.requests
-        wire.before(number, self.path)
-        upstream = http.client.HTTPConnection(wire.upstream, timeout=30)
-        headers = {k: v for k, v in self.headers.items() if k.lower() not in ("transfer-encoding", "content-length")}
-        upstream.request(self.command, self.path, body, headers)
-        answer = upstream.getresponse()
-        content = answer.read()
-        if number == wire.lost:
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
-            return
-        self.send_response(answer.status)
-        for key, value in answer.getheaders():
-            if key.lower() not in ("transfer-encoding", "content-length", "connection", "date", "server"):
-                self.send_header(key, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = forward
-
-    def log_message(self, *arguments: Any) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture
 def wire_to() -> Iterator[Callable[[str], Wire]]:
     """Return what puts a wire before a server."""
@@ -440,62 +315,14 @@ def wire_to() -> Iterator[Callable[[str], Wire]]:
 
 @pytest.fixture(scope="session")
 def snapshot() -> Snapshot:
-    """Return what reads all that is held of an experiment, without what differs each time: identities and paths."""
-
-    def taken(uri: str, experiment: str) -> dict[str, Any]:
-        from mlflow import MlflowClient
-
-        client = MlflowClient(uri)
-        found = client.get_experiment_by_name(experiment)
-        assert found is not None
-        runs = client.search_runs([found.experiment_id], max_results=50_000)
-        names = {run.info.run_id: run.info.run_name for run in runs}
-        models = [
-            {
-                "name": model.name,
-                "status": model.status,
-                "tags": model.tags,
-                "run": names[model.source_run_id],
-                "files": _files(client.list_logged_model_artifacts, model.model_id),
-            }
-            for model in client.search_logged_models([found.experiment_id])
-        ]
-        return {"runs": sorted((_run(client, run, names) for run in runs), key=repr), "models": models}
-
-    return taken
+    return snapshot_of
 
 
-def _run(client: Any, run: Run, names: dict[str, str]) -> dict[str, Any]:
-    tags = dict(run.data.tags)
-    if parent := tags.get("mlflow.parentRunId"):
-        tags["mlflow.parentRunId"] = names[parent]
-    return {
-        "name": run.info.run_name,
-        "status": run.info.status,
-        "times": (run.info.start_time, run.info.end_time),
-        "tags": dict(sorted(tags.items())),
-        "params": dict(sorted(run.data.params.items())),
-        "metrics": {
-            key: sorted((p.step, p.value, p.timestamp) for p in client.get_metric_history(run.info.run_id, key))
-            for key in sorted(run.data.metrics)
-        },
-        "inputs": sorted(
-            (x.dataset.name, x.dataset.digest, x.dataset.source, x.dataset.profile, [(t.key, t.value) for t in x.tags])
-            for x in run.inputs.dataset_inputs
-        ),
-        "outputs": len(run.outputs.model_outputs) if run.outputs else 0,
-        "artifacts": _files(client.list_artifacts, run.info.run_id),
-    }
-
-
-def _files(listed: Callable[..., Any], identity: str) -> dict[str, int]:
-    """Return the size of every file; that of MLmodel differs by the digits of a time."""
-    files: dict[str, int] = {}
-    folders: list[str | None] = [None]
-    while folders:
-        for file in listed(identity, folders.pop()):
-            if file.is_dir:
-                folders.append(file.path)
-            else:
-                files[file.path] = 0 if file.path.endswith("MLmodel") else file.file_size
-    return files
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A command line that runs in this process sets up logging for the whole of it: not for the tests that follow."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers

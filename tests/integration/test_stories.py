@@ -24,7 +24,8 @@ from validate.results import Results
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from tests.conftest import Gate, Job, Snapshot, TrackingServer, Wire
+    from tests.conftest import Gate, Job, Snapshot
+    from tests.tracking_servers import TrackingServer, Wire
 
 ROOT = Path(__file__).parents[2]
 IMAGENET = ROOT.parent / "shared" / "data" / "imagenet-sample"

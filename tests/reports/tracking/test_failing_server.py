@@ -18,7 +18,8 @@ from validate.exceptions import JobError
 from validate.results import Results
 
 if TYPE_CHECKING:
-    from tests.conftest import Snapshot, TrackingServer, Wire
+    from tests.conftest import Snapshot
+    from tests.tracking_servers import TrackingServer, Wire
 
 EXPERIMENT = "from-a-test"
 
