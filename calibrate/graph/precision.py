@@ -66,6 +66,17 @@ _NO_BF16_IN_TENSORRT = frozenset({
 })  # fmt: skip
 """By the builder of TensorRT-RTX 1.7, which takes all of them in fp16."""
 
+_KEEPS_ROUNDED = frozenset({
+    # The product of an int8 and a scale is not rounded: TensorRT fuses it into the layer.
+    "DequantizeLinear",
+    # What these give is one of the values that they take, or its negative: rounded already.
+    "Abs", "Clip", "Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "GatherElements", "GatherND",
+    "GlobalMaxPool", "Identity", "Max", "MaxPool", "Min", "Neg", "Pad", "ReduceMax", "ReduceMin", "Relu", "Reshape",
+    "ScatterElements", "ScatterND", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "TopK", "Transpose", "Trilu",
+    "Unsqueeze", "Where",
+})  # fmt: skip
+"""Ops whose output a simulation need not round."""
+
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
@@ -98,12 +109,11 @@ def assign_precision(model: ir.Model, plan: QuantizationPlan, simulate: bool) ->
         for index, value in enumerate(node.inputs):
             if value is not None and value.dtype == ir.DataType.FLOAT:
                 node.replace_input_with(index, converted(value, precision))
-        if node.op_type == "DequantizeLinear" and simulate:
-            # The product of an int8 and a scale: TensorRT fuses it into the layer and does not round it.
-            typed[node.outputs[0], precision] = node.outputs[0]
-            continue
         for output in node.outputs:
             if output.dtype == ir.DataType.FLOAT:
+                if simulate and node.op_type in _KEEPS_ROUNDED:
+                    typed[output, precision] = output
+                    continue
                 single = _return_to_float(node, output, precision, simulate)
                 typed[single, precision] = single if simulate else output
                 if not simulate:

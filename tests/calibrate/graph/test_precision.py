@@ -293,6 +293,26 @@ class TestSimulation:
         np.testing.assert_array_equal(y.astype(NUMPY[precision]), ((x16 * p16 + q16) / p16 - x16) * q16)
         np.testing.assert_array_equal(y, half(y, precision))
 
+    def test_nodes_that_pick_values_are_not_rounded_again(self, prepared, normal, make_plan):
+        """Casts take long; what a node of another type gives is rounded once, and then by arithmetic alone."""
+        graph = """g (float[4, 8] x) => (float[8, 4] y) {
+            [wide] w = Mul(x, p)
+            t = Transpose(w)
+            r = Relu(t)
+            c = Clip(r, q, top)
+            n = Neg(c)
+            y = Mul(n, p)
+        }"""
+        x, p, q, top = normal(4, 8), np.float32(1.01), np.float32(0.1), np.float32(0.9)
+        model = prepared(graph, p=p, q=q, top=top)
+        placement = place(model)
+        plan = make_plan(placement, float_precision="fp16").model_copy(update={"wide_nodes": frozenset({"wide"})})
+        simulated = apply(plan, model, placement, simulate=True)
+        y = OnnxRuntimeModel(serialize(simulated)).run({"x": x})["y"]
+        picked = -np.clip(np.maximum(half((x * p).T), 0), half(q), half(top))
+        np.testing.assert_array_equal(y, half(picked * half(p)))
+        assert sum(node.op_type == "Cast" for node in simulated.graph) == 4
+
     def test_every_type_rounds_to_itself(self, prepared, normal, make_plan):
         """From fp32 to fp16, to int8, to bf16, and back: the identity matrix in every layer, and numpy's arithmetic."""
         graph = """g (float[N, 16] x) => (float[N, 16] y) {
