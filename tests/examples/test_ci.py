@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import junitparser
@@ -24,6 +25,12 @@ CI = Path(__file__).parents[2] / "examples/ci"
 FAILED_STEP = "Judge"
 STRICT = {"max_drop": 0.1, "max_model_bytes": 100}
 PASSING = {"max_drop": 0.1, "optional": ["champion"]}
+
+# What the two systems say of the event that a job is about: documentation of their contexts and variables.
+GITHUB_PUSH = {"event_name": "push", "ref": "refs/heads/main"}
+GITHUB_REQUEST = {"event_name": "pull_request", "ref": "refs/pull/7/merge"}
+GITLAB_PUSH = {"CI_PIPELINE_SOURCE": "push", "CI_COMMIT_BRANCH": "main", "CI_DEFAULT_BRANCH": "main"}
+GITLAB_REQUEST = {"CI_PIPELINE_SOURCE": "merge_request_event", "CI_DEFAULT_BRANCH": "main"}
 
 
 @dataclass
@@ -42,6 +49,14 @@ class Sandbox:
 
     def judge_by(self, policy: dict[str, Any]) -> None:
         (self.folder / "policy.yaml").write_text(yaml.safe_dump(policy), encoding="utf-8")
+
+    def live(self) -> dict[str, str]:
+        """Return every registered model with the version that is its champion."""
+        from mlflow import MlflowClient
+
+        uri = f"sqlite:///{self.folder}/mlflow.db"
+        registered = MlflowClient(uri, registry_uri=uri).search_registered_models()
+        return {model.name: str(model.aliases.get("champion", "")) for model in registered}
 
 
 @pytest.fixture
@@ -78,13 +93,79 @@ def test_the_documentation_explains_every_rule() -> None:
     assert [name for name in Policy.model_fields if name not in text] == []
 
 
+def github(expression: str, event: dict[str, str]) -> str:
+    """Return what GitHub makes of an expression of comparisons, ands and ors, which are those of Python."""
+    inside = re.fullmatch(r"\$\{\{(.*)\}\}", expression)
+    if inside is None:
+        return expression
+    context = {"github": SimpleNamespace(**event), "vars": SimpleNamespace(MLFLOW_TRACKING_URI="")}
+    return str(eval(inside[1].strip().replace("&&", "and").replace("||", "or"), {}, context))
+
+
+def gitlab(job: dict[str, Any], event: dict[str, str]) -> dict[str, str] | None:
+    """Return the variables of a job by the first of its rules that is met; None where none is, and it does not run."""
+
+    def value(side: str) -> str | None:
+        return event.get(side[1:]) if side.startswith("$") else side.strip('"')
+
+    for rule in job["rules"]:
+        left, right = map(value, rule["if"].split(" == "))
+        if left == right:
+            return job["variables"] | rule.get("variables", {})
+    return None
+
+
+@pytest.mark.parametrize(
+    ("event", "registers"),
+    [
+        (GITHUB_PUSH, "my-model"),
+        (GITHUB_REQUEST, ""),
+        (GITHUB_PUSH | {"ref": "refs/heads/feature"}, ""),
+        (GITHUB_PUSH | {"ref": "refs/tags/main"}, ""),
+        # Runs on the code of the base branch, and so with its ref.
+        (GITHUB_PUSH | {"event_name": "pull_request_target"}, ""),
+    ],
+)
+def test_github_registers_only_what_is_pushed_to_main(event: dict[str, str], registers: str) -> None:
+    (job,) = load("github.yml")["jobs"].values()
+    (judge,) = (step for step in job["steps"] if "validate gate" in step.get("run", ""))
+    assert github(judge["env"]["REGISTER"], event) == registers
+    assert judge["run"].count("--register") == judge["run"].count('${REGISTER:+--register "$REGISTER"}') == 1
+
+
+@pytest.mark.parametrize(
+    ("event", "registers"),
+    [
+        (GITLAB_PUSH, "my-model"),
+        (GITLAB_REQUEST, ""),
+        (GITLAB_PUSH | {"CI_COMMIT_BRANCH": "feature"}, None),
+        ({"CI_PIPELINE_SOURCE": "push", "CI_DEFAULT_BRANCH": "main", "CI_COMMIT_TAG": "v1"}, None),
+    ],
+)
+def test_gitlab_registers_only_what_is_on_the_default_branch(event: dict[str, str], registers: str | None) -> None:
+    job = load("gitlab.yml")["int8"]
+    variables = gitlab(job, event)
+    assert (variables and variables["REGISTER"]) == registers
+    (judge,) = (line for line in job["script"] if "validate gate" in line)
+    assert judge.count("--register") == judge.count('${REGISTER:+--register "$REGISTER"}') == 1
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("policy", "failed"), [(PASSING, []), (STRICT, [FAILED_STEP])], ids=["GO", "NO-GO"])
-def test_github(sandbox: Sandbox, policy: dict[str, Any], failed: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("event", "policy", "failed", "live"),
+    [
+        (GITHUB_PUSH, PASSING, [], {"my-model": "1"}),
+        (GITHUB_REQUEST, PASSING, [], {}),
+        (GITHUB_PUSH, STRICT, [FAILED_STEP], {"my-model": ""}),
+    ],
+    ids=["GO on main", "GO of a pull request", "NO-GO"],
+)
+def test_github(
+    sandbox: Sandbox, event: dict[str, str], policy: dict[str, Any], failed: list[str], live: dict[str, str]
+) -> None:
     """Steps run in order; after a failure only those that always do."""
     sandbox.judge_by(policy)
     (job,) = load("github.yml")["jobs"].values()
-    given = {name: value for name, value in job["env"].items() if "${{" not in value}
     summary = sandbox.folder / "summary.md"
     failures = []
     for step in job["steps"]:
@@ -92,11 +173,13 @@ def test_github(sandbox: Sandbox, policy: dict[str, Any], failed: list[str]) -> 
         if "run" not in step or (failures and step.get("if") != "always()"):
             continue
         assert "${{" not in step["run"]  # nothing is put into a command but by the environment
+        given = {name: github(value, event) for name, value in (job["env"] | step.get("env", {})).items()}
         done = sandbox.shell(step["run"], GITHUB_STEP_SUMMARY=str(summary), **given)
         if done.returncode:
             failures.append(step["name"])
             assert done.returncode == 1, done.stderr
     assert failures == failed
+    assert sandbox.live() == live
     assert summary.read_text(encoding="utf-8").startswith("## NO-GO" if failed else "## GO")
     _published(sandbox, bool(failed), [path for step in job["steps"] for path in _paths(step)])
 
@@ -107,12 +190,23 @@ def _paths(step: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("policy", "code"), [(PASSING, 0), (STRICT, 1)], ids=["GO", "NO-GO"])
-def test_gitlab(sandbox: Sandbox, policy: dict[str, Any], code: int) -> None:
+@pytest.mark.parametrize(
+    ("event", "policy", "code", "live"),
+    [
+        (GITLAB_PUSH, PASSING, 0, {"my-model": "1"}),
+        (GITLAB_REQUEST, PASSING, 0, {}),
+        (GITLAB_PUSH, STRICT, 1, {"my-model": ""}),
+    ],
+    ids=["GO on the default branch", "GO of a merge request", "NO-GO"],
+)
+def test_gitlab(
+    sandbox: Sandbox, event: dict[str, str], policy: dict[str, Any], code: int, live: dict[str, str]
+) -> None:
     sandbox.judge_by(policy)
     job = load("gitlab.yml")["int8"]
-    done = sandbox.shell("\n".join(job["script"]), **job["variables"])
+    done = sandbox.shell("\n".join(job["script"]), **(gitlab(job, event) or {}))
     assert done.returncode == code, done.stdout + done.stderr
+    assert sandbox.live() == live
     after = sandbox.shell("\n".join(job["after_script"]))
     assert after.stdout.startswith("## NO-GO" if code else "## GO")
     artifacts = job["artifacts"]
