@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from validate.command_line import guarded, plain, step
+from validate.command_line import guarded, step
+from validate.exceptions import first_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -175,7 +176,9 @@ def _run(config: Config, folder: Path, console: Console) -> ExitCode:
     with Journal(console) as journal:
         results = pipeline.run(config, folder, command, journal)
         with journal.stage("tracking", "log to MLflow", 1):
-            hint = _track(results, folder, tracking.Destination.of(results), config.tracking.retry_seconds, journal)
+            # Of the config itself, since results hold no password.
+            destination = tracking.Destination.of(results, config.tracking.uri)
+            hint = _track(results, folder, destination, config.tracking.retry_seconds, journal)
     console.print(terminal.summary(results, folder, hint))
     return ExitCode[results.verdict.decision.value]
 
@@ -191,7 +194,7 @@ def _track(
         tracking.log_results(results, folder, destination, retry_seconds)
     except Exception as error:  # whatever comes out of the clients of servers and of artifact stores
         logging.getLogger(__name__).exception("MLflow did not take the results")
-        journal.warn(f"{plain(error).splitlines()[0]}; nothing is lost: {later} sends them")
+        journal.warn(f"{first_line(error)}; nothing is lost: {later} sends them")
         return None
     return tracking.ui_command(destination.uri)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from validate.exceptions import JobError
+from validate.exceptions import JobError, first_line
 from validate.imports import load_object
 
 __all__ = ["export_torch"]
@@ -48,7 +48,6 @@ def export_torch(reference: str, inputs: Mapping[str, NDArray[Any]], path: Path)
             )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
         cause = error.__cause__ or error  # the exporter's own message only counts its steps
-        reason = (str(cause).strip() or repr(cause)).splitlines()[0]
-        raise JobError(f"PyTorch cannot export {reference} to ONNX: {reason}") from error
+        raise JobError(f"PyTorch cannot export {reference} to ONNX: {first_line(cause)}") from error
     assert program is not None  # dynamo=True returns a program
     program.save(str(path))

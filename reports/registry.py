@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reports.tracking.location import without_password
 from reports.tracking.records import job_record
 from reports.tracking.sending import KEY, PLAN
-from validate.exceptions import JobError
+from validate.exceptions import JobError, first_line
+from validate.passwords import without_passwords
 from validate.results import Decision, Results, Verdict
 from validate.samples import SAMPLES_FILE
 
@@ -58,7 +58,7 @@ class Registry:
             present = {file.path for file in client.list_artifacts(run_id)}
             if _RESULTS not in present:
                 raise JobError(
-                    f"run {run_id} at {without_password(self._uri)} has no {_RESULTS}; name the run of a job, not "
+                    f"run {run_id} at {without_passwords(self._uri)} has no {_RESULTS}; name the run of a job, not "
                     "one of its candidates, and complete it with python -m reports log"
                 )
             for name in (_RESULTS, SAMPLES_FILE):
@@ -79,7 +79,7 @@ class Registry:
         jobs = [run.info.run_id for run in found if not run.data.tags.get(PLAN)]
         if not jobs:
             raise JobError(
-                f"MLflow at {without_password(self._uri)} has no run of these results; run python -m reports log"
+                f"MLflow at {without_passwords(self._uri)} has no run of these results; run python -m reports log"
             )
         return str(jobs[0])
 
@@ -158,5 +158,4 @@ class Registry:
         try:
             yield MlflowClient(self._uri, registry_uri=self._uri)
         except (MlflowException, OSError) as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise JobError(f"MLflow at {without_password(self._uri)} failed: {lines[0]}") from error
+            raise JobError(without_passwords(f"MLflow at {self._uri} failed: {first_line(error)}")) from error

@@ -82,6 +82,7 @@ class Wire(ThreadingHTTPServer):
         requests: how many were seen.
         before: called with number and path of a request before it is passed on.
         lost: number of the request that is answered, but whose answer never arrives.
+        authorization: the header without which a request is refused.
     """
 
     daemon_threads = True
@@ -92,6 +93,7 @@ class Wire(ThreadingHTTPServer):
         self.requests = 0
         self.before: Callable[[int, str], None] = lambda number, path: None
         self.lost: int | None = None
+        self.authorization: str | None = None
 
     @property
     def address(self) -> str:
@@ -116,6 +118,9 @@ class Handler(BaseHTTPRequestHandler):
         wire.requests += 1
         number = wire.requests
         wire.before(number, self.path)
+        if wire.authorization not in (None, self.headers.get("Authorization")):
+            self.send_error(401)
+            return
         upstream = http.client.HTTPConnection(wire.upstream, timeout=30)
         headers = {k: v for k, v in self.headers.items() if k.lower() not in ("transfer-encoding", "content-length")}
         upstream.request(self.command, self.path, body, headers)

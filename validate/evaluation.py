@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
+from validate.passwords import Published
 from validate.results import Accuracy, CandidateAccuracy, Number, Record
 
 __all__ = ["Evaluation", "ModelEvaluation"]
@@ -37,7 +38,7 @@ class Evaluation(Record):
     created: str = Field(description="ISO 8601, UTC")
     command: str = Field(description="the command that made this")
     task: str
-    data: dict[str, Any] = Field(description="source of the samples, and what turned them into inputs")
+    data: Published[dict[str, Any]] = Field(description="source of the samples, and what turned them into inputs")
     samples: list[str] = Field(description="hash of each sample's inputs, in order")
     models: list[ModelEvaluation]
     warnings: list[str]

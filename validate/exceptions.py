@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["JobError", "NothingComparedError", "UsageError"]
+__all__ = ["JobError", "NothingComparedError", "UsageError", "first_line"]
 
 
 class UsageError(Exception):
@@ -15,3 +15,8 @@ class JobError(Exception):
 
 class NothingComparedError(JobError):
     """There was nothing to compare, which is never a pass (exit code 1 of ``python -m validate``)."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, for a sentence of ours; of one that says nothing, its name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from validate.exceptions import UsageError
+from validate.passwords import Published
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -308,10 +309,10 @@ class Results(Record):
 
     schema_version: int = SCHEMA_VERSION
     created: str = Field(description="ISO 8601, UTC")
-    command: str = Field(description="the command that made this")
+    command: Published[str] = Field(description="the command that made this")
     model: ModelInfo
     task: str
-    data: dict[str, Any] = Field(description="per split: source, samples, digest of the contents")
+    data: Published[dict[str, Any]] = Field(description="per split: source, samples, digest of the contents")
     overlap: int | None = Field(
         default=None, ge=0, description="validation samples that are calibration samples too; null where not counted"
     )
@@ -325,7 +326,9 @@ class Results(Record):
     timings: dict[str, float] = Field(description="seconds per stage")
     forward_passes: list[ForwardPasses]
     warnings: list[str] = Field(description="what the run noticed and the user should know")
-    config: dict[str, Any] = Field(description="the config as it was used, overrides applied")
+    config: Published[dict[str, Any]] = Field(
+        description="the config as it was used, overrides applied; passwords in URIs are taken out"
+    )
 
     @property
     def selected_candidate(self) -> Candidate | None:

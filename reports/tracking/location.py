@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
+from validate.exceptions import UsageError
+from validate.passwords import is_without_password, without_passwords
 from validate.results import Results
 
-__all__ = ["Destination", "default_uri", "ui_command", "without_password"]
+__all__ = ["Destination", "default_uri", "ui_command"]
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 DEFAULT_EXPERIMENT = "calibrate"
@@ -32,10 +33,21 @@ class Destination:
     def of(
         cls, results: Results, uri: str | None = None, experiment: str | None = None, name: str | None = None
     ) -> Destination:
-        """Return where the job's config says that its results go; what is given here comes first."""
+        """Return where the job's config says that its results go; what is given here comes first.
+
+        Raises UsageError where only the config says it, and a password in it, which results do not hold.
+        """
         tracking = results.config.get("tracking") or {}
+        configured = tracking.get("uri")
+        if configured and is_without_password(configured):
+            uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
+            if not uri:
+                raise UsageError(
+                    f"the results do not hold the password of {configured}; name the server whole, with --tracking-uri "
+                    "or in MLFLOW_TRACKING_URI"
+                )
         return cls(
-            uri=default_uri(uri or tracking.get("uri")),
+            uri=default_uri(uri or configured),
             experiment=experiment or tracking.get("experiment") or DEFAULT_EXPERIMENT,
             name=name or results.config.get("name") or "run",
         )
@@ -48,11 +60,5 @@ def default_uri(configured: str | None) -> str:
 
 def ui_command(uri: str) -> str:
     """Return what to type, or where to look, to see the runs."""
-    shown = without_password(uri)
+    shown: str = without_passwords(uri)
     return shown if uri.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {shown}"
-
-
-def without_password(uri: str) -> str:
-    """Return the URI as it may be shown: a database's often holds a password."""
-    password = urlsplit(uri).password
-    return uri.replace(f":{password}@", ":***@", 1) if password else uri

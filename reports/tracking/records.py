@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reports import format as fmt
-from reports.tracking.location import without_password
 from validate.results import Candidate, CandidateAccuracy, LayerError, Results, Trial
 
 __all__ = ["JobRecord", "Measurement", "RunRecord", "job_record"]
@@ -112,7 +111,6 @@ def _digest(content: Any) -> str:
 
 def _job(results: Results) -> RunRecord:
     reference, selected = results.reference, results.selected_candidate
-    uri = (results.config.get("tracking") or {}).get("uri")
     name = f"eval/{reference.accuracy.metric}"
     metrics = {f"{name}_float": reference.accuracy.value}
     if reference.latency:
@@ -129,7 +127,6 @@ def _job(results: Results) -> RunRecord:
     } | _context_tags(results)
     params = {
         **{f"config.{key}": value for key, value in _flat(results.config)},
-        **({"config.tracking.uri": without_password(uri)} if uri else {}),
         **_shared_params(results),
         "model.path": results.model.path,
         "model.parameters": str(results.model.parameters),

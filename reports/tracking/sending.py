@@ -17,9 +17,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reports.tracking.location import Destination, without_password
+from reports.tracking.location import Destination
 from reports.tracking.records import JobRecord, Measurement, RunRecord, job_record
-from validate.exceptions import JobError
+from validate.exceptions import JobError, first_line
+from validate.passwords import without_passwords
 from validate.results import Results
 
 if TYPE_CHECKING:
@@ -76,10 +77,8 @@ def log_results(results: Results, folder: Path, destination: Destination, retry_
             now = time.monotonic()
             give_up = give_up or now + retry_seconds
             if not _may_pass(error) or now + pause > give_up:
-                raise JobError(
-                    f"MLflow at {without_password(destination.uri)} did not take the results: "
-                    f"{str(error).strip().splitlines()[0]}"
-                ) from error
+                sentence = f"MLflow at {destination.uri} did not take the results: {first_line(error)}"
+                raise JobError(without_passwords(sentence)) from error
             logging.getLogger(__name__).warning("MLflow failed and is tried again in %.1f s: %s", pause, error)
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 import pytest
+from rich.console import Console
+
+from calibrate.cli import _track
+from calibrate.journal import Journal
+from reports.tracking import Destination
+from validate.results import Results
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
     from tests.conftest import Job, Models
+    from tests.tracking_servers import Wire
 
 
 @dataclass(frozen=True)
@@ -153,3 +163,49 @@ def test_the_data_sets_are_those_of_the_config(logged: Logged) -> None:
             assert held[split].digest == description["digest"][:36]
             assert json.loads(held[split].profile) == {"num_rows": description["samples"]}
             assert held[split].name.endswith("data.py:rows")
+
+
+def test_a_failure_that_says_nothing_is_named_in_the_warning(
+    logged: Logged, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr("mlflow.MlflowClient.search_experiments", fail)
+    journal = Journal(Console(quiet=True))
+    assert _track(Results.read(logged.output), logged.output, Destination(server, "x", "x"), 0, journal) is None
+    (warning,) = journal.warnings
+    assert warning == f"RuntimeError; nothing is lost: python -m reports log {logged.output} sends them"
+
+
+def test_a_password_reaches_the_server_and_no_file(
+    job: Job, server: str, wire_to: Callable[[str], Wire], clean_environment: dict[str, str]
+) -> None:
+    def send_again(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "reports", "log", str(job.output), *options]
+        return subprocess.run(command, env=clean_environment, capture_output=True, text=True, timeout=120, check=False)
+
+    wire = wire_to(server)
+    wire.authorization = f"Basic {base64.b64encode(b'bob:S3cretPW').decode()}"
+    uri = wire.address.replace("http://", "http://bob:S3cretPW@")
+    shown = uri.replace("S3cretPW", "***")
+    source = {"callable": "data.py:rows_of", "arguments": {"n": 200, "seed": 2, "database": "mysql://eve:S3cretPW@db/"}}
+    (job.folder / "data.py").open("a").write("\ndef rows_of(n, seed, database):\n    return rows(n, seed)\n")
+    job.config["data"]["validation"] = source
+    completed = job.run(f"tracking.uri={uri}", "fallback.evaluations=0")
+    assert completed.returncode == 0, completed.stderr
+    assert wire.requests > 10 and "MLflow at" not in completed.stdout
+
+    assert "S3cretPW" not in completed.stdout + completed.stderr
+    assert [path for path in job.output.rglob("*") if path.is_file() and b"S3cretPW" in path.read_bytes()] == []
+    results = json.loads((job.output / "results.json").read_text(encoding="utf-8"))
+    assert results["config"]["tracking"]["uri"] == shown
+    assert f"--set tracking.uri={shown} " in results["command"].replace("'", "") + " "
+    assert results["data"]["validation"]["source"]["arguments"]["database"] == "mysql://eve:***@db/"
+
+    refused = send_again()
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert (
+        f"the results do not hold the password of {shown}; name the server whole, with --tracking-uri" in refused.stderr
+    )
+    assert send_again("--tracking-uri", uri).stdout == f"everything was there already: {shown}\n"

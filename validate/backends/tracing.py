@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from validate.exceptions import JobError
+from validate.exceptions import JobError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -126,8 +126,7 @@ def export_again(
             )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
         cause = error.__cause__ or error  # the exporter's own message only counts its steps
-        reason = (str(cause).strip() or repr(cause)).splitlines()[0]
-        raise JobError(f"PyTorch cannot export {type(module).__name__}: {reason}") from error
+        raise JobError(f"PyTorch cannot export {type(module).__name__}: {first_line(cause)}") from error
     finally:
         logger.setLevel(before)
     assert made is not None and made.exported_program is not None  # dynamo=True returns a program

@@ -116,6 +116,18 @@ def test_a_server_that_never_answers_is_given_up(stored: tuple[Results, Path], m
     assert dict(os.environ) == before
 
 
+def test_a_failure_that_says_nothing_is_named(
+    stored: tuple[Results, Path], database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise TimeoutError
+
+    results, folder = stored
+    monkeypatch.setattr("mlflow.MlflowClient.search_experiments", fail)
+    with pytest.raises(JobError, match=r"did not take the results: TimeoutError$"):
+        log_results(results, folder, Destination.of(results, database), retry_seconds=0)
+
+
 def test_what_cannot_pass_is_not_tried_again(
     stored: tuple[Results, Path], server: str, wire_to: Callable[[str], Wire]
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from reports.tracking.location import Destination, ui_command
 from reports.tracking.records import JobRecord, job_record
+from validate.exceptions import UsageError
 from validate.results import Results
 
 
@@ -94,10 +95,25 @@ def test_the_config_says_where_unless_something_else_is_asked_for(
     assert Destination.of(configured, "http://asked-for").uri == "http://asked-for"
 
 
+def test_a_password_that_results_do_not_hold_comes_from_elsewhere(
+    build_results: Callable[..., Results], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = "postgresql://me:secret@host/db"
+    results = Results(**dict(build_results(config={"tracking": {"uri": whole}})))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UsageError, match=r"password of postgresql://me:\*\*\*@host/db; .*MLFLOW_TRACKING_URI"):
+        Destination.of(results)
+    assert Destination.of(results, whole).uri == whole
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", whole)
+    assert Destination.of(results).uri == whole
+
+
 def test_a_password_is_not_shown(build_results: Callable[..., Results], tmp_path: Path) -> None:
     config = {"tracking": {"uri": "postgresql://me:secret@host/db"}}
-    record = job_record(build_results(config=config), tmp_path)
-    assert record.job.params["config.tracking.uri"] == "postgresql://me:***@host/db"
+    command = "run --set tracking.uri=postgresql://me:secret@host/db"
+    results = Results(**dict(build_results(config=config, command=command)))
+    assert "secret" not in repr(job_record(results, tmp_path))
+    assert job_record(results, tmp_path).job.params["config.tracking.uri"] == "postgresql://me:***@host/db"
     assert ui_command("postgresql://me:secret@host/db") == "mlflow ui --backend-store-uri postgresql://me:***@host/db"
     assert ui_command("https://me:secret@host") == "https://me:***@host"
     assert ui_command("sqlite:///mlflow.db") == "mlflow ui --backend-store-uri sqlite:///mlflow.db"

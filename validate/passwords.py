@@ -1,0 +1,38 @@
+"""Keeps passwords out of what other people read: results, the reports made of them, and sentences."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator
+
+__all__ = ["Published", "is_without_password", "without_passwords"]
+
+T = TypeVar("T")
+
+_MARK = "***"
+_IN_ADDRESS = re.compile(r"(://[^:/@\s]*):[^@\s]*@(?:[^@/?#\s]*@)*")
+"""SQLAlchemy ends a password at the first @, even behind a slash, and others at the last one before any slash."""
+_IN_QUERY = re.compile(r"([?&]password=)[^&\s]*")
+
+
+def without_passwords(value: Any) -> Any:
+    """Return a text, or JSON data with texts in it, with ``***`` in place of the password of every URI."""
+    match value:
+        case str():
+            return _IN_QUERY.sub(rf"\1{_MARK}", _IN_ADDRESS.sub(rf"\1:{_MARK}@", value))
+        case list():
+            return [without_passwords(item) for item in value]
+        case dict():
+            return {key: without_passwords(item) for key, item in value.items()}
+    return value
+
+
+def is_without_password(uri: str) -> bool:
+    """Tell whether `without_passwords` took something out of a URI, so that it leads nowhere."""
+    return f":{_MARK}@" in uri or f"password={_MARK}" in uri
+
+
+Published = Annotated[T, AfterValidator(without_passwords)]
+"""A field that may name a database or a server, in a file that others get to see."""
