@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections import Counter
-from itertools import pairwise
 from typing import Any
 
 from reports import format as fmt
@@ -17,8 +15,6 @@ __all__ = ["comparable", "margin", "pareto_figure"]
 
 _MARGIN = "#d0454c"
 _FRONT = OTHERS[1]
-_LINE = 46
-"""Characters of an axis title that fit on a phone."""
 
 
 def comparable(results: Results) -> list[ParetoPoint]:
@@ -62,6 +58,7 @@ def pareto_figure(results: Results) -> Figure:
         "not on the front": (MUTED, "circle-open", 9),
     }
     traces = [_points(results, name, group, *looks[name]) for name, group in groups.items()]
+    unit = fmt.cost_unit(points[0].cost) if points else ""  # where it comes from is said above the figure
     shapes, labels = [], []
     allowed = margin(results)
     if allowed is not None:
@@ -70,24 +67,19 @@ def pareto_figure(results: Results) -> Figure:
             "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": level, "y1": level,
             "line": {"color": _MARGIN, "width": 1.5, "dash": "dash"},
         })  # fmt: skip
-        place = _widest_gap([point.cost.value for point in points])  # where no point has a label
-        labels.append(_label("the policy's margin", place, level, "center", yshift=-9 if higher else 9))
+        # On its worse side and at the costly end, where models are rare.
+        labels.append({**_label("the policy's margin", 1.0, level, "right", -9 if higher else 9), "xref": "paper"})
     labels += [
-        # On the worse side of its point, where the steps are not.
         _label(
-            plot_text(fmt.shorten(point.name, 24)),
-            point.cost.value,
-            scale * point.value,
-            anchor,
-            yshift=-18 if higher else 18,
+            plot_text(fmt.shorten(point.name, 24)), point.cost.value, scale * point.value, anchor, 18 if higher else -18
         )
         for point, anchor in _named(points, results.selected)
-    ]
+    ]  # fmt: skip
     return {
         "data": [trace for trace in (steps, *reversed(traces)) if trace["x"]],
         "layout": layout(
             height=460,
-            xaxis={"title": {"text": _axis_title(points)}, "zeroline": False, "gridcolor": GRID},
+            xaxis={"title": {"text": plot_text(unit)}, "zeroline": False, "gridcolor": GRID},
             yaxis={
                 "title": {"text": plot_text(fmt.shorten(accuracy.metric, 40)) + (", %" if rate else "")},
                 "zeroline": False,
@@ -95,7 +87,7 @@ def pareto_figure(results: Results) -> Figure:
             },
             annotations=labels,
             shapes=shapes,
-            margin={"l": 58, "r": 12, "t": 28, "b": 84},
+            margin={"l": 58, "r": 12, "t": 28, "b": 52},
             hovermode="closest",
         ),
     }
@@ -151,31 +143,20 @@ def _hover(point: ParetoPoint, rate: bool, group: str) -> str:
     return "<br>".join(facts)
 
 
-def _axis_title(points: list[ParetoPoint]) -> str:
-    if not points:
-        return ""
-    cost = points[0].cost
-    text = fmt.printable(f"{fmt.cost_unit(cost)}: {fmt.shorten(cost.source, 120)}")
-    return "<br>".join(plot_text(line) for line in textwrap.wrap(text, _LINE))
-
-
 def _named(points: list[ParetoPoint], selected: str | None) -> list[tuple[ParetoPoint, str]]:
-    """Return the points that have a label of their own, and at which end it is anchored, so that it stays inside."""
+    """Return the points that have a label, which matters most first, and at which end it is anchored to stay inside."""
     costs = [point.cost.value for point in points]
     middle = (min(costs) + max(costs)) / 2 if costs else 0.0
     return [
-        (point, "right" if point.cost.value > middle else "left") for point in points if point.name in (FLOAT, selected)
+        (point, "right" if point.cost.value > middle else "left")
+        for name in dict.fromkeys((selected, FLOAT))
+        for point in points
+        if point.name == name
     ]
 
 
-def _widest_gap(costs: list[float]) -> float:
-    """Return the middle of the widest gap between neighbouring costs."""
-    neighbours = sorted(set(costs))
-    low, high = max(pairwise(neighbours), key=lambda pair: pair[1] - pair[0], default=(neighbours[:1] or [0.0]) * 2)
-    return (low + high) / 2
-
-
-def _label(text: str, x: float, y: float, anchor: str, *, yshift: int) -> dict[str, Any]:
+def _label(text: str, x: float, y: float, anchor: str, yshift: int) -> dict[str, Any]:
+    """Return a text beside a point; the page's script leaves out one that would lie on one before it."""
     return {
         "text": text,
         "x": x,

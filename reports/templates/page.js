@@ -51,6 +51,17 @@
     update();
   }
 
+  // On a narrow screen labels would lie on each other: the first of them stays, and hovering tells what the others did.
+  function thin(place) {
+    const kept = [];
+    for (const label of place.querySelectorAll(".annotation")) {
+      const a = label.getBoundingClientRect();
+      const free = kept.every((b) => a.right < b.left || b.right < a.left || a.bottom < b.top || b.bottom < a.top);
+      label.style.visibility = free ? "" : "hidden";
+      if (free) kept.push(a);
+    }
+  }
+
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const coarse = matchMedia("(pointer: coarse)").matches;
   for (const place of document.querySelectorAll(".plot")) {
@@ -63,6 +74,8 @@
       displayModeBar: "tools" in place.dataset && !coarse ? "hover" : false,
       modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],  // not plotly's own: one uploads the figure
     });
+    thin(place);
+    place.on("plotly_afterplot", () => thin(place));
   }
   for (const box of document.querySelectorAll("#traces input")) {
     const plot = "plot-" + box.closest("fieldset").dataset.plot;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,40 @@ def test_phone_scrolls_down_and_never_sideways(visit: Visit, report: Path) -> No
         .filter((e) => e.checkVisibility() && !e.closest(".scroll, .plot") && e.getBoundingClientRect().right > 361)
         .map((e) => e.outerHTML.slice(0, 80))""")
     assert cut == []
+
+
+@pytest.mark.parametrize(("width", "named"), [(360, {"selected"}), (1280, {"selected", "float"})])
+@pytest.mark.parametrize("higher", [True, False])
+def test_texts_of_the_figure_of_speed_are_whole_and_lie_apart(
+    visit: Visit, results: Results, folder: Path, width: int, named: set[str], higher: bool
+) -> None:
+    """The selected candidate is as good as float here, and the policy's margin is a little below both."""
+    source = (
+        "roofline of an NVIDIA L4 (datasheet: NVIDIA L4 Tensor Core GPU datasheet, nvidia.com/en-us/data-center/l4)"
+    )
+    points = [
+        point.model_copy(update={"cost": point.cost.model_copy(update={"source": source})}) for point in results.pareto
+    ]
+    accuracy = results.reference.accuracy.model_copy(update={"higher_is_better": higher})
+    reference = results.reference.model_copy(update={"accuracy": accuracy})
+    html.write(results.model_copy(update={"pareto": points, "reference": reference}), folder / "report.html")
+    tab = visit(folder / "report.html", viewport={"width": width, "height": 740})
+    texts = tab.evaluate("""() => {
+        const place = document.getElementById("plot-pareto"), whole = place.getBoundingClientRect();
+        return [...place.querySelectorAll(".annotation, .xtitle, .ytitle, .xtick text, .ytick text")]
+          .filter((text) => text.checkVisibility({visibilityProperty: true})).map((text) => {
+            const {left, right, top, bottom} = text.getBoundingClientRect();
+            const box = [left - whole.left, whole.right - right, top - whole.top, whole.bottom - bottom];
+            return [text.textContent, Math.min(...box), left, right, top, bottom];
+          });
+    }""")
+    assert [text for text, least_room, *_ in texts if least_room < 0] == []
+    names = {"selected": results.selected, "float": "float reference"}
+    shown = {text for text, *_ in texts}
+    assert {"the policy's margin", "ms, estimate"} <= shown
+    assert {key for key, name in names.items() if name in shown} == named
+    for (one, _, *a), (other, _, *b) in combinations(texts, 2):
+        assert a[1] <= b[0] or b[1] <= a[0] or a[3] <= b[2] or b[3] <= a[2], f"{one!r} lies on {other!r}"
 
 
 def test_names_from_models_and_data_are_text_everywhere(visit: Visit, results: Results, folder: Path) -> None:
