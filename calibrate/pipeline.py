@@ -139,10 +139,13 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         # 6. All that the policy asks about is known now, and the selected candidate is judged by all of it.
         samples = SampleTable(
             [content.hex() for content in seen_validation.order], seen_validation.classes, seen_validation.slices,
-            scores, bench.candidate_scores,
+            scores, bench.candidate_scores, bench.kernel_scores,
         )  # fmt: skip
         selected = next(candidate for candidate in candidates if candidate.name == selected.name)
-        verdict = decide(config.policy, Evidence(reference.accuracy, selected, overlap, samples))
+        evidence = Evidence(
+            reference.accuracy, selected, inputs.task.metric, inputs.model.info.sha256, overlap, samples
+        )  # fmt: skip
+        verdict = decide(config.policy, evidence)
 
         results = Results(
             created=datetime.now(UTC).isoformat(timespec="seconds"),

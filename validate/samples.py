@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from validate.exceptions import JobError
 __all__ = ["SAMPLES_FILE", "SampleTable", "paired_rows"]
 
 SAMPLES_FILE = "samples.parquet"
-_CANDIDATE = "candidate/"
+_CANDIDATE, _KERNELS = "candidate/", "integer_kernels/"
 
 Scores = NDArray[np.float64]
 
@@ -26,14 +26,15 @@ class SampleTable:
 
     In the file: `index` (int64), `content`, `label`, `slice` (strings, the last two may be null), `reference` and
     ``candidate/NAME`` (float64, or lists of float64 where the metric is no mean of scores but made of a record per
-    sample).
+    sample); and ``integer_kernels/NAME`` where the CPU is the target.
 
     Attributes:
         contents: of each sample the hash of what goes into the model, in hex (`validate.data.Sample.content`).
         labels: of each sample, as text; None where it has none.
         slices: what the column says that the config names as data.slice; None where there is none.
         reference: scores, shape (n,), or records, shape (n, k).
-        candidates: the same of every candidate, by name.
+        candidates: the same of every candidate, by name, in float simulation.
+        kernels: the same with integer kernels, where they were measured.
     """
 
     contents: Sequence[str]
@@ -41,6 +42,7 @@ class SampleTable:
     slices: Sequence[str | None]
     reference: Scores
     candidates: dict[str, Scores]
+    kernels: dict[str, Scores] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.contents)
@@ -57,6 +59,7 @@ class SampleTable:
             "slice": pa.array(self.slices, pa.string()),
             "reference": _column(self.reference),
             **{_CANDIDATE + name: _column(scores) for name, scores in self.candidates.items()},
+            **{_KERNELS + name: _column(scores) for name, scores in self.kernels.items()},
         }
         partial = path.with_suffix(".partial")
         pq.write_table(pa.table(columns), partial)
@@ -76,10 +79,12 @@ class SampleTable:
             raise JobError(f"{path} is not a table of samples: {' '.join(str(error).split())}") from error
         if missing := {"content", "label", "slice", "reference"} - set(table.column_names):
             raise JobError(f"{path} is not a table of samples: it has no column {', '.join(sorted(missing))}")
-        candidates = [name for name in table.column_names if name.startswith(_CANDIDATE)]
         contents, labels, slices = (table[name].to_pylist() for name in ("content", "label", "slice"))
-        scores = {name.removeprefix(_CANDIDATE): _scores(table[name]) for name in candidates}
-        return cls(contents, labels, slices, _scores(table["reference"]), scores)
+        candidates, kernels = (
+            {x.removeprefix(prefix): _scores(table[x]) for x in table.column_names if x.startswith(prefix)}
+            for prefix in (_CANDIDATE, _KERNELS)
+        )
+        return cls(contents, labels, slices, _scores(table["reference"]), candidates, kernels)
 
 
 def paired_rows(ours: SampleTable, theirs: SampleTable) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 __all__ = [
     "Aggregate",
     "Answering",
+    "ClassRecords",
     "Metric",
     "Outputs",
     "ReadsInputs",
@@ -36,6 +37,22 @@ Aggregate = Callable[[Records, Weights], NDArray[np.float64]]
 """Records (n, k) and weights (b, n) to values (b,). A weight of 2 gives exactly what the sample twice would."""
 
 
+@dataclass(frozen=True, eq=False)
+class ClassRecords:
+    """What the records hold of one class alone.
+
+    Attributes:
+        name: of the class.
+        concerned: which samples have anything of it, a label or an answer, bool of shape (n,).
+        records: as the metric's, without what is of other classes, shape (n, k); the metric of them is that of the
+            class.
+    """
+
+    name: str
+    concerned: NDArray[np.bool_]
+    records: Records
+
+
 @dataclass(frozen=True)
 class Metric:
     """What a task measures. The direction is part of the type, so that no ranking can get it wrong.
@@ -50,6 +67,7 @@ class Metric:
         higher_is_better: the direction.
         is_rate: a share in [0, 1], shown to people in percent. (A character error rate can be above 1.)
         aggregate: None for a mean.
+        per_class: of an aggregate that is made of classes, what belongs to each; always all of them, in their order.
         is_agreement: the labels are the reference model's answers, so that it is agreement with it and not accuracy.
     """
 
@@ -57,6 +75,7 @@ class Metric:
     higher_is_better: bool
     is_rate: bool
     aggregate: Aggregate | None = None
+    per_class: Callable[[Records], Iterator[ClassRecords]] | None = None
     is_agreement: bool = False
 
     @property
@@ -84,6 +103,12 @@ class Metric:
             return float(self.worsening(reference, candidate).mean()) if len(reference) else float("nan")
         gain = self.value(candidate) - self.value(reference)
         return -gain if self.higher_is_better else gain
+
+    def each(self, records: Records) -> NDArray[np.float64]:
+        """Return the metric of every sample by itself, shape (n,); NaN where it is not defined of one sample."""
+        if self.is_mean:
+            return records
+        return np.concatenate([self.values(row[None], np.ones((1, 1))) for row in records] or [np.empty(0)])
 
     @property
     def largest_difference(self) -> float | None:

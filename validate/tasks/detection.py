@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from validate.tasks.average_precision import IOU_THRESHOLDS, mean_average_precision
-from validate.tasks.base import Metric, Outputs
+from validate.tasks.base import ClassRecords, Metric, Outputs, Records
 
 __all__ = ["BoxFormat", "Detection", "Detections", "OutputNames"]
 
@@ -87,7 +87,9 @@ class Detection:
         decode: Decode | None = None, most: int = 100,
     ) -> None:  # fmt: skip
         self.name = "detection"
-        self.metric = Metric("map", higher_is_better=True, is_rate=True, aggregate=self._map)
+        self.metric = Metric(
+            "map", higher_is_better=True, is_rate=True, aggregate=self._map, per_class=self._per_class
+        )  # fmt: skip
         self.classes, self.most = classes, most
         self._coding = _Coding(format, names or OutputNames(), decode)
 
@@ -122,6 +124,15 @@ class Detection:
 
     def _map(self, records: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
         return mean_average_precision(records[:, : self.classes], records[:, self.classes :], weights)
+
+    def _per_class(self, records: Records) -> Iterator[ClassRecords]:
+        kinds = records[:, self.classes :: 3]
+        for index in range(self.classes):
+            own = records.copy()
+            own[:, : self.classes] = 0
+            own[:, index] = records[:, index]
+            own[:, self.classes :: 3] = np.where(kinds == index, kinds, -1)
+            yield ClassRecords(str(index), (own[:, index] > 0) | (kinds == index).any(axis=1), own)
 
     def _detections(self, outputs: Outputs) -> list[Detections]:
         boxes, scores, classes = (np.asarray(x, np.float64) for x in self._decoded(outputs))

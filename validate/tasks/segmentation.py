@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.special import log_softmax
 
 from validate.preprocessing import as_image
-from validate.tasks.base import Metric, Outputs, Records, Weights, first_output, log_probability_error
+from validate.tasks.base import ClassRecords, Metric, Outputs, Records, Weights, first_output, log_probability_error
 
 __all__ = ["Segmentation"]
 
@@ -36,7 +36,7 @@ class Segmentation:
 
     def __init__(self, classes: int, ignored: int = 255) -> None:
         self.name = "segmentation"
-        self.metric = Metric("miou", higher_is_better=True, is_rate=True, aggregate=_miou)
+        self.metric = Metric("miou", higher_is_better=True, is_rate=True, aggregate=_miou, per_class=_per_class)
         self.classes = classes
         self.ignored = ignored
 
@@ -108,6 +108,14 @@ def _resized(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
         return np.asarray(Image.fromarray(values.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
     channels = [Image.fromarray(channel.astype(np.float32)) for channel in values]
     return np.stack([np.asarray(channel.resize(size, Image.Resampling.BILINEAR)) for channel in channels])
+
+
+def _per_class(records: Records) -> Iterator[ClassRecords]:
+    classes = records.shape[1] // 2
+    for index in range(classes):
+        own = np.zeros_like(records)
+        own[:, [index, classes + index]] = records[:, [index, classes + index]]
+        yield ClassRecords(str(index), np.asarray((own > 0).any(axis=1)), own)
 
 
 def _miou(records: Records, weights: Weights) -> NDArray[np.float64]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
 
 from validate.exceptions import JobError
 from validate.imports import CallableReference, config_folder, load_object, resolve_path
-from validate.tasks.base import Task
+from validate.tasks.agreement import with_or_without_labels
+from validate.tasks.base import Metric, Task
 
 __all__ = [
     "ClassificationSpec",
@@ -23,6 +24,7 @@ __all__ = [
     "TaskSpec",
     "TextRecognitionSpec",
     "TokenClassificationSpec",
+    "metric_of",
 ]
 
 _METADATA = "metadata:"
@@ -243,3 +245,19 @@ TaskSpec = Annotated[
     | CustomSpec,
     Field(discriminator="type"),
 ]
+
+
+def metric_of(section: Mapping[str, Any], labelled: bool) -> Metric | None:
+    """Return the metric of a `task` section, without what else its task needs; None of a task of the user's own.
+
+    Args:
+        section: that of a run's config, which may be another machine's: files and code that it names are not opened.
+        labelled: whether there were labels.
+    """
+    if section["type"] == "custom":
+        return None
+    described = {key: value for key, value in section.items() if key != "decode"}
+    if "characters" in described:
+        described["characters"] = _METADATA
+    task: Task = TypeAdapter(TaskSpec).validate_python(described).make({"": ""})
+    return with_or_without_labels(task, labelled).metric
