@@ -143,6 +143,7 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         )  # fmt: skip
         selected = next(candidate for candidate in candidates if candidate.name == selected.name)
         verdict = decide(config.policy, Evidence(reference.accuracy, selected, overlap, samples))
+        samples_sha256 = samples.write(output / SAMPLES_FILE)
 
         results = Results(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -158,6 +159,7 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
             candidates=candidates,
             selected=selected.name,
             search=search,
+            samples_sha256=samples_sha256,
             pareto=pareto_points(reference, pricing.float32, candidates, inputs.model.path.stat().st_size),
             verdict=verdict,
             environment=environment(),
@@ -167,7 +169,6 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
             config=config.model_dump(mode="json"),
         )
         write_statistics(StoredStatistics(observation, origin, len(seen_calibration.order)), output / "statistics.npz")
-        samples.write(output / SAMPLES_FILE)
         illustrate(results, bench, plans, history).write(output / ILLUSTRATIONS)
         _write(results, plans, folder, output)
     return results

@@ -25,7 +25,6 @@ from validate.exceptions import JobError
 from validate.illustrations import ILLUSTRATIONS, Illustrations
 from validate.pareto import FLOAT
 from validate.results import Candidate, CandidateAccuracy, Latency, LayerError, ParetoPoint, Reference, Results
-from validate.samples import SAMPLES_FILE
 
 __all__ = [
     "Effect",
@@ -233,7 +232,7 @@ def _samples(results: Results, selected: Candidate | None, folder: Path) -> dict
     """Return what the template says of single samples: the scores, or a sentence, and the changes by group."""
     if selected is None:
         return {"scores": "", "group_changes": []}
-    scores = read_scores(folder / SAMPLES_FILE, selected.name)
+    scores = read_scores(results, selected.name, folder)
     if not isinstance(scores, SampleScores):
         return {"scores": scores, "group_changes": []}
     higher = results.reference.accuracy.higher_is_better

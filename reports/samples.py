@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from validate.exceptions import JobError
-from validate.samples import SampleTable
+from validate.results import Results
+from validate.samples import SAMPLES_FILE, samples_of
 
 __all__ = ["GroupChange", "SampleScores", "changes", "read_scores"]
 
@@ -44,16 +45,16 @@ class GroupChange(NamedTuple):
     better: int
 
 
-def read_scores(path: Path, candidate: str) -> SampleScores | str:
-    """Return the scores of a candidate, or a sentence that says why there are none."""
-    if not path.exists():
-        return f"There is no {path.name} beside the results, so that changes by sample are not known."
+def read_scores(results: Results, candidate: str, folder: Path) -> SampleScores | str:
+    """Return the scores of a candidate of results in a folder, or a sentence that says why there are none."""
     try:
-        table = SampleTable.read(path)
+        table, problem = samples_of(results, folder)
     except JobError as error:
-        return f"{str(error).removeprefix(str(path.parent)).lstrip('/')}."
+        return f"{str(error).removeprefix(str(folder)).lstrip('/')}."
+    if table is None:
+        return f"{problem[:1].upper()}{problem[1:]}, so that changes by sample are not known."
     if candidate not in table.candidates:
-        return f"The {path.name} beside the results has no scores of {candidate}."
+        return f"The {SAMPLES_FILE} beside the results has no scores of {candidate}."
     if table.reference.ndim != 1:
         return "The metric is not made of scores of single samples, so that there are no changes by sample."
     groups = {"label": list(table.labels), "slice": list(table.slices)}

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import numpy as np
-
 from validate.evidence import Champion, Engine, Evidence
-from validate.exceptions import JobError, UsageError
+from validate.exceptions import UsageError
 from validate.gate import decide
 from validate.groups import largest_difference, worsening
 from validate.policy import Policy
 from validate.results import Accuracy, Candidate, CandidateAccuracy, Results
-from validate.samples import SAMPLES_FILE, SampleTable
+from validate.samples import SampleTable, samples_of
 from validate.significance import paired_interval
 
 __all__ = ["champion_at", "judge_again"]
@@ -41,10 +39,10 @@ def judge_again(
         raise UsageError("the results are about no candidate, so that there is nothing to judge")
     if engine is not None and not engine.is_file():
         raise UsageError(f"there is no engine {engine}")
-    samples = _samples(results, folder)
+    samples, no_samples = samples_of(results, folder)
     evidence = Evidence(
         reference=results.reference.accuracy, candidate=_at_confidence(policy, results, candidate, samples),
-        overlap=results.overlap, samples=samples, champion=champion,
+        overlap=results.overlap, samples=samples, no_samples=no_samples, champion=champion,
         engine=None if engine is None else Engine.at(engine),
     )  # fmt: skip
     return results.model_copy(update={"verdict": decide(policy, evidence)})
@@ -53,19 +51,7 @@ def judge_again(
 def champion_at(label: str, folder: Path) -> Champion:
     """Return the selected candidate of a run whose files are in a folder. Raises JobError where they do not fit."""
     results = Results.read(folder)
-    return Champion.of(label, results, _samples(results, folder))
-
-
-def _samples(results: Results, folder: Path) -> SampleTable | None:
-    """Return the samples of the results; None where there is no file of them."""
-    path = folder / SAMPLES_FILE
-    if not path.is_file():
-        return None
-    samples, expected = SampleTable.read(path), results.reference.accuracy
-    mean = float(samples.reference.mean()) if samples.reference.ndim == 1 and len(samples) else expected.value
-    if len(samples) != expected.n or not np.isclose(mean, expected.value, rtol=1e-9, atol=1e-12, equal_nan=True):
-        raise JobError(f"{path} is not of these results: its {len(samples)} samples score otherwise; copy both again")
-    return samples
+    return Champion.of(label, results, *samples_of(results, folder))
 
 
 def _at_confidence(policy: Policy, results: Results, candidate: Candidate, samples: SampleTable | None) -> Candidate:

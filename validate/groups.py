@@ -81,7 +81,7 @@ def group_rule(kind: Literal["class", "slice"], wanted: GroupPolicy, evidence: E
     if accuracy.is_rate and wanted.max_drop >= 1:
         return unmeasured("that is any drop of a rate, and five percentage points are written 0.05")
     if table is None:
-        return unmeasured("there is no samples.parquet beside the results")
+        return unmeasured(evidence.no_samples)
     if candidate.name not in table.candidates:
         return unmeasured(f"samples.parquet has no scores of {candidate.name}")
     groups = table.labels if kind == "class" else table.slices
@@ -141,8 +141,10 @@ def champion_rule(margin: float, evidence: Evidence, champion: Champion) -> Rule
         return unmeasured("that is any drop of a rate, and five percentage points are written 0.05")
     if champion.accuracy is None or champion.scores is None:
         return unmeasured(champion.problem)
-    if table is None or evidence.candidate.name not in table.candidates:
-        return unmeasured("there is no samples.parquet with the candidate's scores beside the results")
+    if table is None:
+        return unmeasured(evidence.no_samples)
+    if evidence.candidate.name not in table.candidates:
+        return unmeasured(f"samples.parquet has no scores of {evidence.candidate.name}")
     if (accuracy.metric, accuracy.higher_is_better) != (champion.accuracy.metric, champion.accuracy.higher_is_better):
         return unmeasured(f"it was judged by {champion.accuracy.metric}, and the candidate by {accuracy.metric}")
     ours, theirs = table.candidates[evidence.candidate.name], champion.scores.reference
