@@ -71,6 +71,8 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         with journal.stage("reference", "evaluate the float model") as advance:
             batches = journal.forward("reference", seen_validation.watch(inputs.validation.batches()))
             scores = evaluate(inputs.reference, inputs.task, batches, advance, is_reference=True)
+        if warning := config.data.repeats("validation", seen_validation.order):
+            journal.warn(warning)
         if warning := doubt(inputs.task.metric, scores, config.model.expected_metric, inputs.validation):
             journal.warn(warning)
 
@@ -80,6 +82,8 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
             watch = partial(seen_calibration.apart_from, seen_validation)
         history = ScaleHistory(config.quantization.strategies, inputs.model.placement.tensors())
         observation, outputs = observe_calibration_set(inputs, watch, journal, history.note)
+        if warning := config.data.repeats("calibration", seen_calibration.order):
+            journal.warn(warning)
         overlap = sum(content in seen_calibration.contents for content in seen_validation.order)
         if overlap:
             journal.warn(
