@@ -55,10 +55,9 @@ def illustrate(
     of_strategies = [c for c in results.candidates if c.selection_error is not None]
     int8 = next(c for c in of_strategies if c.strategy == selected.strategy)
     names = {candidate.name for candidate in of_strategies}
-    scores, worst = bench.candidate_scores[selected.name], []
-    if scores.ndim == 1:  # a record of a sample, of which the metric is no mean, is neither better nor worse
-        worse = bench.inputs.task.metric.worsening(bench.scores, scores)
-        worst = worst_samples(bench.inputs.validation, worse, bench.scores, scores)
+    metric = bench.inputs.task.metric
+    scores = [metric.each(x) for x in (bench.scores, bench.candidate_scores[selected.name])]
+    worst = worst_samples(bench.inputs.validation, metric.worsening(*scores), *scores)
     return Illustrations(
         plan_hash=selected.plan_hash,
         histograms=tensor_histograms(
@@ -127,6 +126,7 @@ def worst_samples(
         candidate: scores, shape (n,).
     """
     loss = np.where(np.isnan(worse), np.inf, worse)  # a score that is no number is the worst
+    loss = np.where(np.isnan(reference), 0, loss)  # unless the sample has none by itself: nothing to find in an image
     order = [int(i) for i in np.argsort(-loss, kind="stable")[:SAMPLES] if loss[i] > 0]
     if not order:
         return []

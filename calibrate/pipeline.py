@@ -71,6 +71,8 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         with journal.stage("reference", "evaluate the float model") as advance:
             batches = journal.forward("reference", seen_validation.watch(inputs.validation.batches()))
             scores = evaluate(inputs.reference, inputs.task, batches, advance, is_reference=True)
+        if warning := config.data.repeats("validation", seen_validation.order):
+            journal.warn(warning)
         if warning := doubt(inputs.task.metric, scores, config.model.expected_metric, inputs.validation):
             journal.warn(warning)
 
@@ -80,6 +82,8 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
             watch = partial(seen_calibration.apart_from, seen_validation)
         history = ScaleHistory(config.quantization.strategies, inputs.model.placement.tensors())
         observation, outputs = observe_calibration_set(inputs, watch, journal, history.note)
+        if warning := config.data.repeats("calibration", seen_calibration.order):
+            journal.warn(warning)
         overlap = sum(content in seen_calibration.contents for content in seen_validation.order)
         if overlap:
             journal.warn(
@@ -146,6 +150,7 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
             reference.accuracy, selected, inputs.task.metric, inputs.model.info.sha256, overlap, samples
         )  # fmt: skip
         verdict = decide(config.policy, evidence)
+        samples_sha256 = samples.write(output / SAMPLES_FILE)
 
         results = Results(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -161,6 +166,7 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
             candidates=candidates,
             selected=selected.name,
             search=search,
+            samples_sha256=samples_sha256,
             pareto=pareto_points(reference, pricing.float32, candidates, inputs.model.path.stat().st_size),
             verdict=verdict,
             environment=environment(),
@@ -170,7 +176,6 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
             config=config.model_dump(mode="json"),
         )
         write_statistics(StoredStatistics(observation, origin, len(seen_calibration.order)), output / "statistics.npz")
-        samples.write(output / SAMPLES_FILE)
         illustrate(results, bench, plans, history).write(output / ILLUSTRATIONS)
         _write(results, plans, folder, output)
     return results

@@ -104,8 +104,11 @@ def run(request: Request, command: str, console: Console) -> Evaluation:
         seen = _pass(model, task, beside, stream, first, f"evaluate {name}", console)
         if first is None:
             first, scored = seen, accuracy(task.metric, seen.scores)
-            if warning := doubt(task.metric, seen.scores, job.model.expected_metric, stream):
-                warnings.append(warning)
+            doubts = (
+                job.data.repeats("validation", seen.contents),
+                doubt(task.metric, seen.scores, job.model.expected_metric, stream),
+            )
+            warnings += filter(None, doubts)
         else:
             scored = candidate_accuracy(task.metric, first.scores, seen.scores, confidence)
         found.append(_evaluated(name, model, scored, seen))

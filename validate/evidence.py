@@ -37,11 +37,16 @@ class Champion:
     plan_hash: str = ""
 
     @classmethod
-    def of(cls, name: str, results: Results, samples: SampleTable | None) -> Champion:
-        """Return the selected candidate of a run; by what integer kernels scored, where they are what runs."""
+    def of(cls, name: str, results: Results, samples: SampleTable | None, no_samples: str) -> Champion:
+        """Return the selected candidate of a run, by what integer kernels scored where they are what runs.
+
+        `no_samples` says why there are no samples.
+        """
         selected = results.selected_candidate
-        if samples is None or selected is None or selected.name not in samples.candidates:
-            return cls(name, problem="its run has no samples.parquet with its scores")
+        if samples is None:
+            return cls(name, problem=f"of its run, {no_samples}")
+        if selected is None or selected.name not in samples.candidates:
+            return cls(name, problem="the samples.parquet of its run has no scores of it")
         scores = samples.kernels.get(selected.name, samples.candidates[selected.name])
         alone = SampleTable(samples.contents, samples.labels, samples.slices, scores, {})
         return cls(
@@ -88,6 +93,7 @@ class Evidence:
         model_sha256: of the float model.
         overlap: validation samples that are calibration samples too; None where they were not counted.
         samples: scores of every sample; None where they are not at hand.
+        no_samples: why they are not.
         champion: the model to hold it against; None where that is not asked for.
         engine: built from the candidate's file; None where none was given.
     """
@@ -98,5 +104,6 @@ class Evidence:
     model_sha256: str = ""
     overlap: int | None = None
     samples: SampleTable | None = None
+    no_samples: str = "there is no samples.parquet beside the results"
     champion: Champion | None = None
     engine: Engine | None = None

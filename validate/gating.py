@@ -6,19 +6,17 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from validate.aggregate import drop_interval
 from validate.evidence import Champion, Engine, Evidence
-from validate.exceptions import JobError, UsageError
+from validate.exceptions import UsageError
 from validate.gate import decide
 from validate.policy import Policy
 from validate.results import Candidate, CandidateAccuracy, Results
-from validate.samples import SAMPLES_FILE, SampleTable
+from validate.samples import SampleTable, samples_of
 from validate.tasks.base import Metric, Records
 from validate.tasks.spec import metric_of
 
-__all__ = ["champion_at", "judge_again"]
+__all__ = ["champion_at", "judge_again", "metric_of_samples"]
 
 
 def judge_again(
@@ -43,10 +41,12 @@ def judge_again(
         raise UsageError("the results are about no candidate, so that there is nothing to judge")
     if engine is not None and not engine.is_file():
         raise UsageError(f"there is no engine {engine}")
-    samples, metric = _samples(results, folder), _metric(results)
+    samples, no_samples = samples_of(results, folder)
+    metric = metric_of_samples(results, samples)
     evidence = Evidence(
         reference=results.reference.accuracy, candidate=_at_confidence(policy, results, candidate, samples, metric),
-        metric=metric, model_sha256=results.model.sha256, overlap=results.overlap, samples=samples, champion=champion,
+        metric=metric, model_sha256=results.model.sha256, overlap=results.overlap, samples=samples,
+        no_samples=no_samples, champion=champion,
         engine=None if engine is None else Engine.at(engine),
     )  # fmt: skip
     return results.model_copy(update={"verdict": decide(policy, evidence)})
@@ -55,26 +55,17 @@ def judge_again(
 def champion_at(label: str, folder: Path) -> Champion:
     """Return the selected candidate of a run whose files are in a folder. Raises JobError where they do not fit."""
     results = Results.read(folder)
-    return Champion.of(label, results, _samples(results, folder))
+    return Champion.of(label, results, *samples_of(results, folder))
 
 
-def _samples(results: Results, folder: Path) -> SampleTable | None:
-    """Return the samples of the results; None where there is no file of them."""
-    path = folder / SAMPLES_FILE
-    if not path.is_file():
-        return None
-    samples, expected = SampleTable.read(path), results.reference.accuracy
-    mean = float(samples.reference.mean()) if samples.reference.ndim == 1 and len(samples) else expected.value
-    if len(samples) != expected.n or not np.isclose(mean, expected.value, rtol=1e-9, atol=1e-12, equal_nan=True):
-        raise JobError(f"{path} is not of these results: its {len(samples)} samples score otherwise; copy both again")
-    return samples
-
-
-def _metric(results: Results) -> Metric | None:
-    """Return how the metric is made of the samples' scores; None where only a task of the user's own can tell."""
+def metric_of_samples(results: Results, samples: SampleTable | None) -> Metric | None:
+    """Return how the metric of results is made of scores or records; None where only a task of the user's can tell."""
     accuracy = results.reference.accuracy
-    found = metric_of(results.config["task"], labelled=not accuracy.is_agreement) if "task" in results.config else None
-    return found if found is not None and found.name == accuracy.metric else None
+    if samples is not None and samples.reference.ndim == 1:
+        return Metric(
+            accuracy.metric, accuracy.higher_is_better, accuracy.is_rate, is_agreement=accuracy.is_agreement
+        )  # fmt: skip
+    return metric_of(results.config["task"], labelled=not accuracy.is_agreement) if "task" in results.config else None
 
 
 def _at_confidence(

@@ -21,6 +21,8 @@ __all__ = ["GroupDrop", "Paired", "by_class", "by_name", "champion_rule", "group
 
 _SHOWN = 5
 """Groups that a message names at most."""
+_WITH_KERNELS = " with integer kernels"
+_NO_METRIC = "how the metric is made of the samples' records is not known here, but only in the run itself"
 
 Paired = tuple[Records, Records]
 """Scores, or records, of the reference and of the candidate on the same samples."""
@@ -112,22 +114,18 @@ def group_rule(kind: Literal["class", "slice"], wanted: GroupPolicy, evidence: E
         return unmeasured(problem)
     if isinstance(both, str) or metric is None or evidence.samples is None:
         return unmeasured(both if isinstance(both, str) else _NO_METRIC)
+    if not len(both[0]) or not all(np.isfinite(x).all() for x in both):
+        return unmeasured("there are no samples" if not len(both[0]) else "some scores are not finite")
     groups = _groups(kind, metric, evidence.samples, both)
     if isinstance(groups, str):
         return unmeasured(groups)
-    if not len(both[0]) or not all(np.isfinite(x).all() for x in both):
-        return unmeasured("there are no samples" if not len(both[0]) else "some scores are not finite")
     return _judged(name, kind, wanted, group_drops(metric, groups, evidence.candidate.accuracy.confidence), show)
-
-
-_WITH_KERNELS = " with integer kernels"
-_NO_METRIC = "how the metric is made of the samples' records is not known here, but only in the run itself"
 
 
 def _both(evidence: Evidence, kernels: bool) -> Paired | str:
     """Return what every sample scored in the reference and in the candidate, or why it is not known."""
     if evidence.samples is None:
-        return "there is no samples.parquet beside the results"
+        return evidence.no_samples
     scores = evidence.samples.kernels if kernels else evidence.samples.candidates
     if evidence.candidate.name not in scores:
         return f"samples.parquet has no scores of {evidence.candidate.name}{_WITH_KERNELS if kernels else ''}"

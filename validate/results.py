@@ -319,6 +319,9 @@ class Results(Record):
     candidates: list[Candidate]
     selected: str | None = Field(description="name of the candidate that the verdict is about")
     search: Search | None = Field(description="null where no layers were put back")
+    samples_sha256: str | None = Field(
+        default=None, description="SHA-256 of the samples.parquet beside it; null in results of older versions"
+    )
     pareto: list[ParetoPoint] = Field(description="every model that was judged on all samples, the fastest first")
     verdict: Verdict
     environment: dict[str, str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from validate.exceptions import JobError
+from validate.results import Results
 
-__all__ = ["SAMPLES_FILE", "SampleTable", "paired_rows"]
+__all__ = ["SAMPLES_FILE", "SampleTable", "paired_rows", "samples_of"]
 
 SAMPLES_FILE = "samples.parquet"
 _CANDIDATE, _KERNELS = "candidate/", "integer_kernels/"
@@ -47,8 +49,8 @@ class SampleTable:
     def __len__(self) -> int:
         return len(self.contents)
 
-    def write(self, path: Path) -> None:
-        """Write as parquet, whole or not at all."""
+    def write(self, path: Path) -> str:
+        """Write as parquet, whole or not at all; return the file's SHA-256, for `Results.samples_sha256`."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -64,6 +66,7 @@ class SampleTable:
         partial = path.with_suffix(".partial")
         pq.write_table(pa.table(columns), partial)
         partial.replace(path)
+        return _sha256(path)
 
     @classmethod
     def read(cls, path: Path) -> SampleTable:
@@ -87,6 +90,25 @@ class SampleTable:
         return cls(contents, labels, slices, _scores(table["reference"]), candidates, kernels)
 
 
+def samples_of(results: Results, folder: Path) -> tuple[SampleTable | None, str]:
+    """Return the samples of results whose files are in a folder, or None and why there are none.
+
+    Raises JobError where the file is of other results, which the same samples and the same float model do not show: a
+    candidate of the same name has other scores in every run.
+    """
+    path = folder / SAMPLES_FILE
+    if not path.is_file():
+        return None, f"there is no {SAMPLES_FILE} beside the results"
+    if results.samples_sha256 is None:
+        return None, (
+            f"the results are of a version that did not note which {SAMPLES_FILE} is theirs, so that the one beside "
+            "them is not read; run again"
+        )
+    if _sha256(path) != results.samples_sha256:
+        raise JobError(f"{path} is not of these results: its SHA-256 is another than they note; copy both again")
+    return SampleTable.read(path), ""
+
+
 def paired_rows(ours: SampleTable, theirs: SampleTable) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the rows of samples that are in both tables, by their contents, each shape (m,).
 
@@ -106,6 +128,11 @@ def _keys(table: SampleTable) -> list[tuple[str, int]]:
         seen[content] = seen.get(content, -1) + 1
         keys.append((content, seen[content]))
     return keys
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _column(scores: Scores) -> Any:

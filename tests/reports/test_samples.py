@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from reports.samples import SampleScores, changes, read_scores
+from validate.results import Results
 from validate.samples import SampleTable
 
 LABELS = ["cat", "dog", "cat", "dog", "cat", None, "owl", "owl", "owl", "cat"]
@@ -40,22 +42,22 @@ def test_labels_that_no_two_samples_share_make_no_groups() -> None:
     assert changes(_scores(["all"] * 10), "label", True) == []
 
 
-def test_what_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
-    path = tmp_path / "samples.parquet"
-    assert "There is no samples.parquet" in str(read_scores(path, "mse"))
-    path.write_bytes(b"something else")
-    assert "samples.parquet is not a table of samples" in str(read_scores(path, "mse"))
+def test_what_cannot_be_read_is_a_sentence(tmp_path: Path, build_results: Callable[..., Results]) -> None:
     table = SampleTable(["0"] * 10, LABELS, [None] * 10, np.array(REFERENCE), {"mse": np.array(CANDIDATE)})
-    table.write(path)
-    assert "no scores of entropy" in str(read_scores(path, "entropy"))
-    found = read_scores(path, "mse")
+    results = build_results(samples_sha256=table.write(tmp_path / "samples.parquet"))
+    other, older = (results.model_copy(update={"samples_sha256": noted}) for noted in ("0" * 64, None))
+    assert "There is no samples.parquet" in str(read_scores(results, "mse", tmp_path / "elsewhere"))
+    assert str(read_scores(other, "mse", tmp_path)).startswith("samples.parquet is not of these results")
+    assert "did not note which samples.parquet is theirs" in str(read_scores(older, "mse", tmp_path))
+    assert "no scores of entropy" in str(read_scores(results, "entropy", tmp_path))
+    found = read_scores(results, "mse", tmp_path)
     assert isinstance(found, SampleScores)
     assert found.groups["label"] == LABELS
     assert np.array_equal(found.reference, REFERENCE, equal_nan=True)
 
 
-def test_records_of_samples_are_no_scores(tmp_path: Path) -> None:
-    path = tmp_path / "samples.parquet"
+def test_records_of_samples_are_no_scores(tmp_path: Path, build_results: Callable[..., Results]) -> None:
     records = np.ones((10, 3))
-    SampleTable(["0"] * 10, LABELS, [None] * 10, records, {"mse": records}).write(path)
-    assert "not made of scores of single samples" in str(read_scores(path, "mse"))
+    table = SampleTable(["0"] * 10, LABELS, [None] * 10, records, {"mse": records})
+    results = build_results(samples_sha256=table.write(tmp_path / "samples.parquet"))
+    assert "not made of scores of single samples" in str(read_scores(results, "mse", tmp_path))

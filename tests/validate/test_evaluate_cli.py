@@ -243,6 +243,22 @@ def test_the_file_follows_its_schema_and_may_hold_records(folder: Path) -> None:
     jsonschema.validate(json.loads((folder / "evaluation.json").read_text()), schema)
 
 
+def test_samples_that_repeat_others_are_no_evidence(folder: Path) -> None:
+    again = {"callable": "data.py:rows_again", "arguments": {"n": 20, "seed": 2, "times": 3}}
+    write(folder, data={"validation": again})
+    done = evaluate(folder, "good.onnx", "noisy.onnx")
+    assert done.returncode == 4
+    assert "40 of 60 validation samples are repeats of others" in done.stderr
+    assert "data.allow_repeats" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    write(folder, data={"validation": again, "allow_repeats": True})
+    done = evaluate(folder, "good.onnx", "noisy.onnx")
+    assert done.returncode == 0, done.stderr
+    (warning,) = Evaluation.read(folder / "evaluation.json").warnings
+    assert "narrower than 20 independent samples can make them" in warning
+    assert "40 of 60 validation samples are repeats of others" in done.stdout
+
+
 def write_identity(path: Path, shape: list[Any]) -> None:
     """Write a model that gives what it gets, so that answers can be in the data."""
     ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "y")]
@@ -258,10 +274,14 @@ def test_labels_of_boxes_and_maps_come_out_of_parquet(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     row = {
-        "boxes": boxes, "objects": [{"bbox": [0, 0, 10, 10], "category": 0}, {"bbox": [20, 20, 10, 10], "category": 0}],
-        "logits": logits.tolist(), "mask": {"bytes": buffer.getvalue(), "path": None},
+        "objects": [{"bbox": [0, 0, 10, 10], "category": 0}, {"bbox": [20, 20, 10, 10], "category": 0}],
+        "mask": {"bytes": buffer.getvalue(), "path": None},
     }  # fmt: skip
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row] * 3), tmp_path / "a.parquet")
+    rows = [  # three that differ and score alike
+        row | {"boxes": [boxes[0], [50 + i, *boxes[1][1:]], boxes[2]], "logits": (logits * (1 + i)).tolist()}
+        for i in range(3)
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     (tmp_path / "pre.py").write_text(
         "import numpy as np\n"
         "def boxes(row):\n    return np.array(row['boxes'], np.float32)\n"
