@@ -341,7 +341,7 @@ def build_results() -> BuildResults:
             ],
             config={
                 "model": "models/ch_PP-OCRv4_rec_infer.onnx",
-                "task": {"name": "text_recognition", "characters": "models/characters.txt"},
+                "task": {"type": "text_recognition", "characters": "models/characters.txt"},
                 "data": {"calibration": {"samples": 256}, "validation": {"samples": 400}},
                 "strategies": ["minmax", {"percentile": {"p": 99.99}}, "entropy", "mse"],
                 "policy": {"max_drop": 0.01, "confidence": 0.95, "min_samples": 200},
