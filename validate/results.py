@@ -84,6 +84,10 @@ class Latency(Record):
     p50_ms: float
     p90_ms: float
     p99_ms: float
+    p99_low_ms: Number | None = Field(
+        default=None, description="lower 95% confidence bound of p99, of calls that are independent; null if too few"
+    )
+    p99_high_ms: Number | None = Field(default=None, description="upper bound; it takes 368 calls")
 
 
 class Accuracy(Record):
