@@ -20,6 +20,7 @@ from calibrate.plan import QuantizationPlan
 from validate.comparison import Histogram
 from validate.data import SampleStream
 from validate.illustrations import Illustrations, TensorHistogram, Threshold, WorstSample
+from validate.preprocessing import as_image
 from validate.results import LayerError, Results
 from validate.statistics import Statistics
 
@@ -163,19 +164,14 @@ def picture(value: Any) -> str | None:
     """Return a small JPEG in base64 of what a row holds, or None where that is no image.
 
     Args:
-        value: an image as `datasets` gives it (``{"bytes": ..., "path": ...}``) or PIL has it; or an array of shape
-            (height, width), (channels, height, width) or (height, width, channels) with 1, 3 or 4 channels, of bytes
-            as they are, and of other numbers stretched from the least to the largest.
+        value: an image as `validate.preprocessing.as_image` takes it, and turned no more than there; or an array of
+            shape (height, width), (channels, height, width) or (height, width, channels) with 1, 3 or 4 channels, of
+            bytes as they are, and of other numbers stretched from the least to the largest.
     """
-    from PIL import Image, ImageOps
-
-    try:
-        image = _opened(value)
-        if image is None:
-            return None
-        image = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # PIL's for what is no image
+    image = _opened(value)
+    if image is None:
         return None
+    image = image.convert("RGB")
     image.thumbnail(_SIZE)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=85)
@@ -185,10 +181,14 @@ def picture(value: Any) -> str | None:
 def _opened(value: Any) -> Any:
     from PIL import Image
 
-    if isinstance(value, Image.Image):
-        return value
-    if isinstance(value, Mapping) and {"bytes", "path"} <= set(value):
-        return Image.open(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"]))
+    if isinstance(value, Image.Image | Mapping | bytes | str):
+        try:
+            image = as_image(value)
+        except ValueError:  # it is text, or whatever
+            return None
+        if not image.mode.startswith(("I", "F")):
+            return image
+        value = np.asarray(image)
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "uif" or value.ndim not in (2, 3):
         return None
     array = value

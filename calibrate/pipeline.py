@@ -42,7 +42,7 @@ from validate.errors import TensorErrors
 from validate.evaluate import OutputStore, accuracy, evaluate
 from validate.evidence import Evidence
 from validate.exceptions import JobError
-from validate.expectation import doubt
+from validate.expectation import doubts
 from validate.gate import decide
 from validate.illustrations import ILLUSTRATIONS
 from validate.pareto import pareto_points
@@ -73,7 +73,7 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
             scores = evaluate(inputs.reference, inputs.task, batches, advance, is_reference=True)
         if warning := config.data.repeats("validation", seen_validation.order):
             journal.warn(warning)
-        if warning := doubt(inputs.task.metric, scores, config.model.expected_metric, inputs.validation):
+        for warning in doubts(inputs.task, scores, config.model.expected_metric, inputs.validation):
             journal.warn(warning)
 
         # 2. One pass over the calibration set gives the statistics that every strategy is a function of.

@@ -147,6 +147,12 @@ class DataConfig(Section):
             raise ValueError("give image or preprocess, not both")
         return self
 
+    @model_validator(mode="after")
+    def _masked_tokens_are_labels(self) -> DataConfig:
+        if self.label is None and isinstance(self.preprocess, NamedPreprocessing) and self.preprocess.mask is not None:
+            raise ValueError("preprocess.mask makes the labels, which are the tokens that it masks; leave label out")
+        return self
+
     def preparation(self) -> Preparation:
         """Return what turns rows into inputs. Raises JobError where it cannot be loaded."""
         if isinstance(self.preprocess, NamedPreprocessing):

@@ -16,12 +16,12 @@ from validate.tasks.base import Metric, ratio_of_sums
 from validate.tasks.detection import Detection
 from validate.tasks.embedding import SentenceEmbedding
 from validate.tasks.segmentation import Segmentation
-from validate.tasks.tokens import Tokens
+from validate.tasks.tokens import TokenLoss
 
 Floats = NDArray[np.float64]
 RATIO = Metric("rate", higher_is_better=False, is_rate=True, aggregate=ratio_of_sums)
 MIOU = Segmentation(4).metric
-PERPLEXITY = Tokens("masked_lm", "perplexity").metric
+PERPLEXITY = TokenLoss("masked_lm", "perplexity").metric
 SPEARMAN = SentenceEmbedding().metric
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ __all__ = [
     "Aggregate",
     "Answering",
     "ClassRecords",
+    "CountsLabels",
+    "LabelError",
     "Metric",
     "Outputs",
     "ReadsInputs",
@@ -21,7 +23,9 @@ __all__ = [
     "Weights",
     "first_output",
     "log_probability_error",
+    "parse_labels",
     "ratio_of_sums",
+    "shown",
 ]
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -77,6 +81,13 @@ class Metric:
     aggregate: Aggregate | None = None
     per_class: Callable[[Records], Iterator[ClassRecords]] | None = None
     is_agreement: bool = False
+
+    @property
+    def best(self) -> float | None:
+        """The best value there is: 1 of a rate, 0 of an error. None where higher is better without a known end."""
+        if not self.higher_is_better:
+            return 0.0
+        return 1.0 if self.is_rate else None
 
     @property
     def is_mean(self) -> bool:
@@ -135,7 +146,7 @@ class Task(Protocol):
     def scores(self, outputs: Outputs, labels: Sequence[Any]) -> NDArray[np.float64]:
         """Return what the metric needs of each sample: a score, shape (batch,), or a record, shape (batch, k).
 
-        Raises ValueError where a label cannot be used.
+        Raises ValueError where the outputs or a label cannot be used; a LabelError says which label.
         """
         ...
 
@@ -149,10 +160,23 @@ class Task(Protocol):
 
 @runtime_checkable
 class Answering(Protocol):
-    """A task that can take a model's answers for labels. Where there are none, it measures agreement with a model."""
+    """A task that can take a model's answers for labels. Where there are none, it measures agreement with a model.
+
+    Held against its own answers a model must get the metric's best value. A loss does not: the class that a model holds
+    for likeliest is not certain to it, so that a candidate that is surer would look better than the model itself.
+    """
 
     def answers(self, outputs: Outputs) -> list[Any]:
         """Return what the model says of each sample, as a label that `scores` takes."""
+        ...
+
+
+@runtime_checkable
+class CountsLabels(Protocol):
+    """A task whose records say how often each class is in the labels, so that one that never is can be told."""
+
+    def label_counts(self, records: Records) -> NDArray[np.float64]:
+        """Return how often each class is in the labels of all samples, shape (classes,)."""
         ...
 
 
@@ -162,6 +186,37 @@ class ReadsInputs(Protocol):
 
     inputs: tuple[str, ...]
     """Names of inputs. One that the model does not have is left out."""
+
+
+class LabelError(ValueError):
+    """A label that cannot be used.
+
+    Attributes:
+        place: of its sample in the batch, from 0.
+    """
+
+    def __init__(self, place: int, message: str) -> None:
+        super().__init__(message)
+        self.place = place
+
+
+Parsed = TypeVar("Parsed")
+
+
+def parse_labels(labels: Sequence[Any], parse: Callable[[Any], Parsed]) -> list[Parsed]:
+    """Return what `parse` makes of each label. Where it raises ValueError, a LabelError says which label it was."""
+    parsed = []
+    for place, label in enumerate(labels):
+        try:
+            parsed.append(parse(label))
+        except ValueError as error:
+            raise LabelError(place, str(error)) from error
+    return parsed
+
+
+def shown(label: Any) -> str:
+    """Return the beginning of a label, for a sentence."""
+    return " ".join(repr(label).split())[:80]
 
 
 def first_output(outputs: Outputs) -> NDArray[Any]:

@@ -38,6 +38,9 @@ class _Spec(BaseModel):
         """Whether the task's metric is a share in [0, 1]."""
         return True
 
+    def check_without_labels(self) -> None:
+        """Raise ValueError where the metric cannot say how far a model agrees with the float model's answers."""
+
 
 class ClassificationSpec(_Spec):
     """Top-k accuracy; the first output holds logits or probabilities, the label is a class index."""
@@ -83,7 +86,10 @@ class TextRecognitionSpec(_Spec):
                 )
             text = metadata[key]
         else:
-            text = Path(self.characters).read_text(encoding="utf-8")
+            try:  # Windows' editors put a byte order mark before the first character
+                text = Path(self.characters).read_text(encoding="utf-8-sig")
+            except (OSError, UnicodeDecodeError) as error:
+                raise JobError(f"task.characters: {self.characters} is no text in UTF-8: {error}") from error
         characters = ["", *text.strip("\n").split("\n")]
         return TextRecognition([*characters, " "] if self.append_space else characters, metric=self.metric)
 
@@ -168,9 +174,17 @@ class _TokensSpec(_Spec):
 
     def make(self, metadata: Mapping[str, str]) -> Task:
         """Return the task."""
-        from validate.tasks.tokens import Tokens
+        from validate.tasks.tokens import TokenAccuracy, TokenLoss
 
-        return Tokens(self.type, self.metric)
+        return TokenAccuracy(self.type) if self.metric == "accuracy" else TokenLoss(self.type, self.metric)
+
+    def check_without_labels(self) -> None:
+        """Only of accuracy is the float model's own value the best there is."""
+        if self.metric != "accuracy":
+            raise ValueError(
+                f"task.metric is {self.metric}, which needs labels, and data.label is null: a candidate that is only "
+                "surer of itself would score better than the float model; set task.metric: accuracy"
+            )
 
 
 class TokenClassificationSpec(_TokensSpec):
