@@ -62,6 +62,11 @@ def _sparse(
     return lambda rng, shape: np.where(rng.random(shape) < share, draw(rng, shape), 0.0)
 
 
+def _noisy(share: float) -> Callable[[np.random.Generator, tuple[int, int]], Float64]:
+    """Scores that all change by a thousandth, and of which a share loses a half."""
+    return lambda rng, shape: rng.normal(0, 0.001, shape) + 0.5 * (rng.random(shape) < share)
+
+
 def _exponential(rng: np.random.Generator, shape: tuple[int, int]) -> Float64:
     return rng.exponential(size=shape)
 
@@ -83,9 +88,9 @@ SETTINGS = [
     Setting("normal", 1000, _normal, 0.1),
     Setting("skewed: exponential", 50, _exponential, 1.0),
     Setting("skewed: lognormal, sigma 0.7", 100, lambda rng, s: rng.lognormal(0, 0.7, s), float(np.exp(0.245))),
-    Setting("20% non-zero: uniform", 100, _sparse(0.2, _uniform), 0.1, 1),
+    Setting("20% non-zero: uniform", 100, _sparse(0.2, _uniform), 0.1),
     Setting("5% non-zero: exponential", 400, _sparse(0.05, _exponential), 0.05),
-    Setting("1% non-zero: uniform", 200, _sparse(0.01, _uniform), 0.005, 1),
+    Setting("1% non-zero: uniform", 200, _sparse(0.01, _uniform), 0.005),
     Setting("1% non-zero: exponential", 1000, _sparse(0.01, _exponential), 0.01),
 ]
 """Those that 95% intervals should hold the truth of in 93 to 97% of the studies."""
@@ -95,11 +100,17 @@ HARDER = [
     Setting("skewed: exponential", 20, _exponential, 1.0),
     Setting("skewed: lognormal, sigma 1", 200, lambda rng, s: rng.lognormal(0, 1, s), float(np.exp(0.5))),
     Setting("heavy tails: Student's t, 3 degrees", 100, lambda rng, s: rng.standard_t(3, s), 0.0),
-    Setting("0.5% non-zero: uniform", 400, _sparse(0.005, _uniform), 0.0025, 1),
+    Setting("0.5% non-zero: uniform", 400, _sparse(0.005, _uniform), 0.0025),
     Setting("1% non-zero: exponential", 400, _sparse(0.01, _exponential), 0.01),
     Setting("1% non-zero: lognormal, sigma 1", 1000, _sparse(0.01, lambda r, s: r.lognormal(0, 1, s)), 0.01648721),
-    Setting("2% non-zero: uniform - 0.3", 200, _sparse(0.02, lambda r, s: r.random(s) - 0.3), 0.004, 1),
+    Setting("2% non-zero: uniform - 0.3", 200, _sparse(0.02, lambda r, s: r.random(s) - 0.3), 0.004),
     Setting("2% non-zero: exponential - 0.7", 400, _sparse(0.02, lambda r, s: r.exponential(size=s) - 0.7), 0.006),
+    Setting("noise, and 1% lose 0.5", 200, _noisy(0.01), 0.005),
+    Setting("noise, and 1% lose 0.5, bound 1", 200, _noisy(0.01), 0.005, 1),
+    Setting("noise, and 3% lose 0.5", 200, _noisy(0.03), 0.015),
+    Setting("noise, and 3% lose 0.5, bound 1", 200, _noisy(0.03), 0.015, 1),
+    Setting("20% non-zero: uniform, bound 1", 100, _sparse(0.2, _uniform), 0.1, 1),
+    Setting("1% non-zero: uniform, bound 1", 200, _sparse(0.01, _uniform), 0.005, 1),
 ]
 """Harder ones, to see where it ends."""
 

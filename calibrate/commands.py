@@ -38,6 +38,8 @@ def observe(config: Config, output: Path, console: Console) -> None:
             inputs = load_inputs(config, Path(folder))
         seen = Seen()
         observation, _ = observe_calibration_set(inputs, seen.watch, journal)
+        if warning := config.data.repeats("calibration", seen.order):
+            journal.warn(warning)
         stored = StoredStatistics(observation, make_origin(inputs, seen), len(seen.order))
         write_statistics(stored, output)
     console.print(f"{output}: {len(observation.statistics)} tensors, {stored.samples} samples", highlight=False)

@@ -215,6 +215,12 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _metric_needs_labels(self) -> Config:
+        if self.data.label is None:
+            self.task.check_without_labels()
+        return self
+
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Return the config in `path`; see `read_settings`."""

@@ -20,6 +20,7 @@ from calibrate.plan import QuantizationPlan
 from validate.comparison import Histogram
 from validate.data import SampleStream
 from validate.illustrations import Illustrations, TensorHistogram, Threshold, WorstSample
+from validate.preprocessing import as_image
 from validate.results import LayerError, Results
 from validate.statistics import Statistics
 
@@ -55,10 +56,9 @@ def illustrate(
     of_strategies = [c for c in results.candidates if c.selection_error is not None]
     int8 = next(c for c in of_strategies if c.strategy == selected.strategy)
     names = {candidate.name for candidate in of_strategies}
-    scores, worst = bench.candidate_scores[selected.name], []
-    if scores.ndim == 1:  # a record of a sample, of which the metric is no mean, is neither better nor worse
-        worse = bench.inputs.task.metric.worsening(bench.scores, scores)
-        worst = worst_samples(bench.inputs.validation, worse, bench.scores, scores)
+    metric = bench.inputs.task.metric
+    scores = [metric.each(x) for x in (bench.scores, bench.candidate_scores[selected.name])]
+    worst = worst_samples(bench.inputs.validation, metric.worsening(*scores), *scores)
     return Illustrations(
         plan_hash=selected.plan_hash,
         histograms=tensor_histograms(
@@ -127,6 +127,7 @@ def worst_samples(
         candidate: scores, shape (n,).
     """
     loss = np.where(np.isnan(worse), np.inf, worse)  # a score that is no number is the worst
+    loss = np.where(np.isnan(reference), 0, loss)  # unless the sample has none by itself: nothing to find in an image
     order = [int(i) for i in np.argsort(-loss, kind="stable")[:SAMPLES] if loss[i] > 0]
     if not order:
         return []
@@ -163,19 +164,14 @@ def picture(value: Any) -> str | None:
     """Return a small JPEG in base64 of what a row holds, or None where that is no image.
 
     Args:
-        value: an image as `datasets` gives it (``{"bytes": ..., "path": ...}``) or PIL has it; or an array of shape
-            (height, width), (channels, height, width) or (height, width, channels) with 1, 3 or 4 channels, of bytes
-            as they are, and of other numbers stretched from the least to the largest.
+        value: an image as `validate.preprocessing.as_image` takes it, and turned no more than there; or an array of
+            shape (height, width), (channels, height, width) or (height, width, channels) with 1, 3 or 4 channels, of
+            bytes as they are, and of other numbers stretched from the least to the largest.
     """
-    from PIL import Image, ImageOps
-
-    try:
-        image = _opened(value)
-        if image is None:
-            return None
-        image = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # PIL's for what is no image
+    image = _opened(value)
+    if image is None:
         return None
+    image = image.convert("RGB")
     image.thumbnail(_SIZE)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=85)
@@ -185,10 +181,14 @@ def picture(value: Any) -> str | None:
 def _opened(value: Any) -> Any:
     from PIL import Image
 
-    if isinstance(value, Image.Image):
-        return value
-    if isinstance(value, Mapping) and {"bytes", "path"} <= set(value):
-        return Image.open(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"]))
+    if isinstance(value, Image.Image | Mapping | bytes | str):
+        try:
+            image = as_image(value)
+        except ValueError:  # it is text, or whatever
+            return None
+        if not image.mode.startswith(("I", "F")):
+            return image
+        value = np.asarray(image)
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "uif" or value.ndim not in (2, 3):
         return None
     array = value

@@ -67,6 +67,7 @@ class Bench:
         statistics: of every tensor that a plan may quantize, over the calibration samples.
         folder: where candidate files go until one is selected.
         candidate_scores: the scores of every candidate so far on the validation set, by its name.
+        kernel_scores: the same with integer kernels, where they are judged.
     """
 
     config: Config
@@ -81,6 +82,7 @@ class Bench:
     statistics: Mapping[str, Statistics]
     folder: Path
     candidate_scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    kernel_scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     _kept: dict[int, Batch] = field(default_factory=dict)
     _sessions: dict[str, _Switched] = field(default_factory=dict)
 
@@ -262,8 +264,7 @@ class Bench:
             return evaluate(model(), task, batches, advance)
 
         scores = self.evaluations.get(stage, compute, plan=plan.hash).values
-        if stage == "evaluate":
-            self.candidate_scores[plan.name] = scores
+        (self.candidate_scores if stage == "evaluate" else self.kernel_scores)[plan.name] = scores
         return candidate_accuracy(task.metric, self.scores, scores, confidence)
 
     def _integer_kernels(

@@ -42,7 +42,7 @@ from validate.errors import TensorErrors
 from validate.evaluate import OutputStore, accuracy, evaluate
 from validate.evidence import Evidence
 from validate.exceptions import JobError
-from validate.expectation import doubt
+from validate.expectation import doubts
 from validate.gate import decide
 from validate.illustrations import ILLUSTRATIONS
 from validate.pareto import pareto_points
@@ -71,7 +71,9 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         with journal.stage("reference", "evaluate the float model") as advance:
             batches = journal.forward("reference", seen_validation.watch(inputs.validation.batches()))
             scores = evaluate(inputs.reference, inputs.task, batches, advance, is_reference=True)
-        if warning := doubt(inputs.task.metric, scores, config.model.expected_metric, inputs.validation):
+        if warning := config.data.repeats("validation", seen_validation.order):
+            journal.warn(warning)
+        for warning in doubts(inputs.task, scores, config.model.expected_metric, inputs.validation):
             journal.warn(warning)
 
         # 2. One pass over the calibration set gives the statistics that every strategy is a function of.
@@ -80,6 +82,8 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
             watch = partial(seen_calibration.apart_from, seen_validation)
         history = ScaleHistory(config.quantization.strategies, inputs.model.placement.tensors())
         observation, outputs = observe_calibration_set(inputs, watch, journal, history.note)
+        if warning := config.data.repeats("calibration", seen_calibration.order):
+            journal.warn(warning)
         overlap = sum(content in seen_calibration.contents for content in seen_validation.order)
         if overlap:
             journal.warn(
@@ -139,10 +143,14 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         # 6. All that the policy asks about is known now, and the selected candidate is judged by all of it.
         samples = SampleTable(
             [content.hex() for content in seen_validation.order], seen_validation.classes, seen_validation.slices,
-            scores, bench.candidate_scores,
+            scores, bench.candidate_scores, bench.kernel_scores,
         )  # fmt: skip
         selected = next(candidate for candidate in candidates if candidate.name == selected.name)
-        verdict = decide(config.policy, Evidence(reference.accuracy, selected, overlap, samples))
+        evidence = Evidence(
+            reference.accuracy, selected, inputs.task.metric, inputs.model.info.sha256, overlap, samples
+        )  # fmt: skip
+        verdict = decide(config.policy, evidence)
+        samples_sha256 = samples.write(output / SAMPLES_FILE)
 
         results = Results(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -158,6 +166,7 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
             candidates=candidates,
             selected=selected.name,
             search=search,
+            samples_sha256=samples_sha256,
             pareto=pareto_points(reference, pricing.float32, candidates, inputs.model.path.stat().st_size),
             verdict=verdict,
             environment=environment(),
@@ -167,7 +176,6 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
             config=config.model_dump(mode="json"),
         )
         write_statistics(StoredStatistics(observation, origin, len(seen_calibration.order)), output / "statistics.npz")
-        samples.write(output / SAMPLES_FILE)
         illustrate(results, bench, plans, history).write(output / ILLUSTRATIONS)
         _write(results, plans, folder, output)
     return results

@@ -49,11 +49,12 @@ class Target:
     samples: int
 
     def met(self, reference: NDArray[np.float64], scores: NDArray[np.float64]) -> bool:
-        """Tell whether the target is met on these samples."""
-        if self.confidence is None:
-            return self.metric.drop(reference, scores) <= self.margin + 1e-12
-        interval = projected_drop_interval(self.metric, reference, scores, self.confidence, self.samples)
-        return interval.high < self.margin
+        """Tell whether the target is met; on samples that are too few for an interval, by the drop itself."""
+        if self.confidence is not None:
+            interval = projected_drop_interval(self.metric, reference, scores, self.confidence, self.samples)
+            if interval.method != "none":
+                return interval.high < self.margin
+        return self.metric.drop(reference, scores) <= self.margin + 1e-12
 
     def enough(self, reference: NDArray[np.float64], scores: NDArray[np.float64]) -> bool:
         """Tell whether the first samples hold enough that INT8 changes to screen other plans by them."""

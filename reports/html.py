@@ -25,7 +25,6 @@ from validate.exceptions import JobError
 from validate.illustrations import ILLUSTRATIONS, Illustrations
 from validate.pareto import FLOAT
 from validate.results import Candidate, CandidateAccuracy, Latency, LayerError, ParetoPoint, Reference, Results
-from validate.samples import SAMPLES_FILE
 
 __all__ = [
     "Effect",
@@ -233,18 +232,11 @@ def _samples(results: Results, selected: Candidate | None, folder: Path) -> dict
     """Return what the template says of single samples: the scores, or a sentence, and the changes by group."""
     if selected is None:
         return {"scores": "", "group_changes": []}
-    scores = read_scores(folder / SAMPLES_FILE, selected.name)
+    scores = read_scores(results, selected.name, folder)
     if not isinstance(scores, SampleScores):
         return {"scores": scores, "group_changes": []}
-    higher = results.reference.accuracy.higher_is_better
-    by_group = [(by, changes(scores, by, higher)) for by in scores.groups]
-    sign = 1 if higher else -1
-    return {
-        "scores": scores,
-        "worse": int((sign * scores.candidate < sign * scores.reference).sum()),
-        "better": int((sign * scores.candidate > sign * scores.reference).sum()),
-        "group_changes": [(by, groups) for by, groups in by_group if groups],
-    }
+    by_group = [(by, changes(scores.metric, groups)) for by, groups in scores.groups.items()]
+    return {"scores": scores, "group_changes": [(by, rows) for by, rows in by_group if rows]}
 
 
 def _figures(results: Results, illustrations: Illustrations | None) -> dict[str, plots.Figure]:

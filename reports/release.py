@@ -96,7 +96,7 @@ def _champion(request: Request, results: Results) -> Champion:
     registry = Registry(_uri(request, results))
     live = registry.live(name, alias)
     if live is None:
-        return Champion(f"{name}@{alias}", problem=f"no version of {name} holds the alias {alias} yet")
+        return Champion(f"{name}@{alias}", problem=f"no version of {name} holds the alias {alias} yet", is_absent=True)
     with tempfile.TemporaryDirectory(prefix="champion-") as temporary:
         registry.download(live.run_id, Path(temporary))
         return champion_at(live.label, Path(temporary))

@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from validate.exceptions import JobError
-from validate.samples import SampleTable
+from validate.gating import metric_of_samples
+from validate.groups import Paired, by_class, by_name
+from validate.results import Results
+from validate.samples import SAMPLES_FILE, samples_of
+from validate.tasks.base import Metric
 
 __all__ = ["GroupChange", "SampleScores", "changes", "read_scores"]
 
 
 @dataclass(frozen=True)
 class SampleScores:
-    """Scores of the float model and of one candidate, paired: float64 of shape (n,).
+    """Scores of the float model and of one candidate on each sample by itself, paired: float64 of shape (n,).
 
     Attributes:
-        groups: by what samples are grouped (``label``, ``slice``), the name of each sample's group, or None.
+        metric: of the task.
+        groups: by what samples are grouped (``label``, ``class``, ``slice``), the samples of each group.
     """
 
     reference: NDArray[np.float64]
     candidate: NDArray[np.float64]
-    groups: dict[str, list[str | None]]
+    metric: Metric
+    groups: dict[str, dict[str, Paired]]
+
+    @property
+    def worse(self) -> int:
+        """Samples on which the candidate scores worse."""
+        return int((self.metric.worsening(self.reference, self.candidate) > 0).sum())
+
+    @property
+    def better(self) -> int:
+        """Samples on which it scores better."""
+        return int((self.metric.worsening(self.reference, self.candidate) < 0).sum())
 
 
 class GroupChange(NamedTuple):
@@ -34,59 +51,57 @@ class GroupChange(NamedTuple):
     name: str
     samples: int
     reference: float
-    """Mean score of the float model."""
+    """Metric of the float model on them."""
     candidate: float
-    """Mean score of the candidate."""
+    """Metric of the candidate."""
     drop: float
-    """How much worse the mean is; positive is worse, whatever the metric."""
+    """How much worse it is; positive is worse, whatever the metric."""
     worse: int
-    """Samples whose score is worse."""
+    """Samples that score worse by themselves."""
     better: int
 
 
-def read_scores(path: Path, candidate: str) -> SampleScores | str:
-    """Return the scores of a candidate, or a sentence that says why there are none."""
-    if not path.exists():
-        return f"There is no {path.name} beside the results, so that changes by sample are not known."
+def read_scores(results: Results, candidate: str, folder: Path) -> SampleScores | str:
+    """Return the scores of a candidate of results in a folder, or a sentence that says why there are none."""
     try:
-        table = SampleTable.read(path)
+        table, problem = samples_of(results, folder)
     except JobError as error:
-        return f"{str(error).removeprefix(str(path.parent)).lstrip('/')}."
+        return f"{str(error).removeprefix(str(folder)).lstrip('/')}."
+    if table is None:
+        return f"{problem[:1].upper()}{problem[1:]}, so that changes by sample are not known."
     if candidate not in table.candidates:
-        return f"The {path.name} beside the results has no scores of {candidate}."
-    if table.reference.ndim != 1:
-        return "The metric is not made of scores of single samples, so that there are no changes by sample."
-    groups = {"label": list(table.labels), "slice": list(table.slices)}
-    return SampleScores(table.reference, table.candidates[candidate], groups)
+        return f"The {SAMPLES_FILE} beside the results has no scores of {candidate}."
+    metric = metric_of_samples(results, table)
+    if metric is None:
+        return "How the metric is made of samples is known only to the task, so that there are no changes by sample."
+    both = (table.reference, table.candidates[candidate])
+    groups = {"slice": by_name(table.slices, both)}
+    if metric.is_mean:
+        groups = {"label": by_name(table.labels, both), **groups}
+    elif metric.per_class is not None:
+        groups = {"class": by_class(metric, both), **groups}
+    return SampleScores(metric.each(both[0]), metric.each(both[1]), metric, groups)
 
 
-def changes(scores: SampleScores, by: str, higher_is_better: bool) -> list[GroupChange]:
+def changes(metric: Metric, groups: Mapping[str, Paired]) -> list[GroupChange]:
     """Return the change of every group, the one that lost most first.
 
-    Samples without a group or without finite scores are left out. Where most groups have a single sample, as texts
-    have that are labels, nothing can be said of a group and the list is empty.
+    Samples whose scores are not finite are left out. Where most groups have a single sample, as texts have that are
+    labels, nothing can be said of a group and the list is empty.
     """
-    names = scores.groups.get(by, [])
-    usable = np.isfinite(scores.reference) & np.isfinite(scores.candidate)
-    kept = [i for i, name in enumerate(names) if name is not None and usable[i]]
-    if not kept:
+    rows = []
+    for name, (reference, candidate) in groups.items():
+        usable = np.isfinite(np.c_[reference, candidate]).all(axis=1)
+        if not usable.any():
+            continue
+        both = (reference[usable], candidate[usable])
+        worse = metric.worsening(*map(metric.each, both))
+        rows.append(
+            GroupChange(
+                name, int(usable.sum()), metric.value(both[0]), metric.value(both[1]), metric.drop(*both),
+                int((worse > 0).sum()), int((worse < 0).sum()),
+            )
+        )  # fmt: skip
+    if len(rows) < 2 or np.median([row.samples for row in rows]) < 2:
         return []
-    groups, member = np.unique([str(names[i]) for i in kept], return_inverse=True)
-    counts = np.bincount(member)
-    if len(groups) < 2 or np.median(counts) < 2:
-        return []
-    reference, candidate = scores.reference[kept], scores.candidate[kept]
-    worse = reference - candidate if higher_is_better else candidate - reference
-
-    def per_group(values: NDArray[Any]) -> NDArray[np.float64]:
-        return np.bincount(member, weights=values).astype(np.float64)
-
-    columns = (
-        groups, counts, per_group(reference) / counts, per_group(candidate) / counts, per_group(worse) / counts,
-        per_group(worse > 0), per_group(worse < 0),
-    )  # fmt: skip
-    rows = [
-        GroupChange(str(name), int(n), float(ref), float(cand), float(drop), int(down), int(up))
-        for name, n, ref, cand, drop, down, up in zip(*columns, strict=True)
-    ]
     return sorted(rows, key=lambda row: (-row.drop, row.name))

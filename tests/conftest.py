@@ -56,6 +56,11 @@ def rows(n, seed, first=0, outlier_at=None, nan_at=None, label_offset=0):
         yield {"image": image, "label": i % 5 + label_offset}
 
 
+def rows_again(n, seed, times):
+    for _ in range(times):
+        yield from rows(n, seed)
+
+
 def rows_that_hang(n, seed, marker):
     for i, row in enumerate(rows(n, seed)):
         if i == n // 2:

@@ -1,49 +1,43 @@
-"""How sure can we be of a metric that is no mean of scores per sample? Paired intervals by resampling samples.
+"""How sure can we be of a metric that is no mean of scores per sample? Intervals from what each sample contributes.
 
 mAP, mIoU, rank correlation and perplexity are functions of all samples together. What is drawn at random is the
-sample (image, line, pair of sentences), so that is what is resampled; what belongs to one sample (its detections, its
-pixels, its tokens) stays together, since it is not independent. Both models are resampled with the same indices,
-and the statistic is the difference of their metrics: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993),
-section 8.3 (the unit of resampling) and 14.3 (BCa intervals). For means per sample see `validate.significance`.
+sample (image, line, pair of sentences); what belongs to one sample (its detections, its pixels, its tokens) stays
+together, since it is not independent. What a sample contributes is its pseudo-value ``n T - (n - 1) T_i``, with T_i the
+metric without it (Quenouille and Tukey's jackknife; Efron and Tibshirani, "An Introduction to the Bootstrap" (1993),
+section 11.5). Pseudo-values are nearly independent with mean T, so that they get the score interval of a mean: the
+jackknife empirical likelihood (Jing, Yuan and Zhou, JASA 104 (2009)). How often it holds the truth, beside the
+bootstrap that it was chosen over: docs/significance.md. For means per sample see `validate.significance`.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from validate.significance import Interval, paired_interval, projected_interval
-from validate.tasks.base import Metric
+from validate.significance import Interval, paired_interval, projected_interval, score_interval
+from validate.tasks.base import Metric, Records, Weights
 
 __all__ = ["drop_interval", "projected_drop_interval", "value_interval"]
 
-_MIN_SAMPLES = 30
-"""Below this a bootstrap knows too little of the spread, and its intervals are too narrow."""
-_MIN_DIFFERING = 3
-"""Samples that must differ between two models: fewer say nothing of how far samples that were not seen may differ."""
-_RESAMPLES = 4999
-_SEED = 0  # the same records always give the same interval
+_FEWEST = 50
+"""Samples below which pseudo-values say too little: at 30, twice as many intervals as should miss the truth."""
 _BATCH = 4_000_000
 """Weights that are held at a time."""
-
+_METHOD = "score of jackknife pseudo-values"
 _UNKNOWN = Interval(-math.inf, math.inf, "none")
 
 
-def drop_interval(
-    metric: Metric, reference: NDArray[np.float64], candidate: NDArray[np.float64], confidence: float
-) -> Interval:
+def drop_interval(metric: Metric, reference: Records, candidate: Records, confidence: float) -> Interval:
     """Return the interval of `metric.drop`, whatever the metric.
 
-    A mean gets `validate.significance.paired_interval` of its differences; an aggregate the BCa bootstrap over
-    samples, drawn alike for both models, and stretched where fewer than 30 samples differ between them. With fewer than
-    30 samples, with models that differ on fewer than 3, or with a metric that is not defined, it is (-inf, inf):
-    nothing is known.
+    A mean gets `validate.significance.paired_interval` of its differences; an aggregate the score interval of what each
+    sample contributes to the drop. Where no record differs, an aggregate that is a rate gets the interval of a
+    mean to which a sample contributes at most what one does to the reference. With fewer than 50 samples, or where
+    the metric is not defined without one of them, it is (-inf, inf): nothing is known.
 
     Args:
         metric: of a task.
@@ -54,23 +48,22 @@ def drop_interval(
     if metric.is_mean:
         return paired_interval(metric.worsening(reference, candidate), confidence, metric.largest_difference)
 
-    def drops(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    def drop(weights: Weights) -> NDArray[np.float64]:
         return metric.worsening(metric.values(reference, weights), metric.values(candidate, weights))
 
-    found = _bootstrap(drops, len(reference), confidence, "paired BCa bootstrap over samples")
-    differing = int((reference != candidate).any(axis=1).sum())
-    if differing < _MIN_DIFFERING or found.method == "none":
+    if not np.array_equal(reference, candidate, equal_nan=True):
+        return _of_contributions(drop, len(reference), confidence)
+    if not metric.is_rate:
         return _UNKNOWN
-    if differing >= _MIN_SAMPLES:
-        return found
-    stretch = _stretch(differing, confidence)
-    drop = metric.drop(reference, candidate)
-    low, high = drop - (drop - found.low) * stretch, drop + (found.high - drop) * stretch
-    return Interval(low, high, f"{found.method}, stretched as few samples differ")
+    contributions = _pseudo_values(lambda weights: metric.values(reference, weights), len(reference))
+    if contributions.size < _FEWEST or not np.isfinite(contributions).all():
+        return _UNKNOWN
+    bound = max(1.0, float(np.abs(contributions).max()))
+    return Interval(*score_interval(np.zeros(len(reference)), confidence, bound), _METHOD)
 
 
 def projected_drop_interval(
-    metric: Metric, reference: NDArray[np.float64], candidate: NDArray[np.float64], confidence: float, samples: int
+    metric: Metric, reference: Records, candidate: Records, confidence: float, samples: int
 ) -> Interval:
     """Return the interval of the drop that `samples` samples like these would give; see `drop_interval`.
 
@@ -84,49 +77,39 @@ def projected_drop_interval(
     return Interval(drop - (drop - found.low) * shrink, drop + (found.high - drop) * shrink, found.method)
 
 
-def value_interval(metric: Metric, records: NDArray[np.float64], confidence: float) -> Interval:
+def value_interval(metric: Metric, records: Records, confidence: float) -> Interval:
     """Return the interval of a metric's value for one model alone.
 
-    Scores that are 0 or 1 get Wilson's interval (Wilson, "Probable inference", JASA 22 (1927)); all else the BCa
-    bootstrap over samples; see `drop_interval`.
+    Scores that are 0 or 1 get Wilson's interval (Wilson, "Probable inference", JASA 22 (1927)); all else the score
+    interval of what each sample contributes; see `drop_interval`.
     """
     n = len(records)
     if metric.is_mean and n and np.isin(records, (0.0, 1.0)).all():
         found = stats.binomtest(int(records.sum()), n).proportion_ci(confidence, method="wilson")
         return Interval(float(found.low), float(found.high), "Wilson score")
-    return _bootstrap(lambda weights: metric.values(records, weights), n, confidence, "BCa bootstrap over samples")
+    return _of_contributions(lambda weights: metric.values(records, weights), n, confidence)
 
 
-def _stretch(differing: int, confidence: float) -> float:
-    """Return by how much an interval must be wider where few samples differ between the models, > 1.
-
-    A bootstrap draws from what it has seen, and of three samples that differ it cannot tell that there might have been
-    eight. So the interval is stretched by what the exact upper limit of a Poisson count (Garwood, Biometrika 28 (1936))
-    is further away than the normal approximation's.
-    """
-    upper = float(stats.chi2.ppf(0.5 + confidence / 2, 2 * (differing + 1))) / 2
-    return (upper - differing) / (float(stats.norm.ppf(0.5 + confidence / 2)) * math.sqrt(differing))
-
-
-def _bootstrap(
-    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]], n: int, confidence: float, method: str
-) -> Interval:
-    """Return the BCa interval of a statistic of weights, shape (b, n) to (b,)."""
-    if n < _MIN_SAMPLES:
+def _of_contributions(statistic: Callable[[Weights], NDArray[np.float64]], n: int, confidence: float) -> Interval:
+    """Return the score interval of a statistic of weights, shape (b, n) to (b,)."""
+    values = _pseudo_values(statistic, n)
+    if values.size < _FEWEST or not np.isfinite(values).all():
         return _UNKNOWN
+    low, high = score_interval(values, confidence)
+    return Interval(low, high, _METHOD) if math.isfinite(high - low) else _UNKNOWN
 
-    def of_indices(indices: NDArray[np.intp], axis: int = -1) -> Any:
-        rows = indices.reshape(-1, indices.shape[-1])
-        offsets = n * np.arange(len(rows))[:, None]
-        counts = np.bincount((rows + offsets).ravel(), minlength=n * len(rows)).reshape(len(rows), n)
-        return statistic(counts.astype(np.float64)).reshape(indices.shape[:-1])
 
-    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        warnings.simplefilter("ignore", RuntimeWarning)
-        found = stats.bootstrap(
-            (np.arange(n),), of_indices, vectorized=True, confidence_level=confidence, n_resamples=_RESAMPLES,
-            method="BCa", rng=np.random.default_rng(_SEED), batch=max(1, _BATCH // n),
-        ).confidence_interval  # fmt: skip
-    low, high = float(found.low), float(found.high)
-    return _UNKNOWN if math.isnan(low) or math.isnan(high) else Interval(low, high, method)
+def _pseudo_values(statistic: Callable[[Weights], NDArray[np.float64]], n: int) -> NDArray[np.float64]:
+    """Return what each sample contributes to a statistic of weights, shape (n,); around its value, which they share."""
+    if n < 2:
+        return np.empty(0)
+    without = np.empty(n)
+    step = max(1, _BATCH // n)
+    for first in range(0, n, step):
+        rows = np.arange(first, min(first + step, n))
+        weights = np.ones((len(rows), n))
+        weights[np.arange(len(rows)), rows] = 0
+        without[rows] = statistic(weights)
+    # Around the value itself and not around the jackknife's estimate, so that the interval is around what is shown.
+    (value,) = statistic(np.ones((1, n)))
+    return np.asarray(value + (n - 1) * (without.mean() - without), np.float64)

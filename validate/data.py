@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -135,11 +135,22 @@ class DataConfig(Section):
     allow_overlap: bool = Field(
         default=False, description="accept samples that are in both sets; the verdict then flatters the candidate"
     )
+    allow_repeats: bool = Field(
+        default=False,
+        description="accept validation samples that repeat others, where the world repeats itself too; intervals then "
+        "take every one for evidence of its own",
+    )
 
     @model_validator(mode="after")
     def _one_preprocessing(self) -> DataConfig:
         if self.image is not None and self.preprocess is not None:
             raise ValueError("give image or preprocess, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _masked_tokens_are_labels(self) -> DataConfig:
+        if self.label is None and isinstance(self.preprocess, NamedPreprocessing) and self.preprocess.mask is not None:
+            raise ValueError("preprocess.mask makes the labels, which are the tokens that it masks; leave label out")
         return self
 
     def preparation(self) -> Preparation:
@@ -152,6 +163,29 @@ class DataConfig(Section):
         if self.image is not None:
             return Preparation(self.image, self.image.describe())
         return Preparation(None, "none: the columns that are called like the inputs")
+
+    def repeats(self, split: Split, contents: Sequence[bytes]) -> str | None:
+        """Return what the user should know of samples whose inputs are those of another one; None where none are.
+
+        Args:
+            split: which samples.
+            contents: of each the hash of its inputs (`Sample.content`).
+
+        Raises:
+            JobError: they are validation samples, and `allow_repeats` is not set.
+        """
+        number = len(contents) - len(set(contents))
+        if number == 0:
+            return None
+        found = f"{number} of {len(contents)} {split} samples are repeats of others, by what goes into the model"
+        if split == "calibration":
+            return f"{found}; scales learn nothing new from them, and fallback takes each for evidence of its own"
+        if self.allow_repeats:
+            return (
+                f"{found}, as data.allow_repeats permits: intervals are narrower than {len(contents) - number} "
+                "independent samples can make them, and the verdict is surer than the evidence"
+            )
+        raise JobError(f"{found}, and so are no independent evidence; remove them, or set data.allow_repeats: true")
 
     def stream(self, split: Split, names: tuple[str, ...], batch_size: int) -> SampleStream:
         """Return a split, ready to be streamed to a model with those inputs.

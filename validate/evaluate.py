@@ -17,7 +17,7 @@ from validate.data import Batch
 from validate.exceptions import JobError
 from validate.results import Accuracy, CandidateAccuracy
 from validate.tasks.agreement import Agreement, outputs_for
-from validate.tasks.base import Metric, Outputs, Task
+from validate.tasks.base import LabelError, Metric, Outputs, Task
 
 __all__ = [
     "OutputStore",
@@ -109,8 +109,14 @@ def _per_sample(
     where = f"task {task.name} cannot score sample {batch.first} and following"
     try:
         values = np.asarray(call(), np.float64)
+    except LabelError as error:
+        raise JobError(
+            f"task {task.name} cannot use the label of sample {batch.first + error.place}: {error}"
+        ) from error
     except ValueError as error:
         raise JobError(f"{where}: {error}") from error
+    except Exception as error:  # it may be the user's code: anything may come out of it
+        raise JobError(f"{where}: {type(error).__name__}: {error}") from error
     if values.ndim != dimensions or len(values) != len(batch):
         wanted = "one number" if dimensions == 1 else "one record"
         raise JobError(f"{where}: it gives shape {values.shape} for {len(batch)} samples, not {wanted} for each")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.console import Console
 from rich.progress import Progress
 
@@ -22,7 +22,7 @@ from validate.environment import environment
 from validate.evaluate import accuracy, batch_scores, candidate_accuracy
 from validate.evaluation import Evaluation, ModelEvaluation
 from validate.exceptions import JobError, UsageError
-from validate.expectation import doubt
+from validate.expectation import doubts
 from validate.opening import Options, kind_of, open_model
 from validate.results import Accuracy
 from validate.settings import read_settings
@@ -68,6 +68,12 @@ class _Job(BaseModel):
     model: _Model = _Model()
     policy: _Policy = _Policy()
 
+    @model_validator(mode="after")
+    def _metric_needs_labels(self) -> _Job:
+        if self.data.label is None:
+            self.task.check_without_labels()
+        return self
+
 
 @dataclass(frozen=True)
 class _Seen:
@@ -104,8 +110,9 @@ def run(request: Request, command: str, console: Console) -> Evaluation:
         seen = _pass(model, task, beside, stream, first, f"evaluate {name}", console)
         if first is None:
             first, scored = seen, accuracy(task.metric, seen.scores)
-            if warning := doubt(task.metric, seen.scores, job.model.expected_metric, stream):
-                warnings.append(warning)
+            if repeated := job.data.repeats("validation", seen.contents):
+                warnings.append(repeated)
+            warnings += doubts(task, seen.scores, job.model.expected_metric, stream)
         else:
             scored = candidate_accuracy(task.metric, first.scores, seen.scores, confidence)
         found.append(_evaluated(name, model, scored, seen))

@@ -9,6 +9,7 @@ from validate.backends.tensorrt.fingerprint import Fingerprint, sha256
 from validate.exceptions import JobError
 from validate.results import Accuracy, Candidate, Results
 from validate.samples import SampleTable
+from validate.tasks.base import Metric
 
 __all__ = ["Champion", "Engine", "Evidence"]
 
@@ -22,21 +23,35 @@ class Champion:
         accuracy: of its run; None where it cannot be compared with.
         scores: its scores, as the reference of a table of its own; None where it cannot be compared with.
         problem: why it cannot; empty where it can.
+        is_absent: nothing is live yet, which a policy may allow.
+        model_sha256: of the float model that it was made of.
+        plan_hash: of its plan.
     """
 
     name: str
     accuracy: Accuracy | None = None
     scores: SampleTable | None = None
     problem: str = ""
+    is_absent: bool = False
+    model_sha256: str = ""
+    plan_hash: str = ""
 
     @classmethod
-    def of(cls, name: str, results: Results, samples: SampleTable | None) -> Champion:
-        """Return the selected candidate of a run."""
+    def of(cls, name: str, results: Results, samples: SampleTable | None, no_samples: str) -> Champion:
+        """Return the selected candidate of a run, by what integer kernels scored where they are what runs.
+
+        `no_samples` says why there are no samples.
+        """
         selected = results.selected_candidate
-        if samples is None or selected is None or selected.name not in samples.candidates:
-            return cls(name, problem="its run has no samples.parquet with its scores")
-        alone = SampleTable(samples.contents, samples.labels, samples.slices, samples.candidates[selected.name], {})
-        return cls(name, selected.accuracy, alone)
+        if samples is None:
+            return cls(name, problem=f"of its run, {no_samples}")
+        if selected is None or selected.name not in samples.candidates:
+            return cls(name, problem="the samples.parquet of its run has no scores of it")
+        scores = samples.kernels.get(selected.name, samples.candidates[selected.name])
+        alone = SampleTable(samples.contents, samples.labels, samples.slices, scores, {})
+        return cls(
+            name, selected.accuracy, alone, model_sha256=results.model.sha256, plan_hash=selected.plan_hash
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,15 +89,21 @@ class Evidence:
     Attributes:
         reference: accuracy of the float model.
         candidate: what was measured of it.
+        metric: how the accuracy is made of the samples' scores; None where it is not known.
+        model_sha256: of the float model.
         overlap: validation samples that are calibration samples too; None where they were not counted.
         samples: scores of every sample; None where they are not at hand.
+        no_samples: why they are not.
         champion: the model to hold it against; None where that is not asked for.
         engine: built from the candidate's file; None where none was given.
     """
 
     reference: Accuracy
     candidate: Candidate
+    metric: Metric | None = None
+    model_sha256: str = ""
     overlap: int | None = None
     samples: SampleTable | None = None
+    no_samples: str = "there is no samples.parquet beside the results"
     champion: Champion | None = None
     engine: Engine | None = None

@@ -6,14 +6,16 @@ import math
 from collections.abc import Iterator
 
 from validate import rules
-from validate.evidence import Evidence
+from validate.evidence import Champion, Evidence
 from validate.groups import champion_rule, group_rule
 from validate.policy import Policy, RuleKey
 from validate.results import Accuracy, BuildResult, CandidateAccuracy, Decision, Rule, Verdict
 from validate.significance import POWER, samples_to_settle
-from validate.wording import score
+from validate.wording import interval, out_of_reach, score
 
 __all__ = ["decide"]
+
+_NO_BASELINE = Champion("", problem="no model was named to compare with; name it with --baseline", is_absent=True)
 
 
 def decide(policy: Policy, evidence: Evidence) -> Verdict:
@@ -48,18 +50,20 @@ def _rules(policy: Policy, evidence: Evidence) -> Iterator[Rule]:
     if candidate.integer_kernels is not None:
         yield _accuracy_rule("accuracy with integer kernels", policy, reference, candidate.integer_kernels.accuracy)
     yield _build_rule(policy, candidate.tensorrt_build)
-    yield from (_optional(policy, key, rule) for key, rule in _named_rules(policy, evidence))
+    yield from (_optional(policy, key, rule, evidence) for key, rule in _named_rules(policy, evidence))
 
 
 def _named_rules(policy: Policy, evidence: Evidence) -> Iterator[tuple[RuleKey, Rule]]:
     """Apply the rules that are there only where the policy has them, each with its key in the policy."""
     candidate = evidence.candidate
-    if policy.classes:
-        yield "classes", group_rule("class", policy.classes, evidence)
-    if policy.slices:
-        yield "slices", group_rule("slice", policy.slices, evidence)
-    if evidence.champion is not None:
-        yield "champion", champion_rule(policy.champion.max_drop or policy.max_drop, evidence, evidence.champion)
+    for kernels in (False, True) if candidate.integer_kernels is not None else (False,):
+        if policy.classes:
+            yield "classes", group_rule("class", policy.classes, evidence, kernels)
+        if policy.slices:
+            yield "slices", group_rule("slice", policy.slices, evidence, kernels)
+        if evidence.champion is not None or policy.champion is not None:
+            margin = (policy.champion and policy.champion.max_drop) or policy.max_drop
+            yield "champion", champion_rule(margin, evidence, evidence.champion or _NO_BASELINE, kernels)
     for against, wanted in policy.speedup.items():
         yield "speedup", rules.speedup_rule(against, wanted, candidate)
     if policy.latency:
@@ -77,8 +81,12 @@ def _named_rules(policy: Policy, evidence: Evidence) -> Iterator[tuple[RuleKey, 
             yield "engine", rule
 
 
-def _optional(policy: Policy, key: RuleKey, rule: Rule) -> Rule:
-    return rule.model_copy(update={"optional": True}) if key in policy.optional else rule
+def _optional(policy: Policy, key: RuleKey, rule: Rule, evidence: Evidence) -> Rule:
+    if key not in policy.optional:
+        return rule
+    # Of a champion, what may be missing is the champion: one that is live and cannot be compared with is another thing.
+    live = key == "champion" and evidence.champion is not None and not evidence.champion.is_absent
+    return rule.model_copy(update={"optional": not live})
 
 
 def _accuracy_rule(name: str, policy: Policy, reference: Accuracy, accuracy: CandidateAccuracy) -> Rule:
@@ -91,16 +99,13 @@ def _accuracy_rule(name: str, policy: Policy, reference: Accuracy, accuracy: Can
             message=f"{accuracy.metric} could not be measured ({samples} samples, value {accuracy.value})",
         )  # fmt: skip
     show = score(accuracy.is_rate)
-    room = reference.value if accuracy.higher_is_better else 1 - reference.value
-    if accuracy.is_rate and room <= margin:
+    if problem := out_of_reach(reference, margin):
         return Rule(
-            name=name, outcome="not_measured", value=accuracy.drop, threshold=margin,
-            message=f"the float model's {accuracy.metric} is {show(reference.value)}, so that no drop could reach "
-            f"the {show(margin)} that the policy allows; check labels and preprocessing",
+            name=name, outcome="not_measured", value=accuracy.drop, threshold=margin, message=problem
         )  # fmt: skip
     found = (
         f"{accuracy.metric} is {show(accuracy.value)}, {show(reference.value)} in float, on {accuracy.n} samples: "
-        f"a drop of {show(accuracy.drop)}, between {show(accuracy.ci_low)} and {show(accuracy.ci_high)} "
+        f"a drop of {show(accuracy.drop)}, {interval(accuracy.ci_low, accuracy.ci_high, show)} "
         f"({100 * accuracy.confidence:.4g}% confidence)"
     )
     if name != "accuracy":
@@ -110,10 +115,8 @@ def _accuracy_rule(name: str, policy: Policy, reference: Accuracy, accuracy: Can
     elif accuracy.ci_low > margin:
         outcome, message = "fail", f"{found}; the policy allows only {show(margin)}"
     else:
-        outcome = "undecided"
-        message = (
-            f"{found}, on both sides of the {show(margin)} that the policy allows; {_samples_needed(accuracy, margin)}"
-        )
+        outcome, where = "undecided", "on both sides of" if math.isfinite(accuracy.ci_high) else "against"
+        message = f"{found}, {where} the {show(margin)} that the policy allows; {_samples_needed(accuracy, margin)}"
     return Rule.model_validate(
         {"name": name, "outcome": outcome, "message": message, "value": accuracy.drop, "threshold": margin}
     )

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from validate.aggregate import drop_interval
 from validate.evidence import Champion, Engine, Evidence
-from validate.exceptions import JobError, UsageError
+from validate.exceptions import UsageError
 from validate.gate import decide
-from validate.groups import largest_difference, worsening
 from validate.policy import Policy
-from validate.results import Accuracy, Candidate, CandidateAccuracy, Results
-from validate.samples import SAMPLES_FILE, SampleTable
-from validate.significance import paired_interval
+from validate.results import Candidate, CandidateAccuracy, Results
+from validate.samples import SampleTable, samples_of
+from validate.tasks.base import Metric, Records
+from validate.tasks.spec import metric_of
 
-__all__ = ["champion_at", "judge_again"]
+__all__ = ["champion_at", "judge_again", "metric_of_samples"]
 
 
 def judge_again(
@@ -41,10 +41,12 @@ def judge_again(
         raise UsageError("the results are about no candidate, so that there is nothing to judge")
     if engine is not None and not engine.is_file():
         raise UsageError(f"there is no engine {engine}")
-    samples = _samples(results, folder)
+    samples, no_samples = samples_of(results, folder)
+    metric = metric_of_samples(results, samples)
     evidence = Evidence(
-        reference=results.reference.accuracy, candidate=_at_confidence(policy, results, candidate, samples),
-        overlap=results.overlap, samples=samples, champion=champion,
+        reference=results.reference.accuracy, candidate=_at_confidence(policy, results, candidate, samples, metric),
+        metric=metric, model_sha256=results.model.sha256, overlap=results.overlap, samples=samples,
+        no_samples=no_samples, champion=champion,
         engine=None if engine is None else Engine.at(engine),
     )  # fmt: skip
     return results.model_copy(update={"verdict": decide(policy, evidence)})
@@ -53,42 +55,45 @@ def judge_again(
 def champion_at(label: str, folder: Path) -> Champion:
     """Return the selected candidate of a run whose files are in a folder. Raises JobError where they do not fit."""
     results = Results.read(folder)
-    return Champion.of(label, results, _samples(results, folder))
+    return Champion.of(label, results, *samples_of(results, folder))
 
 
-def _samples(results: Results, folder: Path) -> SampleTable | None:
-    """Return the samples of the results; None where there is no file of them."""
-    path = folder / SAMPLES_FILE
-    if not path.is_file():
-        return None
-    samples, expected = SampleTable.read(path), results.reference.accuracy
-    mean = float(samples.reference.mean()) if samples.reference.ndim == 1 and len(samples) else expected.value
-    if len(samples) != expected.n or not np.isclose(mean, expected.value, rtol=1e-9, atol=1e-12, equal_nan=True):
-        raise JobError(f"{path} is not of these results: its {len(samples)} samples score otherwise; copy both again")
-    return samples
+def metric_of_samples(results: Results, samples: SampleTable | None) -> Metric | None:
+    """Return how the metric of results is made of scores or records; None where only a task of the user's can tell."""
+    accuracy = results.reference.accuracy
+    if samples is not None and samples.reference.ndim == 1:
+        return Metric(
+            accuracy.metric, accuracy.higher_is_better, accuracy.is_rate, is_agreement=accuracy.is_agreement
+        )  # fmt: skip
+    return metric_of(results.config["task"], labelled=not accuracy.is_agreement) if "task" in results.config else None
 
 
-def _at_confidence(policy: Policy, results: Results, candidate: Candidate, samples: SampleTable | None) -> Candidate:
+def _at_confidence(
+    policy: Policy, results: Results, candidate: Candidate, samples: SampleTable | None, metric: Metric | None
+) -> Candidate:
     """Return the candidate with the interval for the policy's confidence, of which each look has had its share."""
     planned = float(results.config["policy"]["confidence"]) if "policy" in results.config else None
     if planned is None or math.isclose(planned, policy.confidence):
         return candidate
     share = (1 - candidate.accuracy.confidence) / (1 - planned)
-    wanted = 1 - (1 - policy.confidence) * share
-    if samples is None or samples.reference.ndim != 1 or candidate.integer_kernels is not None:
+    confidence = 1 - (1 - policy.confidence) * share
+    kernels = candidate.integer_kernels
+    lacks_kernels = kernels is not None and (samples is None or candidate.name not in samples.kernels)
+    if samples is None or metric is None or lacks_kernels:
         raise UsageError(
             f"policy.confidence is {policy.confidence:g} and the run's was {planned:g}; other intervals can be "
-            "computed only with a samples.parquet, of a metric that is a mean of scores, and not of integer kernels: "
+            "computed only with the run's samples.parquet, and not of a task of your own: "
             f"run again with policy.confidence={policy.confidence:g}"
         )
-    return candidate.model_copy(update={"accuracy": _interval(results.reference.accuracy, candidate, samples, wanted)})
 
+    def again(accuracy: CandidateAccuracy, scores: Records) -> CandidateAccuracy:
+        found = drop_interval(metric, samples.reference, scores, confidence)
+        return accuracy.model_copy(
+            update={"ci_low": found.low, "ci_high": found.high, "confidence": confidence, "method": found.method}
+        )
 
-def _interval(reference: Accuracy, candidate: Candidate, samples: SampleTable, confidence: float) -> CandidateAccuracy:
-    worse = worsening(reference, samples.reference, samples.candidates[candidate.name])
-    interval = paired_interval(worse, confidence, largest_difference(reference))
-    return candidate.accuracy.model_copy(
-        update={
-            "ci_low": interval.low, "ci_high": interval.high, "confidence": confidence, "method": interval.method,
-        }
-    )  # fmt: skip
+    update: dict[str, Any] = {"accuracy": again(candidate.accuracy, samples.candidates[candidate.name])}
+    if kernels is not None:
+        accuracy = again(kernels.accuracy, samples.kernels[candidate.name])
+        update["integer_kernels"] = kernels.model_copy(update={"accuracy": accuracy})
+    return candidate.model_copy(update=update)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from validate.aggregate import drop_interval
 from validate.evidence import Champion, Evidence
 from validate.policy import GroupPolicy
-from validate.results import Accuracy, Rule
-from validate.samples import paired_rows
-from validate.significance import paired_interval
-from validate.wording import score
+from validate.results import Rule
+from validate.samples import SampleTable, paired_rows
+from validate.tasks.base import Metric, Records
+from validate.wording import interval, out_of_reach, score
 
-__all__ = ["GroupDrop", "champion_rule", "group_drops", "group_rule", "largest_difference", "worsening"]
+__all__ = ["GroupDrop", "Paired", "by_class", "by_name", "champion_rule", "group_drops", "group_rule"]
 
 _SHOWN = 5
 """Groups that a message names at most."""
+_WITH_KERNELS = " with integer kernels"
+_NO_METRIC = "how the metric is made of the samples' records is not known here, but only in the run itself"
+
+Paired = tuple[Records, Records]
+"""Scores, or records, of the reference and of the candidate on the same samples."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class GroupDrop:
     Attributes:
         name: of the group.
         n: its samples.
-        drop: mean of how much worse each is; positive is worse.
+        drop: of the metric on them; positive is worse.
         low: lower confidence bound, corrected for the number of groups: one group of many that is beyond it by chance
             alone is to be expected otherwise.
         high: upper confidence bound, not corrected: that every group keeps to a margin is wrongly said only where
@@ -44,58 +50,102 @@ class GroupDrop:
     high: float
 
 
-def group_drops(
-    worse: NDArray[np.float64], groups: Sequence[str | None], confidence: float, bound: float | None
-) -> list[GroupDrop]:
-    """Return the drop of every group, the worst first. Samples without a group are in none.
+def by_name(names: Sequence[str | None], both: Paired) -> dict[str, Paired]:
+    """Return the samples of each group; those without a name are in none."""
+    members: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        if name is not None:
+            members.setdefault(name, []).append(row)
+    return {name: (both[0][rows], both[1][rows]) for name, rows in members.items()}
+
+
+def by_class(metric: Metric, both: Paired) -> dict[str, Paired]:
+    """Return what belongs to each class, of a metric that is made of classes, on the samples that have any of it.
+
+    Classes for which the reference has no value are left out: no label and no answer is of them.
+    """
+    assert metric.per_class is not None
+    found = {}
+    for reference, candidate in zip(*map(metric.per_class, both), strict=True):
+        rows = reference.concerned | candidate.concerned
+        parts = (reference.records[rows], candidate.records[rows])
+        if np.isfinite(metric.value(parts[0])):
+            found[reference.name] = parts
+    return found
+
+
+def group_drops(metric: Metric, groups: Mapping[str, Paired], confidence: float) -> list[GroupDrop]:
+    """Return the drop of every group, the worst first.
 
     Args:
-        worse: by how much each sample is worse, shape (n,).
-        groups: of each sample.
+        metric: of the task.
+        groups: the samples of each, by its name.
         confidence: two-sided, in (0, 1).
-        bound: see `paired_interval`.
     """
-    members: dict[str, list[int]] = {}
-    for row, group in enumerate(groups):
-        if group is not None:
-            members.setdefault(group, []).append(row)
-    corrected = 1 - (1 - confidence) / max(len(members), 1)
-    found = []
-    for name, rows in members.items():
-        values = worse[rows]
-        high = paired_interval(values, confidence, bound).high
-        low = paired_interval(values, corrected, bound).low
-        found.append(GroupDrop(name, len(rows), float(values.mean()), low, high))
+    corrected = 1 - (1 - confidence) / max(len(groups), 1)
+    found = [
+        GroupDrop(
+            name, len(both[0]), metric.drop(*both), drop_interval(metric, *both, corrected).low,
+            drop_interval(metric, *both, confidence).high,
+        )
+        for name, both in groups.items()
+    ]  # fmt: skip
     return sorted(found, key=lambda group: -group.drop)
 
 
-def group_rule(kind: Literal["class", "slice"], wanted: GroupPolicy, evidence: Evidence) -> Rule:
-    """Hold the drop of every class, or of every slice, against its margin."""
-    name, table, candidate = f"accuracy of every {kind}", evidence.samples, evidence.candidate
-    accuracy, show = evidence.reference, score(evidence.reference.is_rate)
+def group_rule(kind: Literal["class", "slice"], wanted: GroupPolicy, evidence: Evidence, kernels: bool = False) -> Rule:
+    """Hold the drop of every class, or of every slice, against its margin.
+
+    Args:
+        kind: of group.
+        wanted: the policy's.
+        evidence: of the candidate.
+        kernels: judge what integer kernels scored, in place of float simulation.
+    """
+    name, metric = f"accuracy of every {kind}{_WITH_KERNELS if kernels else ''}", evidence.metric
+    show = score(evidence.reference.is_rate)
     wish = f"the policy allows {show(wanted.max_drop)} of each"
 
     def unmeasured(why: str) -> Rule:
         return Rule(name=name, outcome="not_measured", threshold=wanted.max_drop, message=f"{name}: {why}; {wish}")
 
-    if accuracy.is_rate and wanted.max_drop >= 1:
-        return unmeasured("that is any drop of a rate, and five percentage points are written 0.05")
-    if table is None:
-        return unmeasured("there is no samples.parquet beside the results")
-    if candidate.name not in table.candidates:
-        return unmeasured(f"samples.parquet has no scores of {candidate.name}")
-    groups = table.labels if kind == "class" else table.slices
-    missing = sum(group is None for group in groups)
+    both = _both(evidence, kernels)
+    if problem := out_of_reach(evidence.reference, wanted.max_drop):
+        return unmeasured(problem)
+    if isinstance(both, str) or metric is None or evidence.samples is None:
+        return unmeasured(both if isinstance(both, str) else _NO_METRIC)
+    if not len(both[0]) or not all(np.isfinite(x).all() for x in both):
+        return unmeasured("there are no samples" if not len(both[0]) else "some scores are not finite")
+    groups = _groups(kind, metric, evidence.samples, both)
+    if isinstance(groups, str):
+        return unmeasured(groups)
+    return _judged(name, kind, wanted, group_drops(metric, groups, evidence.candidate.accuracy.confidence), show)
+
+
+def _both(evidence: Evidence, kernels: bool) -> Paired | str:
+    """Return what every sample scored in the reference and in the candidate, or why it is not known."""
+    if evidence.samples is None:
+        return evidence.no_samples
+    scores = evidence.samples.kernels if kernels else evidence.samples.candidates
+    if evidence.candidate.name not in scores:
+        return f"samples.parquet has no scores of {evidence.candidate.name}{_WITH_KERNELS if kernels else ''}"
+    return evidence.samples.reference, scores[evidence.candidate.name]
+
+
+def _groups(
+    kind: Literal["class", "slice"], metric: Metric, table: SampleTable, both: Paired
+) -> dict[str, Paired] | str:
+    """Return the samples of every group, or why there are no groups."""
+    if kind == "class" and not metric.is_mean:
+        if metric.per_class is None:
+            return f"{metric.name} has no value of a class"
+        return by_class(metric, both) or "no label is of any class"
+    names = table.labels if kind == "class" else table.slices
+    missing = sum(name is None for name in names)
     if missing:
         where = "data.label" if kind == "class" else "data.slice"
-        return unmeasured(f"{missing} of {len(groups)} samples have no {kind}; see {where} in the config")
-    if table.reference.ndim != 1:
-        return unmeasured(f"{accuracy.metric} is not a mean of scores that a {kind} has by itself")
-    worse = worsening(accuracy, table.reference, table.candidates[candidate.name])
-    if not worse.size or not np.isfinite(worse).all():
-        return unmeasured("there are no samples" if not worse.size else "some scores are not finite")
-    found = group_drops(worse, groups, candidate.accuracy.confidence, largest_difference(accuracy))
-    return _judged(name, kind, wanted, found, show)
+        return f"{missing} of {len(names)} samples have no {kind}; see {where} in the config"
+    return by_name(names, both)
 
 
 def _judged(name: str, kind: str, wanted: GroupPolicy, found: list[GroupDrop], show: Callable[[float], str]) -> Rule:
@@ -106,7 +156,7 @@ def _judged(name: str, kind: str, wanted: GroupPolicy, found: list[GroupDrop], s
 
     def listed(groups: list[GroupDrop]) -> str:
         shown = [
-            f"{kind} {g.name} by {show(g.drop)} (between {show(g.low)} and {show(g.high)}, {g.n} samples)"
+            f"{kind} {g.name} by {show(g.drop)} ({interval(g.low, g.high, show)}, {g.n} samples)"
             for g in groups[:_SHOWN]
         ]
         return ", ".join(shown) + (f" and {len(groups) - _SHOWN} more" if len(groups) > _SHOWN else "")
@@ -126,56 +176,64 @@ def _judged(name: str, kind: str, wanted: GroupPolicy, found: list[GroupDrop], s
     )  # fmt: skip
 
 
-def champion_rule(margin: float, evidence: Evidence, champion: Champion) -> Rule:
-    """Hold the candidate against the model that is live, on the samples that both saw."""
-    name, table, accuracy = "accuracy against the champion", evidence.samples, evidence.reference
+def champion_rule(margin: float, evidence: Evidence, champion: Champion, kernels: bool = False) -> Rule:
+    """Hold the candidate against the model that is live, on the samples that both saw; `kernels`: see `group_rule`."""
+    name, accuracy, metric = "accuracy against the champion", evidence.reference, evidence.metric
+    name += _WITH_KERNELS if kernels else ""
     show = score(accuracy.is_rate)
     wish = f"the policy allows {show(margin)}"
 
+    def rule(outcome: Literal["pass", "fail", "undecided", "not_measured"], message: str, drop: float | None) -> Rule:
+        return Rule(name=name, outcome=outcome, value=drop, threshold=margin, message=f"{message}; {wish}")
+
     def unmeasured(why: str) -> Rule:
-        return Rule(
-            name=name, outcome="not_measured", threshold=margin, message=f"{name} {champion.name}: {why}; {wish}"
-        )
+        return rule("not_measured", f"{name} {champion.name}: {why}", None)
 
-    if accuracy.is_rate and margin >= 1:
-        return unmeasured("that is any drop of a rate, and five percentage points are written 0.05")
-    if champion.accuracy is None or champion.scores is None:
-        return unmeasured(champion.problem)
-    if table is None or evidence.candidate.name not in table.candidates:
-        return unmeasured("there is no samples.parquet with the candidate's scores beside the results")
-    if (accuracy.metric, accuracy.higher_is_better) != (champion.accuracy.metric, champion.accuracy.higher_is_better):
-        return unmeasured(f"it was judged by {champion.accuracy.metric}, and the candidate by {accuracy.metric}")
-    ours, theirs = table.candidates[evidence.candidate.name], champion.scores.reference
-    if ours.ndim != 1 or theirs.ndim != 1:
-        return unmeasured(f"{accuracy.metric} is not a mean of scores that can be paired")
-    rows, their_rows = paired_rows(table, champion.scores)
-    worse = worsening(accuracy, theirs[their_rows], ours[rows])
-    if not worse.size or not np.isfinite(worse).all():
-        return unmeasured("the two saw no sample in common" if not worse.size else "some scores are not finite")
-    confidence = evidence.candidate.accuracy.confidence
-    interval = paired_interval(worse, confidence, largest_difference(accuracy))
-    drop = float(worse.mean())
+    if problem := out_of_reach(accuracy, margin) or _incomparable(evidence, champion):
+        return unmeasured(problem)
+    both = _both(evidence, kernels)
+    if isinstance(both, str) or metric is None or evidence.samples is None or champion.scores is None:
+        return unmeasured(both if isinstance(both, str) else _NO_METRIC)
+    ours, theirs = both[1], champion.scores.reference
+    if ours.shape[1:] != theirs.shape[1:]:
+        return unmeasured(f"its records of {metric.name} are of another kind")
+    rows, their_rows = paired_rows(evidence.samples, champion.scores)
+    other = _other_labels(evidence.samples, rows, champion.scores, their_rows)
+    if other:
+        return unmeasured(f"{other} of the {len(rows)} samples that both saw had another label there")
+    ours, theirs = ours[rows], theirs[their_rows]
+    if not len(rows) or not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+        return unmeasured("the two saw no sample in common" if not len(rows) else "some scores are not finite")
+    confidence, drop = evidence.candidate.accuracy.confidence, metric.drop(theirs, ours)
+    found = drop_interval(metric, theirs, ours, confidence)
     outcome: Literal["pass", "fail", "undecided"] = "undecided"
-    if interval.high < margin:
+    if found.high < margin or (champion.plan_hash == evidence.candidate.plan_hash and drop == 0):
         outcome = "pass"
-    elif interval.low > margin:
+    elif found.low > margin:
         outcome = "fail"
-    unpaired = len(table) - len(rows)
-    return Rule(
-        name=name, outcome=outcome, value=drop, threshold=margin,
-        message=f"against {champion.name}, {accuracy.metric} drops by {show(drop)}, between {show(interval.low)} and "
-        f"{show(interval.high)} ({100 * confidence:.4g}% confidence), on {len(rows)} samples that both saw"
-        f"{f' ({unpaired} others are left out)' if unpaired else ''}; {wish}",
-    )  # fmt: skip
+    unpaired = len(evidence.samples) - len(rows)
+    left_out = f" ({unpaired} others are left out)" if unpaired else ""
+    message = (
+        f"against {champion.name}, {accuracy.metric}{_WITH_KERNELS if kernels else ''} drops by {show(drop)}, "
+        f"{interval(found.low, found.high, show)} ({100 * confidence:.4g}% confidence), on {len(rows)} samples that "
+        f"both saw{left_out}"
+    )
+    return rule(outcome, message, drop)
 
 
-def worsening(
-    accuracy: Accuracy, reference: NDArray[np.float64], candidate: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return by how much each sample is worse; positive is worse, whatever the metric."""
-    return reference - candidate if accuracy.higher_is_better else candidate - reference
+def _incomparable(evidence: Evidence, champion: Champion) -> str:
+    """Return why the two cannot be compared, as far as it is known without their samples."""
+    ours, theirs = evidence.reference, champion.accuracy
+    if theirs is None or champion.scores is None:
+        return champion.problem
+    if (ours.metric, ours.higher_is_better) != (theirs.metric, theirs.higher_is_better):
+        return f"it was judged by {theirs.metric}, and the candidate by {ours.metric}"
+    if ours.is_agreement and champion.model_sha256 != evidence.model_sha256:
+        return "the two were held against float models of their own, and there are no labels to hold both against"
+    return ""
 
 
-def largest_difference(accuracy: Accuracy) -> float | None:
-    """Return the bound of the difference of two scores; see `paired_interval`."""
-    return 1.0 if accuracy.is_rate else None
+def _other_labels(ours: SampleTable, rows: NDArray[np.intp], theirs: SampleTable, their_rows: NDArray[np.intp]) -> int:
+    """Return how many samples have another label in the other table; one without a label here or there has none."""
+    pairs = ((ours.labels[a], theirs.labels[b]) for a, b in zip(rows, their_rows, strict=True))
+    return sum(a is not None and b is not None and a != b for a, b in pairs)

@@ -208,9 +208,11 @@ def summarize(
         pairs = loads[0][name] if len(loads) == 1 else [np.concatenate(load[name]) for load in loads]
         p50s[name] = [float(np.median(times)) for times in pairs]
         p50, p90, p99 = map(float, np.percentile(every, [50, 90, 99]))
+        # Order statistics of a binomial (Conover, "Practical Nonparametric Statistics", 3rd ed., section 3.2).
+        bounds: Any = stats.quantile_test(every, p=0.99).confidence_interval(confidence)
         latency = Latency(
             runtime=model.runtime, device=model.device, batch_size=batch_size, runs=every.size, p50_ms=p50,
-            p90_ms=p90, p99_ms=p99,
+            p90_ms=p90, p99_ms=p99, p99_low_ms=_or_none(bounds.low), p99_high_ms=_or_none(bounds.high),
         )  # fmt: skip
         baseline = next(iter(p50s))
         found[name] = Timing(
@@ -221,6 +223,10 @@ def summarize(
             paired_by="round" if len(loads) == 1 else "load",
         )
     return found
+
+
+def _or_none(bound: float) -> float | None:
+    return None if math.isnan(bound) else float(bound)
 
 
 def calls_of_rounds(runs: int) -> list[int]:

@@ -63,7 +63,7 @@ class EnginePolicy(Section):
 
 
 class ChampionPolicy(Section):
-    """How the candidate must do against the model that is live; it takes effect with --baseline."""
+    """How the candidate must do against the model that is live, which --baseline names."""
 
     max_drop: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="how much worse it may be; default: policy.max_drop"
@@ -89,7 +89,7 @@ class Policy(Section):
     )
     classes: GroupPolicy | None = Field(default=None, description="groups of samples with the same label")
     slices: GroupPolicy | None = Field(default=None, description="groups by the column that data.slice names")
-    champion: ChampionPolicy = ChampionPolicy()
+    champion: ChampionPolicy | None = Field(default=None, description="against the model that --baseline names")
     speedup: dict[Literal["FP16", "FP32"], SpeedupPolicy] = Field(default={}, description="by what it is held against")
     latency: LatencyPolicy | None = None
     max_model_bytes: int | None = Field(default=None, ge=1, description="of the ONNX file and its external data")

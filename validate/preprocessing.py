@@ -70,7 +70,7 @@ class ImagePreprocessing(BaseModel):
         """Return the image of `row` as float32 of shape (3, height, width)."""
         from PIL import Image
 
-        image = as_image(row[self.column]).convert("RGB")
+        image = _rgb(row[self.column])
         if self.resize:
             # Rounded down, as torchvision's Resize does, with which most models were trained and scored.
             short = min(image.size)
@@ -167,20 +167,20 @@ class NamedPreprocessing(Section):
         if self.torchvision:
             transform = _torchvision(self.torchvision)
             return Preparation(
-                lambda row: np.asarray(transform(as_image(row[self.column]).convert("RGB"))),
+                lambda row: np.asarray(transform(_rgb(row[self.column]))),
                 f"torchvision {self.torchvision}: {_line(transform)}",
             )
         if self.timm:
             transform, settings = _timm(self.timm)
             return Preparation(
-                lambda row: np.asarray(transform(as_image(row[self.column]).convert("RGB"))),
+                lambda row: np.asarray(transform(_rgb(row[self.column]))),
                 f"timm {self.timm}: {', '.join(f'{k} {v}' for k, v in settings.items())}; {_line(transform)}",
             )
         if self.processor:
             processor = _from_hub("AutoImageProcessor", self.processor, self.revision)
             kept = {k: v for k, v in sorted(processor.to_dict().items()) if v is not None and not k.endswith("_type")}
             return Preparation(
-                lambda row: _only(processor(images=as_image(row[self.column]).convert("RGB"), return_tensors="pt")),
+                lambda row: _only(processor(images=_rgb(row[self.column]), return_tensors="pt")),
                 f"{type(processor).__name__} of {self.processor}: {', '.join(f'{k} {v}' for k, v in kept.items())}",
             )
         assert self.tokenizer is not None  # `_one_kind`
@@ -245,14 +245,64 @@ def _of_first_tokens(words: list[int | None], labels: Any) -> Array:
 
 
 def as_image(value: Any) -> Any:
-    """Return a PIL image from what a row holds: a PIL image, an array, or undecoded bytes or a path."""
+    """Return a PIL image of what a row holds, decoded.
+
+    The pixels are those of the file. That a camera was held upright (EXIF's orientation) is not looked at, as it is not
+    by torchvision and timm, with which most models are trained and scored.
+
+    Args:
+        value: a PIL image, an array, undecoded bytes, a path, or a mapping of ``bytes`` and ``path``, one of which may
+            be null.
+
+    Raises:
+        ValueError: it is none of these, or no image can be read from it.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(value, Mapping):
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    image: Image.Image
+    try:
+        if isinstance(value, bytes):
+            image = Image.open(io.BytesIO(value))
+        elif isinstance(value, str | Path):
+            image = Image.open(value)
+        elif isinstance(value, np.ndarray):
+            image = _of_array(value)
+        elif isinstance(value, Image.Image):
+            image = value
+        else:
+            raise ValueError(f"an image must be encoded bytes, a path or an array, but it is {value!r:.80}")
+        image.load()
+    except UnidentifiedImageError:
+        where = f"its {len(value)} bytes" if isinstance(value, bytes) else value
+        raise ValueError(f"no image in a format that Pillow knows is in {where}") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow's, of a broken PNG
+        raise ValueError(f"the image cannot be read: {error}") from error
+    return image
+
+
+def _of_array(array: Array) -> Any:
     from PIL import Image
 
-    if isinstance(value, Image.Image):
-        return value
-    if isinstance(value, Mapping):
-        return Image.open(value["path"] if value.get("bytes") is None else io.BytesIO(value["bytes"]))
-    return Image.fromarray(np.asarray(value))
+    try:
+        return Image.fromarray(array)
+    except TypeError:
+        raise ValueError(f"an array of shape {array.shape} and type {array.dtype} is no image") from None
+
+
+def _rgb(value: Any) -> Any:
+    """Return a PIL image with three channels of eight bits. Raises ValueError where there is none, or it has more bits.
+
+    Pillow would cut these off at 255 without a word, so that the model would see white.
+    """
+    image = as_image(value)
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"the image has more than 8 bits for a pixel (Pillow's mode {image.mode}), and how these are scaled is for "
+            "the model's training to say; do it in a preprocessing of your own (data.preprocess: file.py:name)"
+        )
+    return image.convert("RGB")
 
 
 @cache

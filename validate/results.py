@@ -85,6 +85,10 @@ class Latency(Record):
     p50_ms: float
     p90_ms: float
     p99_ms: float
+    p99_low_ms: Number | None = Field(
+        default=None, description="lower 95% confidence bound of p99, of calls that are independent; null if too few"
+    )
+    p99_high_ms: Number | None = Field(default=None, description="upper bound; it takes 368 calls")
 
 
 class Accuracy(Record):
@@ -320,6 +324,9 @@ class Results(Record):
     candidates: list[Candidate]
     selected: str | None = Field(description="name of the candidate that the verdict is about")
     search: Search | None = Field(description="null where no layers were put back")
+    samples_sha256: str | None = Field(
+        default=None, description="SHA-256 of the samples.parquet beside it; null in results of older versions"
+    )
     pareto: list[ParetoPoint] = Field(description="every model that was judged on all samples, the fastest first")
     verdict: Verdict
     environment: dict[str, str]

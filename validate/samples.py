@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from validate.exceptions import JobError
+from validate.results import Results
 
-__all__ = ["SAMPLES_FILE", "SampleTable", "paired_rows"]
+__all__ = ["SAMPLES_FILE", "SampleTable", "paired_rows", "samples_of"]
 
 SAMPLES_FILE = "samples.parquet"
-_CANDIDATE = "candidate/"
+_CANDIDATE, _KERNELS = "candidate/", "integer_kernels/"
 
 Scores = NDArray[np.float64]
 
@@ -26,14 +28,15 @@ class SampleTable:
 
     In the file: `index` (int64), `content`, `label`, `slice` (strings, the last two may be null), `reference` and
     ``candidate/NAME`` (float64, or lists of float64 where the metric is no mean of scores but made of a record per
-    sample).
+    sample); and ``integer_kernels/NAME`` where the CPU is the target.
 
     Attributes:
         contents: of each sample the hash of what goes into the model, in hex (`validate.data.Sample.content`).
         labels: of each sample, as text; None where it has none.
         slices: what the column says that the config names as data.slice; None where there is none.
         reference: scores, shape (n,), or records, shape (n, k).
-        candidates: the same of every candidate, by name.
+        candidates: the same of every candidate, by name, in float simulation.
+        kernels: the same with integer kernels, where they were measured.
     """
 
     contents: Sequence[str]
@@ -41,12 +44,13 @@ class SampleTable:
     slices: Sequence[str | None]
     reference: Scores
     candidates: dict[str, Scores]
+    kernels: dict[str, Scores] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.contents)
 
-    def write(self, path: Path) -> None:
-        """Write as parquet, whole or not at all."""
+    def write(self, path: Path) -> str:
+        """Write as parquet, whole or not at all; return the file's SHA-256, for `Results.samples_sha256`."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -57,10 +61,12 @@ class SampleTable:
             "slice": pa.array(self.slices, pa.string()),
             "reference": _column(self.reference),
             **{_CANDIDATE + name: _column(scores) for name, scores in self.candidates.items()},
+            **{_KERNELS + name: _column(scores) for name, scores in self.kernels.items()},
         }
         partial = path.with_suffix(".partial")
         pq.write_table(pa.table(columns), partial)
         partial.replace(path)
+        return _sha256(path)
 
     @classmethod
     def read(cls, path: Path) -> SampleTable:
@@ -76,10 +82,31 @@ class SampleTable:
             raise JobError(f"{path} is not a table of samples: {' '.join(str(error).split())}") from error
         if missing := {"content", "label", "slice", "reference"} - set(table.column_names):
             raise JobError(f"{path} is not a table of samples: it has no column {', '.join(sorted(missing))}")
-        candidates = [name for name in table.column_names if name.startswith(_CANDIDATE)]
         contents, labels, slices = (table[name].to_pylist() for name in ("content", "label", "slice"))
-        scores = {name.removeprefix(_CANDIDATE): _scores(table[name]) for name in candidates}
-        return cls(contents, labels, slices, _scores(table["reference"]), scores)
+        candidates, kernels = (
+            {x.removeprefix(prefix): _scores(table[x]) for x in table.column_names if x.startswith(prefix)}
+            for prefix in (_CANDIDATE, _KERNELS)
+        )
+        return cls(contents, labels, slices, _scores(table["reference"]), candidates, kernels)
+
+
+def samples_of(results: Results, folder: Path) -> tuple[SampleTable | None, str]:
+    """Return the samples of results whose files are in a folder, or None and why there are none.
+
+    Raises JobError where the file is of other results, which the same samples and the same float model do not show: a
+    candidate of the same name has other scores in every run.
+    """
+    path = folder / SAMPLES_FILE
+    if not path.is_file():
+        return None, f"there is no {SAMPLES_FILE} beside the results"
+    if results.samples_sha256 is None:
+        return None, (
+            f"the results are of a version that did not note which {SAMPLES_FILE} is theirs, so that the one beside "
+            "them is not read; run again"
+        )
+    if _sha256(path) != results.samples_sha256:
+        raise JobError(f"{path} is not of these results: its SHA-256 is another than they note; copy both again")
+    return SampleTable.read(path), ""
 
 
 def paired_rows(ours: SampleTable, theirs: SampleTable) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -101,6 +128,11 @@ def _keys(table: SampleTable) -> list[tuple[str, int]]:
         seen[content] = seen.get(content, -1) + 1
         keys.append((content, seen[content]))
     return keys
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _column(scores: Scores) -> Any:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
-__all__ = ["score"]
+from validate.results import Accuracy
+
+__all__ = ["interval", "out_of_reach", "score"]
 
 
 def score(is_rate: bool) -> Callable[[float], str]:
@@ -12,9 +15,37 @@ def score(is_rate: bool) -> Callable[[float], str]:
     return _percent if is_rate else _plain
 
 
+def interval(low: float, high: float, show: Callable[[float], str]) -> str:
+    """Return where a number lies; an interval without ends says that too little is known for one."""
+    if math.isfinite(low) and math.isfinite(high):
+        return f"between {show(low)} and {show(high)}"
+    return "with too few samples, or too few that differ, to tell how sure that is"
+
+
+def out_of_reach(accuracy: Accuracy, margin: float) -> str:
+    """Return why no drop could reach a margin, so that a rule that asks for no more proves nothing; "" where one could.
+
+    Args:
+        accuracy: of the float model.
+        margin: in the metric's unit.
+    """
+    if accuracy.higher_is_better:
+        room = accuracy.value if accuracy.is_rate or accuracy.value > 0 else math.inf
+    else:
+        room = 1 - accuracy.value if accuracy.is_rate else math.inf
+    if not room <= margin:
+        return ""
+    show = score(accuracy.is_rate)
+    return (
+        f"the float model's {accuracy.metric} is {show(accuracy.value)}, so that no drop could reach {show(margin)}; "
+        "one point is written 0.01, and if that is what was meant, check labels and preprocessing"
+    )
+
+
 def _percent(share: float) -> str:
-    return f"{100 * share:.2f}%"
+    written = f"{100 * share:.2f}%"
+    return "0.00%" if written == "-0.00%" else written
 
 
 def _plain(value: float) -> str:
-    return f"{value:.4g}"
+    return f"{value + 0.0:.4g}"  # -0.0 is written 0

@@ -278,6 +278,18 @@ def test_an_overlap_that_the_config_allows_is_no_error(inconclusive: Run) -> Non
     assert any("1 samples are in both sets" in warning for warning in inconclusive.results["warnings"])
 
 
+def test_repeats_that_are_allowed_are_named_in_results_and_report(job: Job) -> None:
+    """Those of the calibration set are always allowed."""
+    for split, seed in (("validation", 2), ("calibration", 1)):
+        again = {"callable": "data.py:rows_again", "arguments": {"n": 20, "seed": seed, "times": 2}}
+        job.config["data"][split] = again
+    run = finished(job, "data.allow_repeats=true", "latency.runs=0", "fallback.evaluations=0")
+    (of_validation,) = (x for x in run.results["warnings"] if "20 of 40 validation samples are repeats" in x)
+    assert "narrower than 20 independent samples can make them" in of_validation
+    assert sum("20 of 40 calibration samples are repeats" in x for x in run.results["warnings"]) == 1
+    assert of_validation in (job.output / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_fallback_that_cannot_help_is_not_tried_and_says_so(inconclusive: Run) -> None:
     assert not any(candidate["float_layers"] for candidate in inconclusive.results["candidates"])
     assert any("no layers were put back to float" in warning for warning in inconclusive.results["warnings"])
@@ -367,6 +379,10 @@ def assert_failed_cleanly(job: Job, code: int, stderr: str, *said: str) -> None:
         (
             ["data.calibration.arguments={n: 20, seed: 2, first: 190}"],
             ["calibration sample 0 is also validation sample 190", "data.allow_overlap"],
+        ),
+        (
+            ["data.validation={callable: data.py:rows_again, arguments: {n: 20, seed: 2, times: 50}}"],
+            ["980 of 1000 validation samples are repeats of others", "data.allow_repeats"],
         ),
         (["data.validation.arguments.n=0"], ["the validation set has no samples"]),
         (["data.validation.arguments.label_offset=1"], ["label 5 is outside the model's 5 classes"]),

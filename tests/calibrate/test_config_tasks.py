@@ -70,6 +70,49 @@ def test_expectations_need_labels(tmp_path: Path) -> None:
         load(path, ["model.expected_metric=0.7"])
 
 
+@pytest.mark.parametrize(
+    ("task", "refused"),
+    [
+        ("masked_lm", "perplexity"),
+        ("masked_lm, metric: loss", "loss"),
+        ("token_classification, metric: perplexity", "perplexity"),
+        ("masked_lm, metric: accuracy", None),
+        ("token_classification", None),
+        ("regression, metric: rmse", None),
+    ],
+)
+def test_a_loss_needs_labels(tmp_path: Path, task: str, refused: str | None) -> None:
+    (tmp_path / "model.onnx").touch()
+    (tmp_path / "data.py").write_text("def rows():\n    return []\n")
+    path = tmp_path / "my.yaml"
+    path.write_text(BASE.replace("classification", task))
+    assert load(path).data.label == "label"
+    path.write_text(path.read_text().replace("label: label", "label: null"))
+    if refused is None:
+        assert load(path).data.label is None
+        return
+    with pytest.raises(UsageError) as caught:
+        load(path)
+    assert f"task.metric is {refused}, which needs labels, and data.label is null" in str(caught.value)
+    assert str(caught.value).endswith("set task.metric: accuracy")
+
+
+def test_masked_tokens_are_labels_themselves(tmp_path: Path) -> None:
+    """Else all tokens would be compared, most of which a model need only copy."""
+    (tmp_path / "model.onnx").touch()
+    (tmp_path / "data.py").write_text("def rows():\n    return []\n")
+    path = tmp_path / "my.yaml"
+    path.write_text(
+        BASE.replace("classification", "masked_lm, metric: accuracy").replace(
+            "  label: label\n", "  label: null\n  preprocess: {tokenizer: owner/name, mask: 0.15}\n"
+        )
+    )
+    with pytest.raises(UsageError, match=r"line 3: data: preprocess.mask makes the labels.* leave label out$"):
+        load(path)
+    path.write_text(path.read_text().replace("  label: null\n", ""))
+    assert load(path).data.label == "label"
+
+
 def test_a_metric_that_is_no_rate_may_drop_by_more_than_one(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").touch()
     (tmp_path / "data.py").write_text("def rows():\n    return []\n")

@@ -18,6 +18,7 @@ from calibrate.illustrate import picture, tensor_histograms, worst_samples
 from calibrate.origin import Origin
 from calibrate.plan import QuantizationPlan
 from validate.data import DataConfig
+from validate.preprocessing import ImagePreprocessing
 from validate.results import LayerError
 from validate.statistics import Statistics
 
@@ -53,6 +54,7 @@ CHANNELS_FIRST[1:] = -1.5
     [
         RED,
         {"bytes": _file(RED), "path": None},
+        _file(RED),
         np.asarray(RED),
         np.asarray(RED).transpose(2, 0, 1),
         np.dstack([np.asarray(RED), np.full((500, 1000), 255, np.uint8)]),
@@ -74,6 +76,25 @@ def test_an_input_of_a_model_is_stretched_to_what_can_be_seen() -> None:
 def test_a_path_is_opened(tmp_path: Path) -> None:
     RED.save(tmp_path / "red.png")
     assert picture({"bytes": None, "path": str(tmp_path / "red.png")}) is not None
+    assert picture(str(tmp_path / "red.png")) is not None
+
+
+def test_a_picture_is_turned_no_more_than_what_the_model_sees(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera says: to be turned by 90 degrees
+    RED.save(tmp_path / "red.jpg", exif=exif)
+    image = _read(picture(str(tmp_path / "red.jpg")))
+    seen = ImagePreprocessing()({"image": str(tmp_path / "red.jpg")})
+    assert seen.shape[1:] == (500, 1000)
+    assert image.size == (192, 96)
+    assert 0x0112 not in image.getexif()
+
+
+def test_a_picture_of_16_bits_is_stretched_to_what_can_be_seen(tmp_path: Path) -> None:
+    ramp = np.tile(np.linspace(1000, 5000, 64), (32, 1)).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "grey.png")
+    pixels = np.asarray(_read(picture({"bytes": None, "path": str(tmp_path / "grey.png")})), np.float64)[16, :, 0]
+    assert pixels[[0, 32, 63]] == pytest.approx([0, 128, 255], abs=6)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +106,8 @@ def test_a_path_is_opened(tmp_path: Path) -> None:
         {"bytes": b"no image", "path": None},
         {"bytes": None, "path": "/no/such/file.png"},
         {"a": 1},
+        [[0.0, 0.0, 9.0, 9.0]],
+        "text " * 9000,
         np.arange(9),
         np.zeros((7, 40, 60)),
         np.zeros((2, 512)),

@@ -341,7 +341,7 @@ def build_results() -> BuildResults:
             ],
             config={
                 "model": "models/ch_PP-OCRv4_rec_infer.onnx",
-                "task": {"name": "text_recognition", "characters": "models/characters.txt"},
+                "task": {"type": "text_recognition", "characters": "models/characters.txt"},
                 "data": {"calibration": {"samples": 256}, "validation": {"samples": 400}},
                 "strategies": ["minmax", {"percentile": {"p": 99.99}}, "entropy", "mse"],
                 "policy": {"max_drop": 0.01, "confidence": 0.95, "min_samples": 200},
@@ -353,9 +353,10 @@ def build_results() -> BuildResults:
 
 
 @pytest.fixture
-def results(build_results: BuildResults) -> Results:
+def results(build_results: BuildResults, tmp_path: Path) -> Results:
     """Return a run that ended in GO."""
-    return build_results()
+    results = build_results()
+    return results.model_copy(update={"samples_sha256": write_samples(tmp_path / SAMPLES_FILE, results)})
 
 
 @pytest.fixture
@@ -413,11 +414,11 @@ def folder(results: Results, illustrations: Illustrations, tmp_path: Path) -> Pa
     folder = tmp_path / "run"
     folder.mkdir()
     illustrations.write(folder / ILLUSTRATIONS)
-    write_samples(folder / SAMPLES_FILE, results)
+    (tmp_path / SAMPLES_FILE).rename(folder / SAMPLES_FILE)
     return folder
 
 
-def write_samples(path: Path, results: Results) -> None:
+def write_samples(path: Path, results: Results) -> str:
     """Write scores in which every tenth answer of class c3, and nothing else, is lost to every candidate."""
     count = SAMPLES
     labels = [f"c{i % 8}" for i in range(count)]
@@ -425,7 +426,7 @@ def write_samples(path: Path, results: Results) -> None:
     scores = [0.0 if i % 8 == 3 and (i // 8) % 10 == 0 else reference[i] for i in range(count)]
     contents, slices = [f"{i:064x}" for i in range(count)], ["day" if i % 2 else "night" for i in range(count)]
     candidates = {candidate.name: np.array(scores) for candidate in results.candidates}
-    SampleTable(contents, labels, slices, np.array(reference), candidates).write(path)
+    return SampleTable(contents, labels, slices, np.array(reference), candidates).write(path)
 
 
 class Page(HTMLParser):

@@ -97,12 +97,24 @@ def test_bad_usage_is_one_sentence(gate: Gate, copied: Path, arguments: list[str
     assert len(completed.stderr.splitlines()) == 1
 
 
-def test_samples_of_other_results_are_refused(gate: Gate, copied: Path) -> None:
+def test_samples_of_another_run_of_the_same_model_and_data_are_refused(gate: Gate, copied: Path) -> None:
+    """They have the same samples and the same scores of the float model, and a better candidate of the same name."""
     samples = SampleTable.read(copied / "samples.parquet")
-    replace(samples, reference=1 - samples.reference).write(copied / "samples.parquet")
-    completed = gate(LENIENT, copied)
+    replace(samples, candidates={"minmax": samples.reference}).write(copied / "samples.parquet")
+    completed = gate({"max_drop": 0.1, "confidence": 0.9}, copied)
     assert completed.returncode == FAILED
     assert "is not of these results" in completed.stderr
+    assert len(completed.stderr.splitlines()) == 1
+
+
+def test_results_that_do_not_note_their_samples_are_judged_without_them(gate: Gate, copied: Path) -> None:
+    older = Results.read(copied).model_copy(update={"samples_sha256": None})
+    older.write(copied / "results.json")
+    assert gate({"max_drop": 0.1}, copied).returncode == GO
+    completed = gate({"max_drop": 0.1, "classes": {"max_drop": 0.6}}, copied)
+    assert completed.returncode == INCONCLUSIVE
+    said = " ".join(completed.stdout.replace("│", "").split())
+    assert "did not note which samples.parquet is theirs" in said
 
 
 def test_another_confidence_gets_intervals_of_its_own(copied: Path) -> None:

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from reports.samples import SampleScores, changes, read_scores
+from reports.samples import GroupChange, SampleScores, changes, read_scores
+from validate.groups import by_name
+from validate.results import Results
 from validate.samples import SampleTable
+from validate.tasks.base import Metric
 
 LABELS = ["cat", "dog", "cat", "dog", "cat", None, "owl", "owl", "owl", "cat"]
 REFERENCE = [1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, math.nan, 1.0]
 CANDIDATE = [0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 1.0]
 
 
-def _scores(labels: list[str | None] = LABELS) -> SampleScores:
-    return SampleScores(np.array(REFERENCE), np.array(CANDIDATE), {"label": labels})
+def _changes(labels: Sequence[str | None], higher: bool = True) -> list[GroupChange]:
+    metric = Metric("score", higher_is_better=higher, is_rate=True)
+    return changes(metric, by_name(labels, (np.array(REFERENCE), np.array(CANDIDATE))))
 
 
 @pytest.mark.parametrize("higher", [True, False])
 def test_changes_are_those_of_every_sample_of_the_group(higher: bool) -> None:
-    rows = changes(_scores(), "label", higher)
+    rows = _changes(LABELS, higher)
     for row in rows:
         pairs = [(r, c) for x, r, c in zip(LABELS, REFERENCE, CANDIDATE, strict=True) if x == row.name and r == r]
         assert row.samples == len(pairs)
@@ -35,27 +40,48 @@ def test_changes_are_those_of_every_sample_of_the_group(higher: bool) -> None:
 
 
 def test_labels_that_no_two_samples_share_make_no_groups() -> None:
-    assert changes(_scores([f"line {i}" for i in range(10)]), "label", True) == []
-    assert changes(_scores([None] * 10), "label", True) == []
-    assert changes(_scores(["all"] * 10), "label", True) == []
+    assert _changes([f"line {i}" for i in range(10)]) == []
+    assert _changes([None] * 10) == []
+    assert _changes(["all"] * 10) == []
 
 
-def test_what_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
-    path = tmp_path / "samples.parquet"
-    assert "There is no samples.parquet" in str(read_scores(path, "mse"))
-    path.write_bytes(b"something else")
-    assert "samples.parquet is not a table of samples" in str(read_scores(path, "mse"))
+def test_what_cannot_be_read_is_a_sentence(tmp_path: Path, build_results: Callable[..., Results]) -> None:
     table = SampleTable(["0"] * 10, LABELS, [None] * 10, np.array(REFERENCE), {"mse": np.array(CANDIDATE)})
-    table.write(path)
-    assert "no scores of entropy" in str(read_scores(path, "entropy"))
-    found = read_scores(path, "mse")
+    results = build_results(samples_sha256=table.write(tmp_path / "samples.parquet"))
+    other, older = (results.model_copy(update={"samples_sha256": noted}) for noted in ("0" * 64, None))
+    assert "There is no samples.parquet" in str(read_scores(results, "mse", tmp_path / "elsewhere"))
+    assert str(read_scores(other, "mse", tmp_path)).startswith("samples.parquet is not of these results")
+    assert "did not note which samples.parquet is theirs" in str(read_scores(older, "mse", tmp_path))
+    assert "no scores of entropy" in str(read_scores(results, "entropy", tmp_path))
+    found = read_scores(results, "mse", tmp_path)
     assert isinstance(found, SampleScores)
-    assert found.groups["label"] == LABELS
+    assert found.groups["label"].keys() == {"cat", "dog", "owl"}
+    assert (found.worse, found.better) == (4, 1)
     assert np.array_equal(found.reference, REFERENCE, equal_nan=True)
 
 
-def test_records_of_samples_are_no_scores(tmp_path: Path) -> None:
-    path = tmp_path / "samples.parquet"
+def test_classes_and_samples_of_a_segmentation(tmp_path: Path, build_results: Callable[..., Results]) -> None:
+    """Records are intersections and unions of two classes: each class has an IoU, and so has each image."""
+    reference = np.array([[8.0, 4, 10, 8], [6, 0, 6, 0], [0, 3, 0, 3]])
+    candidate = np.array([[4.0, 4, 10, 10], [6, 0, 6, 0], [0, 3, 0, 3]])
+    table = SampleTable(list("abc"), [None] * 3, [None] * 3, reference, {"mse": candidate})
+    task = {"type": "segmentation", "classes": 2}
+    results = build_results(samples_sha256=table.write(tmp_path / "samples.parquet"), config={"task": task})
+    found = read_scores(results, "mse", tmp_path)
+    assert isinstance(found, SampleScores)
+    assert found.reference.tolist() == [(0.8 + 0.5) / 2, 1, 1]
+    assert found.candidate.tolist() == [0.4, 1, 1]
+    first, second = changes(found.metric, found.groups["class"])
+    assert first == ("0", 2, 14 / 16, 10 / 16, 4 / 16, 1, 0)
+    assert second == ("1", 2, 7 / 11, 7 / 13, pytest.approx(7 / 11 - 7 / 13), 1, 0)
+
+
+def test_a_metric_of_a_task_of_the_users_own_has_no_changes(
+    tmp_path: Path, build_results: Callable[..., Results]
+) -> None:
     records = np.ones((10, 3))
-    SampleTable(["0"] * 10, LABELS, [None] * 10, records, {"mse": records}).write(path)
-    assert "not made of scores of single samples" in str(read_scores(path, "mse"))
+    table = SampleTable(["0"] * 10, LABELS, [None] * 10, records, {"mse": records})
+    results = build_results(
+        samples_sha256=table.write(tmp_path / "samples.parquet"), config={"task": {"type": "custom"}}
+    )
+    assert "known only to the task" in str(read_scores(results, "mse", tmp_path))

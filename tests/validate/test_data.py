@@ -294,7 +294,41 @@ def test_content_does_not_depend_on_the_encoding_of_an_image(tmp_path: Path) -> 
     assert len(set(found)) == 1
 
 
+@pytest.mark.parametrize("kind", ["bytes", "path"])
+def test_a_column_of_bytes_or_of_paths_is_an_image(tmp_path: Path, kind: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    (tmp_path / "a.png").write_bytes(png(pixels))
+    image = png(pixels) if kind == "bytes" else str(tmp_path / "a.png")
+    write_parquet(tmp_path / "a.parquet", [{"image": image, "label": 0}])
+    raw = ImagePreprocessing(rescale=1, mean=(0, 0, 0), std=(1, 1, 1))
+    split = stream(source(tmp_path, parquet="a.parquet"), preprocess=raw, input_names=("image",))
+    np.testing.assert_array_equal(next(split.batches()).inputs["image"][0], pixels.transpose(2, 0, 1))
+
+
 # Image preprocessing
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_an_image_of_more_than_eight_bits_is_refused(tmp_path: Path, dtype: Any) -> None:
+    """Pillow makes white of all above 255, and how it is scaled is part of how a model was trained."""
+    image: Any = Image.fromarray(np.full((4, 4), 4000, dtype))
+    if dtype is np.uint16:
+        image.save(tmp_path / "a.png")
+        image = str(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"more than 8 bits for a pixel \(Pillow's mode .*data.preprocess"):
+        ImagePreprocessing()({"image": image})
+
+
+def test_the_orientation_of_the_camera_is_not_looked_at_as_torchvision_does(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("torchvision.datasets")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    (tmp_path / "class").mkdir()
+    picture(40, 24).save(tmp_path / "class" / "a.png", exif=exif)
+    theirs, _ = datasets.ImageFolder(tmp_path)[0]
+    ours = ImagePreprocessing(rescale=1, mean=(0, 0, 0), std=(1, 1, 1))({"image": str(tmp_path / "class" / "a.png")})
+    np.testing.assert_array_equal(ours, np.asarray(theirs).transpose(2, 0, 1))
+    assert ours.shape == (3, 24, 40)
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -402,17 +436,29 @@ def test_an_unreadable_image_is_named_by_its_sample(tmp_path: Path, content: byt
 
 
 @pytest.mark.parametrize(
-    "image", [None, {"bytes": None, "path": None}, {"bytes": None, "path": "/no/such.png"}, "text"]
+    ("image", "complaint"),
+    [
+        (None, "must be encoded bytes, a path or an array, but it is None"),
+        ({"bytes": None, "path": None}, "but it is None"),
+        ({"url": "http"}, "but it is None"),
+        ({"bytes": None, "path": "/no/such.png"}, "/no/such.png"),
+        ("text", "No such file or directory: "),
+        (b"no image", "no image in a format that Pillow knows is in its 8 bytes"),
+        (np.zeros((4, 4), np.int64), "an array of shape (4, 4) and type int64 is no image"),
+    ],
+    ids=str,
 )
 def test_a_row_without_an_image_is_named_by_its_sample(
-    tmp_path: Path, rows_file: Callable[[str], Path], image: Any
+    tmp_path: Path, rows_file: Callable[[str], Path], image: Any, complaint: str
 ) -> None:
     rows_file(TEN)
     split = stream(
         source(tmp_path, callable="data.py:rows"),
         preprocess=lambda row: ImagePreprocessing()({"image": image}),
     )
-    assert failure(split).startswith("sample 0 of the validation set cannot be preprocessed: ")
+    message = failure(split)
+    assert message.startswith("sample 0 of the validation set cannot be preprocessed: ")
+    assert complaint in message
 
 
 def test_what_a_preprocessing_raises_is_named_by_the_sample(tmp_path: Path, rows_file: Callable[[str], Path]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -243,6 +244,70 @@ def test_the_file_follows_its_schema_and_may_hold_records(folder: Path) -> None:
     jsonschema.validate(json.loads((folder / "evaluation.json").read_text()), schema)
 
 
+def test_samples_that_repeat_others_are_no_evidence(folder: Path) -> None:
+    again = {"callable": "data.py:rows_again", "arguments": {"n": 20, "seed": 2, "times": 3}}
+    write(folder, data={"validation": again})
+    done = evaluate(folder, "good.onnx", "noisy.onnx")
+    assert done.returncode == 4
+    assert "40 of 60 validation samples are repeats of others" in done.stderr
+    assert "data.allow_repeats" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    write(folder, data={"validation": again, "allow_repeats": True})
+    done = evaluate(folder, "good.onnx", "noisy.onnx")
+    assert done.returncode == 0, done.stderr
+    (warning,) = Evaluation.read(folder / "evaluation.json").warnings
+    assert "narrower than 20 independent samples can make them" in warning
+    assert "40 of 60 validation samples are repeats of others" in done.stdout
+
+
+SURE = """
+import numpy as np
+from scipy.special import log_softmax
+from validate.tasks.base import Metric
+class Loss:
+    name = "sure"
+    metric = Metric("nats", higher_is_better=False, is_rate=False)
+    def scores(self, outputs, labels):
+        return -log_softmax(next(iter(outputs.values())), axis=1)[np.arange(len(labels)), labels]
+    def errors(self, outputs, reference):
+        return np.zeros(len(next(iter(outputs.values()))))
+    def answers(self, outputs):
+        return list(next(iter(outputs.values())).argmax(axis=1))
+class Broken(Loss):
+    def scores(self, outputs, labels):
+        return np.array([float(label["no"]) for label in labels])
+"""
+
+
+def test_a_metric_in_which_a_model_can_beat_its_own_answers_measures_no_agreement(folder: Path) -> None:
+    (folder / "tasks.py").write_text(SURE)
+    write(folder, task={"type": "custom", "callable": "tasks.py:Loss"})
+    assert found(folder, "good.onnx", "noisy.onnx").models[0].accuracy.value > 0
+    (folder / "evaluation.json").unlink()
+    write(folder, task={"type": "custom", "callable": "tasks.py:Loss"}, data={"label": None})
+    done = evaluate(folder, "good.onnx", "noisy.onnx")
+    assert done.returncode == 4
+    assert re.search(r"agreement_nats of the float model and its own answers is \S+ and not 0, so that", done.stderr)
+    assert not (folder / "evaluation.json").exists()
+
+
+def test_a_loss_of_tokens_is_refused_without_labels(folder: Path) -> None:
+    write(folder, task={"type": "masked_lm"}, data={"label": None})
+    done = evaluate(folder, "good.onnx", "noisy.onnx")
+    assert done.returncode == 2
+    assert "task.metric is perplexity, which needs labels, and data.label is null" in done.stderr
+
+
+def test_what_a_task_of_ones_own_raises_is_one_sentence(folder: Path) -> None:
+    (folder / "tasks.py").write_text(SURE)
+    write(folder, task={"type": "custom", "callable": "tasks.py:Broken"})
+    done = evaluate(folder, "good.onnx")
+    assert done.returncode == 4
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: task sure cannot score sample 0 and following: ")
+    assert "TypeError" in line or "IndexError" in line
+
+
 def write_identity(path: Path, shape: list[Any]) -> None:
     """Write a model that gives what it gets, so that answers can be in the data."""
     ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "y")]
@@ -258,10 +323,14 @@ def test_labels_of_boxes_and_maps_come_out_of_parquet(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     row = {
-        "boxes": boxes, "objects": [{"bbox": [0, 0, 10, 10], "category": 0}, {"bbox": [20, 20, 10, 10], "category": 0}],
-        "logits": logits.tolist(), "mask": {"bytes": buffer.getvalue(), "path": None},
+        "objects": [{"bbox": [0, 0, 10, 10], "category": 0}, {"bbox": [20, 20, 10, 10], "category": 0}],
+        "mask": {"bytes": buffer.getvalue(), "path": None},
     }  # fmt: skip
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row] * 3), tmp_path / "a.parquet")
+    rows = [  # three that differ and score alike
+        row | {"boxes": [boxes[0], [50 + i, *boxes[1][1:]], boxes[2]], "logits": (logits * (1 + i)).tolist()}
+        for i in range(3)
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     (tmp_path / "pre.py").write_text(
         "import numpy as np\n"
         "def boxes(row):\n    return np.array(row['boxes'], np.float32)\n"
@@ -281,3 +350,78 @@ def test_labels_of_boxes_and_maps_come_out_of_parquet(tmp_path: Path) -> None:
     # See test_map_by_hand; of classes 0, 1 and 2, one pixel of class 1 is taken for 0.
     assert values["boxes"] == pytest.approx((3 * (51 + 50 * 2 / 3) + 7 * 51) / 1010)
     assert values["logits"] == pytest.approx((1 / 2 + 2 / 3 + 1) / 3)
+
+
+def scored(folder: Path, task: dict[str, Any], rows: list[dict[str, Any]], output: Any, shape: list[Any]) -> Done:
+    """Score a model that answers `output`, all but rounding, to every row of a parquet file."""
+    outputs = [(np.array(output) + 1e-6 * i).tolist() for i in range(len(rows))]  # no sample repeats another
+    table = pyarrow.Table.from_pylist([{**row, "output": made} for row, made in zip(rows, outputs, strict=True)])
+    pyarrow.parquet.write_table(table, folder / "a.parquet")
+    (folder / "pre.py").write_text(
+        "import numpy as np\ndef pre(row):\n    return np.array(row['output'], np.float32)\n"
+    )
+    write_identity(folder / "same.onnx", shape)
+    source = {"parquet": "a.parquet"}
+    data = {"calibration": source, "validation": source, "preprocess": "pre.py:pre", "batch_size": 4}
+    (folder / "my.yaml").write_text(yaml.safe_dump({"data": data, "task": task}))
+    return evaluate(folder, "same.onnx")
+
+
+BOXES = {"bbox": [[0.0, 0.0, 10.0, 10.0]], "category": [0], "iscrowd": [0]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"iscrowd": None}, None),
+        ({"iscrowd": [None]}, None),
+        ({"category": None}, "category of a label must be numbers, but it is None"),
+        ({"bbox": None}, "bbox of a label must be numbers, but it is None"),
+        ({"category": [-1]}, "category -1 of a label is none of 3 classes"),
+    ],
+)
+def test_a_label_of_boxes_with_nulls_is_used_or_named(
+    tmp_path: Path, changes: dict[str, Any], sentence: str | None
+) -> None:
+    rows = [{"label": BOXES}] * 6 + [{"label": BOXES | changes}]
+    task = {"type": "detection", "classes": 3}
+    done = scored(tmp_path, task, rows, [[0, 0, 10, 10, 0.9, 0]], ["N", 1, 6])
+    if sentence is None:
+        assert done.returncode == 0, done.stderr
+        assert Evaluation.read(tmp_path / "evaluation.json").models[0].accuracy.value == pytest.approx(1)
+    else:
+        assert done.returncode == 4
+        assert done.stderr.strip() == f"error: task detection cannot use the label of sample 6: {sentence}"
+
+
+@pytest.mark.parametrize(
+    ("label", "sentence"),
+    [
+        (None, "an image must be encoded bytes, a path or an array, but it is None"),
+        (b"nonsense", "no image in a format that Pillow knows is in its 8 bytes"),
+    ],
+)
+def test_a_mask_that_cannot_be_read_is_named(tmp_path: Path, label: bytes | None, sentence: str) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.eye(2, dtype=np.uint8)).save(buffer, "PNG")
+    rows = [{"label": buffer.getvalue()}] * 5 + [{"label": label}]
+    task = {"type": "segmentation", "classes": 2}
+    done = scored(tmp_path, task, rows, np.zeros((2, 2, 2)).tolist(), ["N", 2, 2, 2])
+    assert done.returncode == 4
+    assert done.stderr.strip() == f"error: task segmentation cannot use the label of sample 5: {sentence}"
+
+
+@pytest.mark.parametrize(("foreground", "warned"), [(255, True), (1, False)])
+def test_a_class_that_is_in_no_mask_is_warned_of(tmp_path: Path, foreground: int, warned: bool) -> None:
+    mask = [[0, foreground], [foreground, 0]]
+    task = {"type": "segmentation", "classes": 2}
+    logits = [[[1, 0], [0, 1]], [[0, 1], [1, 0]]]
+    done = scored(tmp_path, task, [{"label": mask}] * 3, logits, ["N", 2, 2, 2])
+    assert done.returncode == 0, done.stderr
+    evaluation = Evaluation.read(tmp_path / "evaluation.json")
+    assert evaluation.models[0].accuracy.value == 1.0
+    expected = (
+        "no label of the 3 validation samples has class 1, so that miou does not tell whether a model finds it; labels "
+        "are 0 to 1, not 0 and 255"
+    )
+    assert evaluation.warnings == ([expected] if warned else [])

@@ -22,6 +22,7 @@ import onnx
 import onnx.parser
 import pytest
 from numpy.typing import NDArray
+from scipy import stats
 
 from validate import clocks
 from validate.benchmark import Request, baselines, run, specs_of
@@ -153,6 +154,16 @@ class TestNumbers:
         found = measure(world.model("a", 1, noise), BATCHES[0], 7, world.clock)
         counted = np.array(seen[-14:])[1::2] * 1e3  # rounds of one call, each after one that settles
         np.testing.assert_allclose([found.p50_ms, found.p90_ms, found.p99_ms], np.percentile(counted, [50, 90, 99]))
+
+    @pytest.mark.parametrize(("calls", "known"), [(10, False), (367, False), (368, True), (2000, True)])
+    def test_p99_has_the_bounds_of_order_statistics(self, calls, known):
+        """Of times 1, 2, ...: so many are below the upper bound that a binomial hardly has as many below p99."""
+        times = np.random.default_rng(0).permutation(np.arange(1.0, calls + 1))
+        load = {"a": [times]}
+        found = summarize({"a": World().model("a", 1)}, [load], 1)["a"].latency
+        assert found.p99_high_ms == (None if not known else stats.binom.ppf(0.975, calls, 0.99) + 1)
+        low = stats.binom.ppf(0.025, calls, 0.99)
+        assert found.p99_low_ms == pytest.approx(low, abs=1)
 
     def test_batches_of_different_sizes_are_refused(self):
         world = World()

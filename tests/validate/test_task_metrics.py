@@ -11,6 +11,7 @@ import io
 import itertools
 import math
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,14 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from validate.tasks.agreement import Agreement, with_or_without_labels
-from validate.tasks.base import Answering, Metric, Task
+from validate.tasks.base import Answering, CountsLabels, LabelError, Metric, Task
 from validate.tasks.classification import Classification
 from validate.tasks.detection import Detection, OutputNames
 from validate.tasks.embedding import SentenceEmbedding
 from validate.tasks.regression import Regression
 from validate.tasks.segmentation import Segmentation
 from validate.tasks.text_recognition import TextRecognition, edit_distance
-from validate.tasks.tokens import Tokens
+from validate.tasks.tokens import TokenAccuracy, TokenLoss
 
 Floats = NDArray[np.float64]
 relaxed = settings(deadline=None, max_examples=60)
@@ -195,14 +196,41 @@ def test_only_the_surest_detections_count() -> None:
     ("label", "complaint"),
     [
         (3, "bbox and category"),
+        (None, "bbox and category, but this one is None"),
+        ([{"bbox": [0, 0, 1, 1], "category": 0}, None], "bbox and category"),
         ({"bbox": [[0, 0, 1, 1]], "category": [7]}, "category 7 of a label is none of 2 classes"),
+        ({"bbox": [[0, 0, 1, 1]] * 2, "category": [1, -1]}, "category -1 of a label is none of 2 classes"),
+        ({"bbox": [[0, 0, 1, 1]], "category": [0.5]}, "category 0.5 of a label is none of 2 classes"),
+        ({"bbox": [[0, 0, 1, 1]], "category": [None]}, "category nan of a label is none of 2 classes"),
+        ({"bbox": [[0, 0, 1, 1]], "category": None}, "category of a label must be numbers, but it is None"),
+        ({"bbox": [[0, 0, 1, 1]], "category": ["car"]}, r"category of a label must be numbers, but it is \['car'\]"),
+        ({"bbox": None, "category": [0]}, "bbox of a label must be numbers, but it is None"),
+        ({"bbox": [None], "category": [0]}, r"bbox must hold four numbers for each box, but it has shape \(1,\)"),
+        ({"bbox": [[0, 0, None, 1]], "category": [0]}, "left, top, width, height"),
+        ({"bbox": [[0, 0, 1], [1]], "category": [0]}, "bbox of a label must be numbers"),
+        ({"bbox": [[0, 0, 1, 1]], "category": [0], "iscrowd": ["no"]}, "iscrowd of a label must be numbers"),
         ({"bbox": [[0, 0, 1, 1]], "category": [0, 1]}, "1 boxes, but 2 categories"),
         ({"bbox": [[5, 5, -1, 1]], "category": [0]}, "left, top, width, height"),
     ],
 )
 def test_labels_of_boxes_that_cannot_be_used_are_refused(label: Any, complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
-        Detection(2).scores(out([[[0, 0, 1, 1, 0.5, 0]]]), [label])
+    with pytest.raises(LabelError, match=complaint) as caught:
+        Detection(2).scores(out([[[0, 0, 1, 1, 0.5, 0]]] * 2), [{"bbox": [], "category": []}, label])
+    assert caught.value.place == 1
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("crowd", [None, [None, None], [0, None]])
+def test_a_box_that_is_not_said_to_be_a_crowd_is_none(crowd: Any) -> None:
+    boxes = {"bbox": [[0, 0, 10, 10], [50, 50, 10, 10]], "category": [0, 0]}
+    found = out([[[0, 0, 10, 10, 0.9, 0]]])
+    assert (Detection(1).scores(found, [{**boxes, "iscrowd": crowd}]) == Detection(1).scores(found, [boxes])).all()
+
+
+def test_a_crowd_is_one_wherever_in_a_list_it_is_said() -> None:
+    boxes = [{"bbox": [0, 0, 10, 10], "category": 0}, {"bbox": [50, 50, 10, 10], "category": 0, "iscrowd": 1}]
+    records = Detection(1).scores(out([[[0, 0, 10, 10, 0.9, 0]]]), [boxes])
+    assert records[0, 0] == 1  # the crowd is not to be found
 
 
 def test_outputs_that_are_no_detections_are_refused() -> None:
@@ -291,9 +319,43 @@ def test_a_label_may_be_an_encoded_image() -> None:
     assert task.metric.value(records) == 1.0
 
 
+@pytest.mark.parametrize("form", ["bool", "lists", "one bit", "path", "bytes", "palette", "16 bits"])
+def test_a_mask_may_be_written_in_any_usual_way(tmp_path: Path, form: str) -> None:
+    mask = np.array([[0, 1, 1], [1, 0, 0]], np.uint8)
+    buffer, grey = io.BytesIO(), Image.fromarray(mask)
+    grey.save(buffer, "PNG")
+    grey.save(tmp_path / "mask.png")
+    colours = grey.copy()
+    colours.putpalette([200, 0, 0, 0, 100, 200])
+    label = {
+        "bool": mask > 0, "lists": mask.tolist(), "one bit": Image.fromarray(mask > 0),
+        "path": str(tmp_path / "mask.png"), "bytes": buffer.getvalue(), "palette": colours,
+        "16 bits": Image.fromarray(mask.astype(np.uint16)),
+    }[form]  # fmt: skip
+    task = Segmentation(2)
+    records = task.scores(out(mask[None].astype(np.int64)), [label])
+    assert task.metric.value(records) == 1.0
+    assert records[0].tolist() == [3, 3, 3, 3, 3, 3]
+
+
+def test_classes_that_are_in_no_label_can_be_told() -> None:
+    """A mask of 0 and 255 has no class 1: 255 is not scored."""
+    labels = [np.array([[0, 255, 0]]), np.array([[255, 2, 0]])]
+    task = Segmentation(3)
+    records = task.scores(out(np.ones((2, 1, 3), np.int64)), labels)
+    assert isinstance(task, CountsLabels)
+    assert task.label_counts(records).tolist() == [3, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("output", "label", "complaint"),
     [
+        (np.zeros((1, 3, 2, 2)), None, "must be encoded bytes, a path or an array, but it is None"),
+        (np.zeros((1, 3, 2, 2)), {"bytes": None, "path": None}, "but it is None"),
+        (np.zeros((1, 3, 2, 2)), b"nonsense", "no image in a format that Pillow knows is in its 8 bytes"),
+        (np.zeros((1, 3, 2, 2)), "/no/such/mask.png", "the image cannot be read: .*/no/such/mask.png"),
+        (np.zeros((1, 3, 2, 2)), [[0, 1], [2]], "inhomogeneous"),
+        (np.zeros((1, 3, 2, 2)), np.full((2, 2), -1), "label -1 is none of 3 classes"),
         (np.zeros((1, 4, 2, 2)), np.zeros((2, 2), int), r"\(batch, 3, height, width\)"),
         (np.zeros((1, 3, 2, 2)), np.zeros((2, 2, 3), int), "map of classes"),
         (np.zeros((1, 3, 2, 2)), np.zeros((2, 2)), "map of classes"),
@@ -421,7 +483,7 @@ def test_token_metrics_are_pytorchs_over_all_tokens_together(metric: Any) -> Non
     labels = rng.integers(0, 11, (6, 9))
     labels[rng.uniform(size=labels.shape) < 0.6] = -100
     labels[2] = -100  # a sequence of which nothing is scored
-    task = Tokens("masked_lm", metric)
+    task = TokenAccuracy("masked_lm") if metric == "accuracy" else TokenLoss("masked_lm", metric)
     records = task.scores(out(logits), list(labels))
     times = rng.multinomial(6, np.full(6, 1 / 6), size=2)
     for row, found in zip(times, task.metric.values(records, times.astype(float)), strict=True):
@@ -435,7 +497,7 @@ def test_token_metrics_are_pytorchs_over_all_tokens_together(metric: Any) -> Non
 
 
 def test_a_uniform_guess_among_n_has_perplexity_n() -> None:
-    task = Tokens("masked_lm", "perplexity")
+    task = TokenLoss("masked_lm", "perplexity")
     assert task.metric.value(task.scores(out(np.zeros((2, 3, 50))), [[1, 2, 3], [-100, 4, -100]])) == pytest.approx(50)
 
 
@@ -443,9 +505,9 @@ def test_tokens_that_are_not_numbers_are_wrong_or_have_no_loss() -> None:
     logits = np.zeros((1, 2, 3))
     logits[0, :, 1] = 5
     logits[0, 0, 2] = math.nan
-    hits = Tokens("token_classification", "accuracy")
+    hits = TokenAccuracy("token_classification")
     assert hits.metric.value(hits.scores(out(logits), [[1, 1]])) == 0.5
-    loss = Tokens("token_classification", "loss")
+    loss = TokenLoss("token_classification", "loss")
     assert math.isnan(loss.metric.value(loss.scores(out(logits), [[1, 1]])))
     assert math.isfinite(loss.metric.value(loss.scores(out(logits), [[-100, 1]])))
 
@@ -455,13 +517,16 @@ def test_tokens_that_are_not_numbers_are_wrong_or_have_no_loss() -> None:
     [
         ([1], "2 classes, one for each token"),
         ([1.0, 2.0], "2 classes"),
-        ([1, 3], "label 3 is outside"),
+        ([1, 3], "label 3 is outside the model's 3 classes"),
+        ([1, -1], "label -1 is outside the model's 3 classes"),
+        ([[1], [1, 2]], "inhomogeneous"),
         (None, "shape"),
     ],
 )
 def test_token_labels_that_cannot_be_used_are_refused(label: Any, complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
-        Tokens("masked_lm", "loss").scores(out(np.zeros((1, 2, 3))), [label])
+    with pytest.raises(LabelError, match=complaint) as caught:
+        TokenLoss("masked_lm", "loss").scores(out(np.zeros((2, 2, 3))), [[0, 1], label])
+    assert caught.value.place == 1
 
 
 # --- numbers ---
@@ -489,9 +554,10 @@ def test_one_number_needs_no_brackets_and_other_shapes_are_refused() -> None:
     for labels, complaint in (
         ([1.0], "cannot be paired"),
         ([[1, 2], [3, 4]], "labels of 2 numbers"),
-        (["a", 1], "must be numbers"),
+        (["a", 1], "must be numbers, but this one is 'a'"),
+        ([1, {"age": 3}], "must be numbers, but this one is {'age': 3}"),
         ([1, math.nan], "not finite"),
-        ([None, 1], "not finite"),
+        ([None, 1], "not finite: None"),
     ):
         with pytest.raises(ValueError, match=complaint):
             task.scores(out([[1.0], [2.0]]), labels)
@@ -508,7 +574,7 @@ TASKS: dict[str, tuple[Task, Any, float]] = {
     "characters": (TextRecognition(["", "a", "b"], metric="character_error_rate"), _TEXT, 0.0),
     "segmentation": (Segmentation(3), _PIXELS, 1.0),
     "detection": (Detection(CLASSES), scene(np.random.default_rng(3), 4)[0]["output"], 1.0),
-    "tokens": (Tokens("token_classification", "accuracy"), _TOKENS, 1.0),
+    "tokens": (TokenAccuracy("token_classification"), _TOKENS, 1.0),
     "embedding": (SentenceEmbedding(), _rng.normal(size=(8, 3)), 1.0),
     "regression": (Regression("rmse"), _NUMBERS, 0.0),
 }
@@ -526,13 +592,32 @@ def test_a_model_agrees_with_itself_wholly_and_with_noise_less(name: str) -> Non
     agreement.learn(out(outputs), labels)
     assert agreement.metric.value(agreement.scores(out(outputs), labels)) == pytest.approx(itself)
     other = np.roll(outputs, 1, axis=0)
-    worse = agreement.metric.drop(agreement.scores(out(outputs), labels), agreement.scores(out(other), labels))
-    assert worse > 0.1
+    own = agreement.scores(out(outputs), labels)
+    assert agreement.metric.drop(own, agreement.scores(out(other), labels)) > 0.1
+    surer = outputs * np.array([1, 1, 1, 1, 1.3, 1]) if name == "detection" else 3 * outputs
+    assert agreement.metric.drop(own, agreement.scores(out(surer), labels)) > -1e-9
     # By content, not by place.
     half = [b"2", b"3"] if name != "embedding" else labels
     part = outputs[2:] if name != "embedding" else outputs
     assert agreement.metric.value(agreement.scores(out(part), half)) == pytest.approx(itself)
     assert agreement.errors(out(outputs), out(outputs)) == pytest.approx(np.zeros(4))
+
+
+@pytest.mark.parametrize("metric", ["loss", "perplexity"])
+def test_a_loss_is_no_agreement_as_a_surer_model_has_less_of_it(metric: Any) -> None:
+    task = TokenLoss("masked_lm", metric)
+    best = list(_TOKENS.argmax(axis=2))
+    assert task.metric.drop(task.scores(out(_TOKENS), best), task.scores(out(3 * _TOKENS), best)) < -0.1
+    assert not isinstance(task, Answering)
+    assert with_or_without_labels(task, labelled=False) is task
+
+
+def test_detections_without_an_area_are_no_answers() -> None:
+    """No detection matches them, not even themselves, and with a negative side they are no labels."""
+    rows = [[[0, 0, 10, 10, 0.9, 0], [5, 5, 5, 9, 0.8, 0], [9, 9, 3, 3, 0.7, 1]]]
+    agreement = Agreement(Detection(2))
+    agreement.learn(out(rows), [b"0"])
+    assert agreement.metric.value(agreement.scores(out(rows), [b"0"])) == pytest.approx(1)
 
 
 def test_a_sample_that_the_reference_never_saw_is_no_agreement() -> None:
@@ -546,7 +631,7 @@ def test_labels_are_used_where_they_are() -> None:
 
 
 def test_tokens_of_padding_do_not_agree_or_disagree() -> None:
-    task = Tokens("token_classification", "accuracy")
+    task = TokenAccuracy("token_classification")
     mask = np.array([[1, 1, 0, 0, 0]] * 4)
     answers = task.answers({"logits": _TOKENS, "attention_mask": mask})
     assert [(answer == -100).tolist() for answer in answers] == [[False, False, True, True, True]] * 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from validate.exceptions import JobError
 from validate.tasks.base import Metric, Task, log_probability_error
 from validate.tasks.classification import Classification
+from validate.tasks.spec import TextRecognitionSpec
 from validate.tasks.text_recognition import TextRecognition
 
 relaxed = settings(deadline=None, max_examples=200)
@@ -108,6 +111,8 @@ def test_labels_of_any_integer_type_are_usable(dtype: type) -> None:
         ([True, False, True], "class indices"),
         ([None, 1, 2], "class indices"),
         ([[0], [1], [2]], "class indices"),
+        ([0, 1, {"id": 3}], "class indices, but this one is {'id': 3}"),
+        ([0, 1, "a" * 900], f"this one is '{'a' * 79}$"),
         ([0], "cannot be paired"),
         ([0, 1], "cannot be paired"),
         ([0, 1, 2, 0], "cannot be paired"),
@@ -216,6 +221,21 @@ def test_an_output_of_another_alphabet_is_refused(shape: tuple[int, ...]) -> Non
 def test_texts_that_cannot_be_paired_are_refused(labels: list[str]) -> None:
     with pytest.raises(ValueError, match="zip"):
         TextRecognition(CHARACTERS).scores(out(probabilities([[1], [2]])), labels)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_characters_come_from_a_file_with_or_without_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "characters.txt").write_text("a\nß\n", encoding=encoding)
+    spec = TextRecognitionSpec(type="text_recognition", characters=str(tmp_path / "characters.txt"), append_space=True)
+    task = spec.make({})
+    assert task.scores(out(np.eye(4)[[[1, 3, 2, 0]]]), ["a ß"]).tolist() == [1.0]
+
+
+def test_characters_in_another_encoding_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "characters.txt").write_text("a\nß\n", encoding="latin-1")
+    spec = TextRecognitionSpec(type="text_recognition", characters=str(tmp_path / "characters.txt"))
+    with pytest.raises(JobError, match=r"characters\.txt is no text in UTF-8"):
+        spec.make({})
 
 
 @pytest.mark.parametrize("label", [7, None, 1.5, b"a", ["a"]])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 __all__ = [
     "Aggregate",
     "Answering",
+    "ClassRecords",
+    "CountsLabels",
+    "LabelError",
     "Metric",
     "Outputs",
     "ReadsInputs",
@@ -20,7 +23,9 @@ __all__ = [
     "Weights",
     "first_output",
     "log_probability_error",
+    "parse_labels",
     "ratio_of_sums",
+    "shown",
 ]
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -34,6 +39,22 @@ Weights = NDArray[np.float64]
 
 Aggregate = Callable[[Records, Weights], NDArray[np.float64]]
 """Records (n, k) and weights (b, n) to values (b,). A weight of 2 gives exactly what the sample twice would."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassRecords:
+    """What the records hold of one class alone.
+
+    Attributes:
+        name: of the class.
+        concerned: which samples have anything of it, a label or an answer, bool of shape (n,).
+        records: as the metric's, without what is of other classes, shape (n, k); the metric of them is that of the
+            class.
+    """
+
+    name: str
+    concerned: NDArray[np.bool_]
+    records: Records
 
 
 @dataclass(frozen=True)
@@ -50,6 +71,7 @@ class Metric:
         higher_is_better: the direction.
         is_rate: a share in [0, 1], shown to people in percent. (A character error rate can be above 1.)
         aggregate: None for a mean.
+        per_class: of an aggregate that is made of classes, what belongs to each; always all of them, in their order.
         is_agreement: the labels are the reference model's answers, so that it is agreement with it and not accuracy.
     """
 
@@ -57,7 +79,15 @@ class Metric:
     higher_is_better: bool
     is_rate: bool
     aggregate: Aggregate | None = None
+    per_class: Callable[[Records], Iterator[ClassRecords]] | None = None
     is_agreement: bool = False
+
+    @property
+    def best(self) -> float | None:
+        """The best value there is: 1 of a rate, 0 of an error. None where higher is better without a known end."""
+        if not self.higher_is_better:
+            return 0.0
+        return 1.0 if self.is_rate else None
 
     @property
     def is_mean(self) -> bool:
@@ -85,6 +115,12 @@ class Metric:
         gain = self.value(candidate) - self.value(reference)
         return -gain if self.higher_is_better else gain
 
+    def each(self, records: Records) -> NDArray[np.float64]:
+        """Return the metric of every sample by itself, shape (n,); NaN where it is not defined of one sample."""
+        if self.is_mean:
+            return records
+        return np.concatenate([self.values(row[None], np.ones((1, 1))) for row in records] or [np.empty(0)])
+
     @property
     def largest_difference(self) -> float | None:
         """How much two scores of a sample can differ at most; None where there is no such bound."""
@@ -110,7 +146,7 @@ class Task(Protocol):
     def scores(self, outputs: Outputs, labels: Sequence[Any]) -> NDArray[np.float64]:
         """Return what the metric needs of each sample: a score, shape (batch,), or a record, shape (batch, k).
 
-        Raises ValueError where a label cannot be used.
+        Raises ValueError where the outputs or a label cannot be used; a LabelError says which label.
         """
         ...
 
@@ -124,10 +160,23 @@ class Task(Protocol):
 
 @runtime_checkable
 class Answering(Protocol):
-    """A task that can take a model's answers for labels. Where there are none, it measures agreement with a model."""
+    """A task that can take a model's answers for labels. Where there are none, it measures agreement with a model.
+
+    Held against its own answers a model must get the metric's best value. A loss does not: the class that a model holds
+    for likeliest is not certain to it, so that a candidate that is surer would look better than the model itself.
+    """
 
     def answers(self, outputs: Outputs) -> list[Any]:
         """Return what the model says of each sample, as a label that `scores` takes."""
+        ...
+
+
+@runtime_checkable
+class CountsLabels(Protocol):
+    """A task whose records say how often each class is in the labels, so that one that never is can be told."""
+
+    def label_counts(self, records: Records) -> NDArray[np.float64]:
+        """Return how often each class is in the labels of all samples, shape (classes,)."""
         ...
 
 
@@ -137,6 +186,37 @@ class ReadsInputs(Protocol):
 
     inputs: tuple[str, ...]
     """Names of inputs. One that the model does not have is left out."""
+
+
+class LabelError(ValueError):
+    """A label that cannot be used.
+
+    Attributes:
+        place: of its sample in the batch, from 0.
+    """
+
+    def __init__(self, place: int, message: str) -> None:
+        super().__init__(message)
+        self.place = place
+
+
+Parsed = TypeVar("Parsed")
+
+
+def parse_labels(labels: Sequence[Any], parse: Callable[[Any], Parsed]) -> list[Parsed]:
+    """Return what `parse` makes of each label. Where it raises ValueError, a LabelError says which label it was."""
+    parsed = []
+    for place, label in enumerate(labels):
+        try:
+            parsed.append(parse(label))
+        except ValueError as error:
+            raise LabelError(place, str(error)) from error
+    return parsed
+
+
+def shown(label: Any) -> str:
+    """Return the beginning of a label, for a sentence."""
+    return " ".join(repr(label).split())[:80]
 
 
 def first_output(outputs: Outputs) -> NDArray[Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from validate.tasks.base import Metric, Outputs, first_output, log_probability_error
+from validate.tasks.base import Metric, Outputs, first_output, log_probability_error, parse_labels, shown
 
 __all__ = ["Classification"]
 
@@ -28,16 +28,9 @@ class Classification:
     def scores(self, outputs: Outputs, labels: Sequence[Any]) -> NDArray[np.float64]:
         """Return 1.0 where the label is among the k highest, else 0.0; 0.0 where any logit is NaN."""
         logits = _first(outputs)
-        wanted = np.asarray(labels)
-        if wanted.ndim != 1 or not np.issubdtype(wanted.dtype, np.integer):
-            raise ValueError(f"labels must be class indices, but the first is {labels[0]!r}")
-        if len(wanted) != len(logits):
-            raise ValueError(f"{len(wanted)} labels cannot be paired with an output of shape {logits.shape}")
-        if wanted.min() < 0 or wanted.max() >= logits.shape[1]:
-            raise ValueError(
-                f"label {int(wanted.max() if wanted.min() >= 0 else wanted.min())} is outside the model's "
-                f"{logits.shape[1]} classes"
-            )
+        if len(labels) != len(logits):
+            raise ValueError(f"{len(labels)} labels cannot be paired with an output of shape {logits.shape}")
+        wanted = np.array(parse_labels(labels, lambda label: _index(label, logits.shape[1])))
         if self.top_k >= logits.shape[1]:
             raise ValueError(f"top_k is {self.top_k}, but the model has only {logits.shape[1]} classes")
         best = np.argsort(-logits, axis=1, kind="stable")[:, : self.top_k]
@@ -51,6 +44,15 @@ class Classification:
     def answers(self, outputs: Outputs) -> list[Any]:
         """Return the class with the highest logit of each sample."""
         return [int(best) for best in np.argmax(_first(outputs), axis=1)]
+
+
+def _index(label: Any, classes: int) -> int:
+    index = np.asarray(label)
+    if index.ndim or not np.issubdtype(index.dtype, np.integer):
+        raise ValueError(f"labels must be class indices, but this one is {shown(label)}")
+    if not 0 <= index < classes:
+        raise ValueError(f"label {index} is outside the model's {classes} classes")
+    return int(index)
 
 
 def _first(outputs: Outputs) -> NDArray[np.float64]:

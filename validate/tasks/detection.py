@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from validate.tasks.average_precision import IOU_THRESHOLDS, mean_average_precision
-from validate.tasks.base import Metric, Outputs
+from validate.tasks.base import ClassRecords, Metric, Outputs, Records, parse_labels, shown
 
 __all__ = ["BoxFormat", "Detection", "Detections", "OutputNames"]
 
@@ -87,7 +87,9 @@ class Detection:
         decode: Decode | None = None, most: int = 100,
     ) -> None:  # fmt: skip
         self.name = "detection"
-        self.metric = Metric("map", higher_is_better=True, is_rate=True, aggregate=self._map)
+        self.metric = Metric(
+            "map", higher_is_better=True, is_rate=True, aggregate=self._map, per_class=self._per_class
+        )  # fmt: skip
         self.classes, self.most = classes, most
         self._coding = _Coding(format, names or OutputNames(), decode)
 
@@ -99,7 +101,7 @@ class Detection:
         found = self._detections(outputs)
         if len(found) != len(labels):
             raise ValueError(f"{len(labels)} labels cannot be paired with detections of {len(found)} images")
-        return _matched(found, [self._annotations(label) for label in labels], self.classes, self.most)
+        return _matched(found, parse_labels(labels, self._annotations), self.classes, self.most)
 
     def errors(self, outputs: Outputs, reference: Outputs) -> NDArray[np.float64]:
         """Return per image how little the detections overlap with the reference's: 0 where equal, 1 where not at all.
@@ -114,14 +116,24 @@ class Detection:
         ])  # fmt: skip
 
     def answers(self, outputs: Outputs) -> list[Any]:
-        """Return the detections that the model is sure of, as labels."""
-        return [
-            {"bbox": x.boxes[x.scores >= _ANSWER_SCORE], "category": x.classes[x.scores >= _ANSWER_SCORE]}
-            for x in self._detections(outputs)
-        ]
+        """Return the detections that the model is sure of, as labels; none without an area, which nothing matches."""
+        answers = []
+        for x in self._detections(outputs):
+            sure = (x.scores >= _ANSWER_SCORE) & (x.boxes[:, 2:] > 0).all(axis=1)
+            answers.append({"bbox": x.boxes[sure], "category": x.classes[sure]})
+        return answers
 
     def _map(self, records: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
         return mean_average_precision(records[:, : self.classes], records[:, self.classes :], weights)
+
+    def _per_class(self, records: Records) -> Iterator[ClassRecords]:
+        kinds = records[:, self.classes :: 3]
+        for index in range(self.classes):
+            own = records.copy()
+            own[:, : self.classes] = 0
+            own[:, index] = records[:, index]
+            own[:, self.classes :: 3] = np.where(kinds == index, kinds, -1)
+            yield ClassRecords(str(index), (own[:, index] > 0) | (kinds == index).any(axis=1), own)
 
     def _detections(self, outputs: Outputs) -> list[Detections]:
         boxes, scores, classes = (np.asarray(x, np.float64) for x in self._decoded(outputs))
@@ -135,7 +147,7 @@ class Detection:
             real = (score > 0) & (kind >= 0) & np.isfinite(box).all(axis=1) & np.isfinite(score)
             order = np.flatnonzero(real)[np.argsort(-score[real], kind="stable")[: self.most]]
             if kind[order].size and kind[order].max() >= self.classes:
-                raise ValueError(f"class {int(kind[order].max())} of a detection is none of {self.classes} classes")
+                raise ValueError(f"class {kind[order].max():g} of a detection is none of {self.classes} classes")
             found.append(Detections(box[order], score[order], kind[order].astype(np.int64)))
         return found
 
@@ -157,22 +169,37 @@ class Detection:
 
     def _annotations(self, label: Any) -> dict[str, NDArray[Any]]:
         if isinstance(label, list | tuple) and all(isinstance(one, Mapping) for one in label):
-            keys = label[0].keys() if label else ("bbox", "category")
+            keys = {key for one in label for key in one} if label else ("bbox", "category")
             label = {key: [one.get(key) for one in label] for key in keys}
         if isinstance(label, Mapping) and "category_id" in label and "category" not in label:
             label = {**label, "category": label["category_id"]}
         if not isinstance(label, Mapping) or not {"bbox", "category"} <= label.keys():
-            raise ValueError(f"a label must be a mapping with bbox and category, but one is {str(label)[:80]}")
-        boxes = np.asarray(label["bbox"], np.float64).reshape(-1, 4)
-        classes = np.asarray(label["category"], np.int64).reshape(-1)
-        crowd = np.asarray(label.get("iscrowd", np.zeros(len(classes))), np.int64).reshape(-1)
+            raise ValueError(f"a label must be a mapping with bbox and category, but this one is {shown(label)}")
+        boxes, classes = _numbers(label, "bbox"), _numbers(label, "category").reshape(-1)
+        if boxes.size and boxes.shape[-1:] != (4,):
+            raise ValueError(f"bbox must hold four numbers for each box, but it has shape {boxes.shape}")
+        boxes = boxes.reshape(-1, 4)
+        crowd = np.zeros(len(classes))
+        if label.get("iscrowd") is not None:
+            crowd = np.nan_to_num(_numbers(label, "iscrowd")).reshape(-1)  # none is no crowd, as pycocotools has it
         if not len(boxes) == len(classes) == len(crowd):
             raise ValueError(f"a label has {len(boxes)} boxes, but {len(classes)} categories and {len(crowd)} iscrowd")
         if not np.isfinite(boxes).all() or (boxes[:, 2:] < 0).any():
             raise ValueError("a label has a box with a negative or infinite side; bbox is left, top, width, height")
-        if classes.size and (classes.min() < 0 or classes.max() >= self.classes):
-            raise ValueError(f"category {int(classes.max())} of a label is none of {self.classes} classes")
-        return {"bbox": boxes, "category": classes, "iscrowd": crowd}
+        wrong = classes[~np.isin(classes, range(self.classes))]
+        if wrong.size:
+            raise ValueError(f"category {wrong[0]:.15g} of a label is none of {self.classes} classes")
+        return {"bbox": boxes, "category": classes.astype(np.int64), "iscrowd": crowd != 0}
+
+
+def _numbers(label: Mapping[str, Any], key: str) -> NDArray[np.float64]:
+    """Return what a label says under a key; NaN for each null in a list."""
+    try:
+        if label[key] is not None:
+            return np.asarray(label[key], np.float64)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"{key} of a label must be numbers, but it is {shown(label[key])}")
 
 
 def _to_xywh(boxes: NDArray[np.float64], form: BoxFormat) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from validate.tasks.base import Metric, Outputs, Records, Weights, first_output
+from validate.tasks.base import Metric, Outputs, Records, Weights, first_output, parse_labels, shown
 
 __all__ = ["Pooling", "SentenceEmbedding"]
 
@@ -47,7 +47,7 @@ class SentenceEmbedding:
         similarities = _similarities(self._pooled(outputs))
         if len(similarities) != len(labels):
             raise ValueError(f"{len(labels)} pairs need {_ROWS * len(labels)} vectors, not {_ROWS * len(similarities)}")
-        return np.array([(s, *_parsed(label)) for s, label in zip(similarities, labels, strict=True)], np.float64)
+        return np.column_stack([similarities, parse_labels(labels, _parsed)])
 
     def errors(self, outputs: Outputs, reference: Outputs) -> NDArray[np.float64]:
         """Return one minus the cosine between a vector and the reference's, the mean of both sentences of a pair."""
@@ -89,7 +89,9 @@ def _parsed(label: Any) -> tuple[float, float]:
     """Return the human score, and the dataset as a number: a checksum, which is the same in every batch and run."""
     score, dataset = (label.get("score"), label.get("dataset")) if isinstance(label, Mapping) else (label, "")
     if isinstance(score, bool) or not isinstance(score, int | float | np.number) or not np.isfinite(score):
-        raise ValueError(f"a label must be a number, or a mapping with score and dataset, but one is {label!r}")
+        raise ValueError(
+            f"a label must be a number, or a mapping with score and dataset, but this one is {shown(label)}"
+        )
     return float(score), float(zlib.crc32(str(dataset).encode()))
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from validate.tasks.base import Metric, Outputs, Records, Weights, first_output
+from validate.tasks.base import Metric, Outputs, Records, Weights, first_output, parse_labels, shown
 
 __all__ = ["Regression"]
 
@@ -38,18 +38,9 @@ class Regression:
     def scores(self, outputs: Outputs, labels: Sequence[Any]) -> NDArray[np.float64]:
         """Return the error of each sample, in the labels' unit, or its square; NaN where the output is NaN."""
         values = _flat(outputs)
-        try:
-            wanted = np.asarray(labels, np.float64).reshape(len(labels), -1)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"labels must be numbers, the same many for each sample: {error}") from error
-        if wanted.shape != values.shape:
-            raise ValueError(
-                f"labels of {wanted.shape[1]} numbers cannot be held against an output of {values.shape[1]}"
-                if len(wanted) == len(values)
-                else f"{len(wanted)} labels cannot be paired with {len(values)} outputs"
-            )
-        if not np.isfinite(wanted).all():
-            raise ValueError("a label is not finite")
+        if len(labels) != len(values):
+            raise ValueError(f"{len(labels)} labels cannot be paired with {len(values)} outputs")
+        wanted = np.array(parse_labels(labels, lambda label: _numbers(label, values.shape[1])))
         if self.metric.is_mean:
             return np.asarray(np.abs(values - wanted).mean(axis=1))
         return np.asarray(np.square(values - wanted).mean(axis=1, keepdims=True))
@@ -61,6 +52,18 @@ class Regression:
     def answers(self, outputs: Outputs) -> list[Any]:
         """Return the values of each sample."""
         return list(_flat(outputs))
+
+
+def _numbers(label: Any, number: int) -> NDArray[np.float64]:
+    try:
+        found = np.asarray(label, np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        raise ValueError(f"labels must be numbers, but this one is {shown(label)}") from None
+    if found.size != number:
+        raise ValueError(f"labels of {found.size} numbers cannot be held against an output of {number}")
+    if not np.isfinite(found).all():
+        raise ValueError(f"this one is not finite: {shown(label)}")
+    return found
 
 
 def _flat(outputs: Outputs) -> NDArray[np.float64]:

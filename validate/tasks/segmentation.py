@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,16 @@ from PIL import Image
 from scipy.special import log_softmax
 
 from validate.preprocessing import as_image
-from validate.tasks.base import Metric, Outputs, Records, Weights, first_output, log_probability_error
+from validate.tasks.base import (
+    ClassRecords,
+    Metric,
+    Outputs,
+    Records,
+    Weights,
+    first_output,
+    log_probability_error,
+    parse_labels,
+)
 
 __all__ = ["Segmentation"]
 
@@ -19,15 +28,15 @@ __all__ = ["Segmentation"]
 class Segmentation:
     """Mean intersection over union of the first output, logits (batch, classes, h, w) or classes (batch, h, w).
 
-    A label is a map of classes, an array of shape (height, width) or an image of one channel, and shows what the model
-    sees: where the preprocessing crops, the label must be cropped too. Logits of another size are resized to it
-    (bilinearly), and classes by the nearest, as is usual for networks with a stride.
+    A label is a map of classes, an array of integers or bools of shape (height, width) or an image of one channel, and
+    shows what the model sees: where the preprocessing crops, the label must be cropped too. Logits of another size are
+    resized to it (bilinearly), and classes by the nearest, as is usual for networks with a stride.
 
     The mIoU is that of the whole set, as Pascal VOC defines it (Everingham et al. 2015, section 4.1.5): for each class
     the intersections of all images over their unions, then the mean over classes that are in any label or answer. It is
     not the mean of IoUs per image, in which a class in few pixels of one image would weigh as much as all of
-    another's. Each image has a record (intersection of each class, union of each class), in pixels; images are what is
-    resampled, as pixels of one image are not independent.
+    another's. Each image has a record (of each class the intersection, the union, and what the label has of it), in
+    pixels; images are what is resampled, as pixels of one image are not independent.
 
     Args:
         classes: how many there are; labels are 0 to classes - 1.
@@ -36,16 +45,18 @@ class Segmentation:
 
     def __init__(self, classes: int, ignored: int = 255) -> None:
         self.name = "segmentation"
-        self.metric = Metric("miou", higher_is_better=True, is_rate=True, aggregate=_miou)
+        self.metric = Metric(
+            "miou", higher_is_better=True, is_rate=True, aggregate=self._miou, per_class=self._per_class
+        )  # fmt: skip
         self.classes = classes
         self.ignored = ignored
 
     def scores(self, outputs: Outputs, labels: Sequence[Any]) -> NDArray[np.float64]:
-        """Return intersections and unions, shape (batch, 2 classes). A pixel with a NaN logit is of no class."""
+        """Return intersections, unions and labels, shape (batch, 3 classes). A pixel with a NaN is of no class."""
         values = self._checked(outputs)
         if len(values) != len(labels):
             raise ValueError(f"{len(labels)} labels cannot be paired with an output of shape {values.shape}")
-        return np.array([self._record(v, self._map(label)) for v, label in zip(values, labels, strict=True)])
+        return np.array([self._record(*both) for both in zip(values, parse_labels(labels, self._map), strict=True)])
 
     def errors(self, outputs: Outputs, reference: Outputs) -> NDArray[np.float64]:
         """Return the mean squared error of the log-probabilities, or of classes the share of pixels that differ."""
@@ -59,6 +70,10 @@ class Segmentation:
         smallest = np.uint8 if max(self.classes, self.ignored) < 256 else np.int32
         return [_classes(values, self.ignored).astype(smallest) for values in self._checked(outputs)]
 
+    def label_counts(self, records: Records) -> NDArray[np.float64]:
+        """Return the pixels that all labels have of each class, shape (classes,)."""
+        return np.asarray(records[:, 2 * self.classes :].sum(axis=0))
+
     def _checked(self, outputs: Outputs) -> NDArray[Any]:
         values = first_output(outputs)
         is_map = values.ndim == 3 and np.issubdtype(values.dtype, np.integer)
@@ -71,9 +86,11 @@ class Segmentation:
 
     def _map(self, label: Any) -> NDArray[np.int64]:
         found = np.asarray(label if isinstance(label, np.ndarray | list) else as_image(label))
+        if found.dtype == np.bool_:  # as of an image with one bit for each pixel
+            found = found.astype(np.uint8)
         if found.ndim != 2 or not np.issubdtype(found.dtype, np.integer):
             raise ValueError(
-                f"a label must be a map of classes, but one has shape {found.shape} and type {found.dtype}"
+                f"a label must be a map of classes, but this one has shape {found.shape} and type {found.dtype}"
             )
         wrong = (found != self.ignored) & ((found < 0) | (found >= self.classes))
         if wrong.any():
@@ -90,7 +107,22 @@ class Segmentation:
         pairs = np.bincount(wanted[scored] * (none + 1) + found[scored], minlength=none * (none + 1))
         confusion = pairs.reshape(none, none + 1).astype(np.float64)  # rows: labels; columns: answers
         both = np.diag(confusion)
-        return np.concatenate([both, confusion.sum(axis=1) + confusion.sum(axis=0)[:none] - both])
+        labels = confusion.sum(axis=1)
+        return np.concatenate([both, labels + confusion.sum(axis=0)[:none] - both, labels])
+
+    def _per_class(self, records: Records) -> Iterator[ClassRecords]:
+        for index in range(self.classes):
+            own = np.zeros_like(records)
+            own[:, index :: self.classes] = records[:, index :: self.classes]
+            yield ClassRecords(str(index), np.asarray((own > 0).any(axis=1)), own)
+
+    def _miou(self, records: Records, weights: Weights) -> NDArray[np.float64]:
+        sums = weights @ records
+        both, either = sums[:, : self.classes], sums[:, self.classes : 2 * self.classes]
+        there = either > 0
+        ratios = np.divide(both, either, out=np.zeros_like(both), where=there)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(ratios.sum(axis=1) / there.sum(axis=1))
 
 
 def _classes(values: NDArray[Any], none: int) -> NDArray[np.int64]:
@@ -108,13 +140,3 @@ def _resized(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
         return np.asarray(Image.fromarray(values.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
     channels = [Image.fromarray(channel.astype(np.float32)) for channel in values]
     return np.stack([np.asarray(channel.resize(size, Image.Resampling.BILINEAR)) for channel in channels])
-
-
-def _miou(records: Records, weights: Weights) -> NDArray[np.float64]:
-    classes = records.shape[1] // 2
-    sums = weights @ records
-    both, either = sums[:, :classes], sums[:, classes:]
-    there = either > 0
-    ratios = np.divide(both, either, out=np.zeros_like(both), where=there)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(ratios.sum(axis=1) / there.sum(axis=1))

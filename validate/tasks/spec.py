@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
 
 from validate.exceptions import JobError
 from validate.imports import CallableReference, config_folder, load_object, resolve_path
-from validate.tasks.base import Task
+from validate.tasks.agreement import with_or_without_labels
+from validate.tasks.base import Metric, Task
 
 __all__ = [
     "ClassificationSpec",
@@ -23,6 +24,7 @@ __all__ = [
     "TaskSpec",
     "TextRecognitionSpec",
     "TokenClassificationSpec",
+    "metric_of",
 ]
 
 _METADATA = "metadata:"
@@ -35,6 +37,9 @@ class _Spec(BaseModel):
     def is_rate(self) -> bool:
         """Whether the task's metric is a share in [0, 1]."""
         return True
+
+    def check_without_labels(self) -> None:
+        """Raise ValueError where the metric cannot say how far a model agrees with the float model's answers."""
 
 
 class ClassificationSpec(_Spec):
@@ -81,7 +86,10 @@ class TextRecognitionSpec(_Spec):
                 )
             text = metadata[key]
         else:
-            text = Path(self.characters).read_text(encoding="utf-8")
+            try:  # Windows' editors put a byte order mark before the first character
+                text = Path(self.characters).read_text(encoding="utf-8-sig")
+            except (OSError, UnicodeDecodeError) as error:
+                raise JobError(f"task.characters: {self.characters} is no text in UTF-8: {error}") from error
         characters = ["", *text.strip("\n").split("\n")]
         return TextRecognition([*characters, " "] if self.append_space else characters, metric=self.metric)
 
@@ -166,9 +174,17 @@ class _TokensSpec(_Spec):
 
     def make(self, metadata: Mapping[str, str]) -> Task:
         """Return the task."""
-        from validate.tasks.tokens import Tokens
+        from validate.tasks.tokens import TokenAccuracy, TokenLoss
 
-        return Tokens(self.type, self.metric)
+        return TokenAccuracy(self.type) if self.metric == "accuracy" else TokenLoss(self.type, self.metric)
+
+    def check_without_labels(self) -> None:
+        """Only of accuracy is the float model's own value the best there is."""
+        if self.metric != "accuracy":
+            raise ValueError(
+                f"task.metric is {self.metric}, which needs labels, and data.label is null: a candidate that is only "
+                "surer of itself would score better than the float model; set task.metric: accuracy"
+            )
 
 
 class TokenClassificationSpec(_TokensSpec):
@@ -243,3 +259,19 @@ TaskSpec = Annotated[
     | CustomSpec,
     Field(discriminator="type"),
 ]
+
+
+def metric_of(section: Mapping[str, Any], labelled: bool) -> Metric | None:
+    """Return the metric of a `task` section, without what else its task needs; None of a task of the user's own.
+
+    Args:
+        section: that of a run's config, which may be another machine's: files and code that it names are not opened.
+        labelled: whether there were labels.
+    """
+    if section["type"] == "custom":
+        return None
+    described = {key: value for key, value in section.items() if key != "decode"}
+    if "characters" in described:
+        described["characters"] = _METADATA
+    task: Task = TypeAdapter(TaskSpec).validate_python(described).make({"": ""})
+    return with_or_without_labels(task, labelled).metric

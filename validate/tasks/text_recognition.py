@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from validate.tasks.base import Metric, Outputs, first_output, log_probability_error, ratio_of_sums
+from validate.tasks.base import Metric, Outputs, first_output, log_probability_error, parse_labels, ratio_of_sums, shown
 
 __all__ = ["TextRecognition", "edit_distance"]
 
@@ -65,11 +65,8 @@ class TextRecognition:
 
         A line with a NaN is wrong, and counts as empty text.
         """
-        for label in labels:
-            if not isinstance(label, str):
-                raise ValueError(f"labels must be texts, but one is {label!r}")
         probabilities = first_output(outputs)
-        pairs = list(zip(self.decode(probabilities), labels, strict=True))
+        pairs = list(zip(self.decode(probabilities), parse_labels(labels, _text), strict=True))
         finite = ~np.isnan(probabilities).any(axis=(1, 2))
         if self.metric.is_mean:
             matches: NDArray[np.bool_] = np.array([text == label for text, label in pairs]) & finite
@@ -88,6 +85,12 @@ class TextRecognition:
     def answers(self, outputs: Outputs) -> list[Any]:
         """Return the text of each line."""
         return list(self.decode(first_output(outputs)))
+
+
+def _text(label: Any) -> str:
+    if not isinstance(label, str):
+        raise ValueError(f"labels must be texts, but this one is {shown(label)}")
+    return label
 
 
 def edit_distance(a: str, b: str) -> int:

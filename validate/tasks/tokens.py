@@ -9,14 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, logsumexp
 
-from validate.tasks.base import Metric, Outputs, Records, Weights, first_output, log_probability_error, ratio_of_sums
+from validate.tasks.base import (
+    Metric,
+    Outputs,
+    Records,
+    Weights,
+    first_output,
+    log_probability_error,
+    parse_labels,
+    ratio_of_sums,
+)
 
-__all__ = ["IGNORED", "TokenMetric", "Tokens"]
+__all__ = ["IGNORED", "TokenAccuracy", "TokenLoss"]
 
 IGNORED = -100
 """The label of a token that is not scored; PyTorch's CrossEntropyLoss and Hugging Face have the same."""
-
-TokenMetric = Literal["accuracy", "loss", "perplexity"]
 
 
 def _perplexity(records: Records, weights: Weights) -> NDArray[np.float64]:
@@ -24,29 +31,25 @@ def _perplexity(records: Records, weights: Weights) -> NDArray[np.float64]:
         return np.exp(ratio_of_sums(records, weights))
 
 
-_METRICS: dict[str, Metric] = {
-    "accuracy": Metric("token_accuracy", higher_is_better=True, is_rate=True, aggregate=ratio_of_sums),
+_ACCURACY = Metric("token_accuracy", higher_is_better=True, is_rate=True, aggregate=ratio_of_sums)
+_LOSSES = {
     "loss": Metric("loss", higher_is_better=False, is_rate=False, aggregate=ratio_of_sums),
     "perplexity": Metric("perplexity", higher_is_better=False, is_rate=False, aggregate=_perplexity),
 }
 
 
-class Tokens:
+class _Tokens:
     """What the first output, logits of shape (batch, tokens, classes), says of the tokens that have a label.
 
     A label is an array of shape (tokens,) with the class of each token, or -100 where it is not scored. The metric is
-    over all scored tokens together, as a sequence with twice as many says twice as much: their accuracy, their mean
-    negative log-likelihood in nats (loss), or its exponential (perplexity; Jelinek et al., JASA 62 (1977)). Each
-    sequence has a record (sum over its scored tokens, their number): tokens of one sequence are not independent, so
-    that sequences are what is resampled.
+    over all scored tokens together, as a sequence with twice as many says twice as much. Each sequence has a record
+    (sum over its scored tokens, their number): tokens of one sequence are not independent, so that sequences are what
+    is resampled.
     """
 
-    inputs = ("attention_mask",)
-
-    def __init__(self, name: str, metric: TokenMetric) -> None:
+    def __init__(self, name: str, metric: Metric) -> None:
         self.name = name
-        self.metric = _METRICS[metric]
-        self._counts_hits = metric == "accuracy"
+        self.metric = metric
 
     def scores(self, outputs: Outputs, labels: Sequence[Any]) -> NDArray[np.float64]:
         """Return sum and number of scored tokens, shape (batch, 2). NaN logits are wrong, and have a NaN loss."""
@@ -54,28 +57,28 @@ class Tokens:
         if len(labels) != len(logits):
             raise ValueError(f"{len(labels)} labels cannot be paired with an output of shape {logits.shape}")
         records = np.zeros((len(labels), 2))
-        for record, of_tokens, label in zip(records, logits, labels, strict=True):
-            classes = np.asarray(label)
-            if classes.shape != of_tokens.shape[:1] or not np.issubdtype(classes.dtype, np.integer):
-                raise ValueError(
-                    f"a label must hold {len(of_tokens)} classes, one for each token of the model's output, with "
-                    f"{IGNORED} for those that are not scored; this one has shape {classes.shape}, {classes.dtype}"
-                )
+        parsed = parse_labels(labels, lambda label: _classes(label, *logits.shape[1:]))
+        for record, of_tokens, classes in zip(records, logits, parsed, strict=True):
             scored = classes != IGNORED
-            wanted, rows = classes[scored], of_tokens[scored].astype(np.float64)
-            if wanted.size and (wanted.min() < 0 or wanted.max() >= rows.shape[1]):
-                raise ValueError(f"label {int(wanted.max())} is outside the model's {rows.shape[1]} classes")
-            if self._counts_hits:
-                hits = (rows.argmax(axis=1) == wanted) & ~np.isnan(rows).any(axis=1)
-                record[:] = hits.sum(), wanted.size
-            else:
-                likelihoods = rows[np.arange(wanted.size), wanted] - logsumexp(rows, axis=1)
-                record[:] = -likelihoods.sum(), wanted.size
+            record[:] = self._sum(of_tokens[scored].astype(np.float64), classes[scored]), scored.sum()
         return records
 
     def errors(self, outputs: Outputs, reference: Outputs) -> NDArray[np.float64]:
         """Return the mean squared error of the log-probabilities per sample, over all tokens."""
         return log_probability_error(log_softmax(_logits(outputs), axis=2), log_softmax(_logits(reference), axis=2))
+
+    def _sum(self, logits: NDArray[np.float64], wanted: NDArray[Any]) -> float:
+        """Return the sum over tokens of logits (tokens, classes) and labels (tokens,)."""
+        raise NotImplementedError
+
+
+class TokenAccuracy(_Tokens):
+    """The share of the scored tokens whose best class is the label; see the base class."""
+
+    inputs = ("attention_mask",)
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, _ACCURACY)
 
     def answers(self, outputs: Outputs) -> list[Any]:
         """Return the best class of every token, and -100 where ``attention_mask`` is 0."""
@@ -83,9 +86,39 @@ class Tokens:
         mask = outputs.get("attention_mask")
         return list(best if mask is None else np.where(np.asarray(mask) > 0, best, IGNORED))
 
+    def _sum(self, logits: NDArray[np.float64], wanted: NDArray[Any]) -> float:
+        return float(((logits.argmax(axis=1) == wanted) & ~np.isnan(logits).any(axis=1)).sum())
+
+
+class TokenLoss(_Tokens):
+    """The mean negative log-likelihood of the scored tokens in nats, or its exponential, the perplexity.
+
+    For the latter see Jelinek et al., JASA 62 (1977). It gives no answers, as no model has the least loss against its
+    own; see `validate.tasks.base.Answering`.
+    """
+
+    def __init__(self, name: str, metric: Literal["loss", "perplexity"]) -> None:
+        super().__init__(name, _LOSSES[metric])
+
+    def _sum(self, logits: NDArray[np.float64], wanted: NDArray[Any]) -> float:
+        return float((logsumexp(logits, axis=1) - logits[np.arange(wanted.size), wanted]).sum())
+
 
 def _logits(outputs: Outputs) -> NDArray[Any]:
     logits = first_output(outputs)
     if logits.ndim != 3:
         raise ValueError(f"tokens need an output of shape (batch, tokens, classes), but it is {logits.shape}")
     return logits
+
+
+def _classes(label: Any, tokens: int, classes: int) -> NDArray[Any]:
+    found = np.asarray(label)
+    if found.shape != (tokens,) or not np.issubdtype(found.dtype, np.integer):
+        raise ValueError(
+            f"a label must hold {tokens} classes, one for each token of the model's output, with {IGNORED} for those "
+            f"that are not scored; this one has shape {found.shape}, {found.dtype}"
+        )
+    wrong = found[(found != IGNORED) & ((found < 0) | (found >= classes))]
+    if wrong.size:
+        raise ValueError(f"label {wrong[0]} is outside the model's {classes} classes")
+    return found
