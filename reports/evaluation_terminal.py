@@ -26,29 +26,36 @@ def summary(evaluation: Evaluation, output: Path) -> RenderableType:
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
-    """Return a row per model; a positive drop is worse than the first model, whatever the metric."""
+    """Return a row per model; a positive drop is worse than the first model, whatever the metric.
+
+    What holds a model against the first is left out where there is only that one.
+    """
     accuracy = evaluation.models[0].accuracy
-    agrees = any(model.agreement is not None for model in evaluation.models)
-    confidences = [m.accuracy.confidence for m in evaluation.models if isinstance(m.accuracy, CandidateAccuracy)]
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    table.add_column("model", overflow="fold")
-    interval = f"{100 * confidences[0]:.4g}% interval" if confidences else "interval"
     unit = fmt.drop_unit(accuracy.is_rate)
-    for heading in (accuracy.metric, f"drop, {unit}" if unit else "drop", interval, "agreement" if agrees else ""):
-        if heading:
-            table.add_column(heading, justify="right", no_wrap=True)
+    headings = ["model", accuracy.metric]
+    compared = [model.accuracy for model in evaluation.models if isinstance(model.accuracy, CandidateAccuracy)]
+    if compared:  # all with one confidence
+        headings += [f"drop, {unit}" if unit else "drop", f"{100 * compared[0].confidence:.4g}% interval"]
+    agrees = any(model.agreement is not None for model in evaluation.models[1:])
+    if agrees:
+        headings.append(f"{accuracy.metric} against the first")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    table.add_column(headings[0], overflow="fold")
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right", no_wrap=True)
     for model in evaluation.models:
         table.add_row(*map(Text, _cells(model, agrees)))
     return table
 
 
 def _cells(model: ModelEvaluation, agrees: bool) -> list[str]:
+    """Return the cells of a row; the first model has none of what holds it against itself."""
     accuracy = model.accuracy
-    cells = [fmt.printable(model.model), fmt.metric_value(accuracy.value, accuracy.is_rate), "", ""]
+    cells = [fmt.printable(model.model), fmt.metric_value(accuracy.value, accuracy.is_rate)]
     if isinstance(accuracy, CandidateAccuracy):
-        cells[2] = fmt.drop(accuracy.drop, accuracy.is_rate)
-        cells[3] = fmt.interval(accuracy.ci_low, accuracy.ci_high, accuracy.is_rate)
-    if agrees:
-        value = model.agreement
-        cells.append("" if value is None else fmt.metric_value(value, accuracy.is_rate))
+        cells.append(fmt.drop(accuracy.drop, accuracy.is_rate))
+        cells.append(fmt.interval(accuracy.ci_low, accuracy.ci_high, accuracy.is_rate))
+        if agrees:
+            value = model.agreement
+            cells.append("" if value is None else fmt.metric_value(value, accuracy.is_rate))
     return cells

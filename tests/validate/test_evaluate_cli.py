@@ -112,6 +112,7 @@ def test_every_model_is_held_against_the_first(
         assert (accuracy.ci_low, accuracy.ci_high) == pytest.approx((interval.low, interval.high))
         assert accuracy.confidence == pytest.approx(0.975)
         assert f"{100 * model.accuracy.value:.2f}%" in done.stdout
+    assert table(done.stdout)[0][-1] == "top1 against the first"
     assert len(set(evaluation.samples)) == ROWS
 
 
@@ -313,6 +314,38 @@ def write_identity(path: Path, shape: list[Any]) -> None:
     ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "y")]
     graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "same", ends[:1], ends[1:])
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def table(printed: str) -> list[list[str]]:
+    """Return the cells of the table that ends at the first empty line."""
+    lines = printed.strip().split("\n\n")[0].splitlines()
+    return [re.split(r"\s{2,}", line.strip()) for line in lines if not set(line) <= set(" ─")]
+
+
+def test_the_last_column_says_what_it_measures_against_the_first_model(tmp_path: Path) -> None:
+    """An error against the first model's answers is no agreement: 0 is the best of them."""
+    for name, shift in (("same", 0.0), ("shifted", 0.5)):
+        ends = [onnx.helper.make_tensor_value_info(end, onnx.TensorProto.FLOAT, ["N", 1]) for end in ("x", "y")]
+        by = onnx.numpy_helper.from_array(np.array([shift], np.float32), "by")
+        add = onnx.helper.make_node("Add", ["x", "by"], ["y"])
+        graph = onnx.helper.make_graph([add], name, ends[:1], ends[1:], [by])
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    values = np.arange(40, dtype=np.float64)
+    rows = pyarrow.table({"x": [[v] for v in values], "label": values + 2.0})
+    pyarrow.parquet.write_table(rows, tmp_path / "a.parquet")
+    (tmp_path / "pre.py").write_text(
+        "import numpy as np\ndef make(row):\n    return np.array(row['x'], np.float32)\n", encoding="utf-8"
+    )
+    source = {"parquet": "a.parquet"}
+    data = {"calibration": source, "validation": source, "preprocess": "pre.py:make"}
+    config = {"data": data, "task": {"type": "regression", "metric": "mae"}}
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    headings, first, second = table(evaluate(tmp_path, "same.onnx", "shifted.onnx").stdout)
+    assert headings == ["model", "mae", "drop", "95% interval", "mae against the first"]
+    assert first == ["same.onnx", "2"]
+    assert (second[:3], second[-1]) == (["shifted.onnx", "1.5", "-0.5"], "0.5")
+    assert table(evaluate(tmp_path, "same.onnx").stdout) == [["model", "mae"], ["same.onnx", "2"]]
 
 
 def test_labels_of_boxes_and_maps_come_out_of_parquet(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ def mean_average_precision(
 
     It is what `pycocotools.cocoeval.COCOeval.accumulate` computes: per class and IoU threshold, precision over recall
     of all detections by falling score, precision made to fall with recall and read at 101 recalls; then the mean of
-    these, over thresholds, and over classes with labels. An image with weight 2 counts as if it were there twice: its
-    detections have the same scores as their doubles, and so come next to them.
+    these, over thresholds, and over classes with labels. An image with weight 2 counts as if it were there twice,
+    each detection beside its double: among equal scores the order matters, here as in pycocotools.
 
     Args:
         labels: number of labels of each class in each image, shape (n, classes); those of crowds not counted.

@@ -38,7 +38,11 @@ Weights = NDArray[np.float64]
 """How often each sample counts, shape (b, n): whole numbers >= 0. Row by row another weighing of the same samples."""
 
 Aggregate = Callable[[Records, Weights], NDArray[np.float64]]
-"""Records (n, k) and weights (b, n) to values (b,). A weight of 2 gives exactly what the sample twice would."""
+"""Records (n, k) and weights (b, n) to values (b,).
+
+A weight of 2 gives what the sample twice would. Only a metric that depends on the order of equal scores, as COCO's mAP
+does, may differ a little: doubles lie side by side here, and elsewhere after all that score the same.
+"""
 
 
 @dataclass(frozen=True, eq=False)
