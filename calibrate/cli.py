@@ -188,13 +188,15 @@ def _track(
 ) -> str | None:
     """Log to MLflow and say where to look. A server that fails costs a warning: the verdict is on disk and stands."""
     from reports import tracking
+    from validate.passwords import without_passwords
 
     later = f"python -m reports log {shlex.quote(str(folder))}"
     try:
         tracking.log_results(results, folder, destination, retry_seconds)
     except Exception as error:  # whatever comes out of the clients of servers and of artifact stores
         logging.getLogger(__name__).exception("MLflow did not take the results")
-        journal.warn(f"{first_line(error)}; nothing is lost: {later} sends them")
+        said = without_passwords(first_line(error))
+        journal.warn(f"{said}; nothing is lost: {later} sends them")
         return None
     return tracking.ui_command(destination.uri)
 
