@@ -133,6 +133,13 @@ class Registry:
             for key, value in tags.items():
                 client.set_model_version_tag(name, version.version, key, value)
             if verdict.decision is not Decision.GO:
+                live = client.get_registered_model(name).aliases.get(CHAMPION)
+                if str(live) == str(version.version):
+                    return (
+                        f"version {version.version} of {name} is tagged {verdict.decision.value} now and is still "
+                        f"{CHAMPION}: only a GO of another version moves the alias; move it yourself where this one "
+                        "must not be live"
+                    )
                 return f"registered as version {version.version} of {name}, which does not become {CHAMPION}"
             client.set_registered_model_alias(name, CHAMPION, version.version)
         return f"registered as version {version.version} of {name}, which is {CHAMPION} now"
@@ -147,7 +154,23 @@ class Registry:
         for version in known:
             if version.run_id == run_id:
                 return version
-        return client.create_model_version(name, f"models:/{model_id}", run_id, model_id=model_id)
+        with self._as_that_of_the_process():
+            return client.create_model_version(name, f"models:/{model_id}", run_id, model_id=model_id)
+
+    @contextmanager
+    def _as_that_of_the_process(self) -> Iterator[None]:
+        """Make the server MLflow's global one for a while: a local store looks up models:/ID there, and not in itself.
+
+        The version's source has to be models:/ID: a database keeps nothing else that leads from a version to its model.
+        """
+        import mlflow
+
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(self._uri)
+        try:
+            yield
+        finally:
+            mlflow.set_tracking_uri(before)
 
     @contextmanager
     def _client(self) -> Iterator[MlflowClient]:

@@ -21,7 +21,7 @@ from validate.significance import paired_interval
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from tests.conftest import Gate, Job
+    from tests.conftest import Gate, Job, Models
 
 GO, NO_GO, USAGE, INCONCLUSIVE, FAILED = 0, 1, 2, 3, 4
 LENIENT = {"max_drop": 0.8}
@@ -206,16 +206,42 @@ def test_a_run_is_one_version_that_says_how_it_was_last_judged(
     (version,) = client.search_model_versions(f"name = '{name}'")
     assert (version.version, version.run_id, version.tags["gate.decision"]) == ("1", _job_run(client), "GO")
 
+    no_go = gate({"max_drop": 0.1, "max_model_bytes": 100}, good, "--register", name)
+    assert no_go.returncode == NO_GO, no_go.stderr
+    assert f"version 1 of {name} is tagged NO_GO now and is still champion" in no_go.stdout
+    assert client.get_registered_model(name).aliases == {"champion": "1"}
 
-def test_the_registered_model_is_the_candidate(
-    gate: Gate, good: Path, client: MlflowClient, tmp_path: Path, server: str
+
+def test_another_model_than_the_one_that_was_judged_is_not_registered(
+    gate: Gate, good: Path, tmp_path: Path, models: Models, client: MlflowClient
 ) -> None:
+    shutil.copytree(good, tmp_path / "swapped")
+    shutil.copyfile(models.planted, tmp_path / "swapped" / "model.int8.onnx")
+    completed = gate(LENIENT, "swapped", "--register", "swapped")
+    assert completed.returncode == FAILED
+    assert "it is not what was judged" in completed.stderr
+    assert len(completed.stderr.splitlines()) == 1
+    assert client.search_registered_models("name = 'swapped'") == []
+
+
+@pytest.mark.parametrize("store", ["server", "database"])
+def test_the_registered_model_is_the_candidate(
+    gate: Gate, good: Path, tmp_path: Path, server: str, empty_store: Path, store: str
+) -> None:
+    """A database other than the one that MLflow takes by default, too."""
     import mlflow
     import onnx
 
-    assert gate(LENIENT, good, "--register", "whole").returncode == GO
-    mlflow.set_tracking_uri(server)
-    mlflow.set_registry_uri(server)
+    shutil.copyfile(empty_store, tmp_path / "other.db")
+    uri = server if store == "server" else f"sqlite:///{tmp_path}/other.db"
+    completed = gate(LENIENT, good, "--register", "whole", "--tracking-uri", uri)
+    assert completed.returncode == GO, completed.stderr
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    client = mlflow.MlflowClient()
+    version = client.get_model_version_by_alias("whole", "champion")
+    assert version.source is not None
+    assert client.get_logged_model(version.source.removeprefix("models:/")).source_run_id == version.run_id
     loaded = mlflow.onnx.load_model("models:/whole@champion")
     assert loaded.SerializeToString() == onnx.load(good / "model.int8.onnx").SerializeToString()
 
