@@ -31,10 +31,10 @@ _LONGEST_TAG = 5000  # that every store takes
 
 @dataclass(frozen=True)
 class Live:
-    """A registered version: how people know it, and the run that it came from."""
+    """A registered version: how people know it, and the run that it came from; None where it came from none."""
 
     label: str
-    run_id: str
+    run_id: str | None
 
 
 class Registry:
@@ -52,19 +52,19 @@ class Registry:
         for chatty in ("alembic", "mlflow"):  # they announce every table of a new sqlite file on the terminal
             logging.getLogger(chatty).setLevel(logging.WARNING)
 
-    def download(self, run_id: str, folder: Path) -> Path:
-        """Write the results of a job's run, and its samples where it has them, into a folder; return its results."""
+    def download(self, run_id: str, folder: Path) -> bool:
+        """Write the results of a job's run, and its samples where it has them, into a folder; tell whether it has any.
+
+        The run of a candidate, or one that was not completed, has none.
+        """
         with self._client() as client:
             present = {file.path for file in client.list_artifacts(run_id)}
             if _RESULTS not in present:
-                raise JobError(
-                    f"run {run_id} at {without_password(self._uri)} has no {_RESULTS}; name the run of a job, not "
-                    "one of its candidates, and complete it with python -m reports log"
-                )
+                return False
             for name in (_RESULTS, SAMPLES_FILE):
                 if name in present:
                     client.download_artifacts(run_id, name, str(folder))
-        return folder / _RESULTS
+        return True
 
     def run_of(self, results: Results, folder: Path) -> str:
         """Return the identity of the run of a job that was logged; see `reports.tracking.log_results`."""
@@ -94,12 +94,7 @@ class Registry:
                 if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
                     return None
                 raise
-            if not version.run_id:
-                raise JobError(
-                    f"version {version.version} of {name}, which is {alias}, came from no run, so that there are no "
-                    "samples to compare on"
-                )
-            return Live(f"{name} version {version.version} ({alias})", version.run_id)
+            return Live(f"{name} version {version.version} ({alias})", version.run_id or None)
 
     def register(self, name: str, results: Results, run_id: str, verdict: Verdict) -> str:
         """Make the model of a job's run a version, tag it with the verdict, and on GO move the alias to it.

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from validate.evidence import Champion, Engine, Evidence
-from validate.exceptions import UsageError
+from validate.exceptions import JobError, UsageError
 from validate.gate import decide
 from validate.groups import largest_difference, worsening
 from validate.policy import Policy
@@ -49,9 +49,12 @@ def judge_again(
 
 
 def champion_at(label: str, folder: Path) -> Champion:
-    """Return the selected candidate of a run whose files are in a folder. Raises JobError where they do not fit."""
-    results = Results.read(folder)
-    return Champion.of(label, results, *samples_of(results, folder))
+    """Return the selected candidate of a run whose files are in a folder; they may be of an older version of us."""
+    try:
+        results = Results.read(folder)
+        return Champion.of(label, results, *samples_of(results, folder))
+    except (UsageError, JobError) as error:
+        return Champion(label, problem=f"of its run, {str(error).replace(f'{folder}/', '')}")
 
 
 def _at_confidence(policy: Policy, results: Results, candidate: Candidate, samples: SampleTable | None) -> Candidate:
@@ -61,10 +64,12 @@ def _at_confidence(policy: Policy, results: Results, candidate: Candidate, sampl
         return candidate
     share = (1 - candidate.accuracy.confidence) / (1 - planned)
     wanted = 1 - (1 - policy.confidence) * share
-    if samples is None or samples.reference.ndim != 1 or candidate.integer_kernels is not None:
+    scored = samples is not None and candidate.name in samples.candidates
+    if samples is None or not scored or samples.reference.ndim != 1 or candidate.integer_kernels is not None:
         raise UsageError(
             f"policy.confidence is {policy.confidence:g} and the run's was {planned:g}; other intervals can be "
-            "computed only with a samples.parquet, of a metric that is a mean of scores, and not of integer kernels: "
+            "computed only with the samples.parquet of the run and the candidate's scores in it, of a metric that is a "
+            "mean of scores, and not of integer kernels: "
             f"run again with policy.confidence={policy.confidence:g}"
         )
     return candidate.model_copy(update={"accuracy": _interval(results.reference.accuracy, candidate, samples, wanted)})
