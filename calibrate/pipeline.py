@@ -150,6 +150,8 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
             reference.accuracy, selected, inputs.task.metric, inputs.model.info.sha256, overlap, samples
         )  # fmt: skip
         verdict = decide(config.policy, evidence)
+        if search is None and config.fallback.evaluations:
+            _warn_of_rules_beside_accuracy(verdict, journal)
         samples_sha256 = samples.write(output / SAMPLES_FILE)
 
         results = Results(
@@ -290,6 +292,16 @@ def _closeness(candidate: Candidate, verdict: Verdict) -> tuple[int, float]:
 def _verdict(config: Config, reference: Reference, candidate: Candidate) -> Verdict:
     """Judge a candidate by what is known of it before it is timed: its accuracy, and the builder's word."""
     return decide(config.policy.without_named_rules(), Evidence(reference.accuracy, candidate))
+
+
+def _warn_of_rules_beside_accuracy(verdict: Verdict, journal: Journal) -> None:
+    """Say that rules which the policy misses, while its accuracy holds, make nothing go back to float."""
+    missed = {rule.name for rule in verdict.rules if rule.outcome in {"fail", "undecided"}}
+    if missed and not missed & {"accuracy", "accuracy with integer kernels"}:
+        journal.warn(
+            "no layers were put back to float: the search is for the accuracy alone, which keeps to the policy, and "
+            f"not for what misses it: {', '.join(sorted(missed))}"
+        )
 
 
 def _describe(stream: SampleStream, seen: Seen) -> dict[str, Any]:

@@ -31,10 +31,10 @@ _LONGEST_TAG = 5000  # that every store takes
 
 @dataclass(frozen=True)
 class Live:
-    """A registered version: how people know it, and the run that it came from."""
+    """A registered version: how people know it, and the run that it came from; None where it came from none."""
 
     label: str
-    run_id: str
+    run_id: str | None
 
 
 class Registry:
@@ -52,19 +52,19 @@ class Registry:
         for chatty in ("alembic", "mlflow"):  # they announce every table of a new sqlite file on the terminal
             logging.getLogger(chatty).setLevel(logging.WARNING)
 
-    def download(self, run_id: str, folder: Path) -> Path:
-        """Write the results of a job's run, and its samples where it has them, into a folder; return its results."""
+    def download(self, run_id: str, folder: Path) -> bool:
+        """Write the results of a job's run, and its samples where it has them, into a folder; tell whether it has any.
+
+        The run of a candidate, or one that was not completed, has none.
+        """
         with self._client() as client:
             present = {file.path for file in client.list_artifacts(run_id)}
             if _RESULTS not in present:
-                raise JobError(
-                    f"run {run_id} at {without_passwords(self._uri)} has no {_RESULTS}; name the run of a job, not "
-                    "one of its candidates, and complete it with python -m reports log"
-                )
+                return False
             for name in (_RESULTS, SAMPLES_FILE):
                 if name in present:
                     client.download_artifacts(run_id, name, str(folder))
-        return folder / _RESULTS
+        return True
 
     def run_of(self, results: Results, folder: Path) -> str:
         """Return the identity of the run of a job that was logged; see `reports.tracking.log_results`."""
@@ -94,12 +94,7 @@ class Registry:
                 if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
                     return None
                 raise
-            if not version.run_id:
-                raise JobError(
-                    f"version {version.version} of {name}, which is {alias}, came from no run, so that there are no "
-                    "samples to compare on"
-                )
-            return Live(f"{name} version {version.version} ({alias})", version.run_id)
+            return Live(f"{name} version {version.version} ({alias})", version.run_id or None)
 
     def register(self, name: str, results: Results, run_id: str, verdict: Verdict) -> str:
         """Make the model of a job's run a version, tag it with the verdict, and on GO move the alias to it.
@@ -133,6 +128,13 @@ class Registry:
             for key, value in tags.items():
                 client.set_model_version_tag(name, version.version, key, value)
             if verdict.decision is not Decision.GO:
+                live = client.get_registered_model(name).aliases.get(CHAMPION)
+                if str(live) == str(version.version):
+                    return (
+                        f"version {version.version} of {name} is tagged {verdict.decision.value} now and is still "
+                        f"{CHAMPION}: only a GO of another version moves the alias; move it yourself where this one "
+                        "must not be live"
+                    )
                 return f"registered as version {version.version} of {name}, which does not become {CHAMPION}"
             client.set_registered_model_alias(name, CHAMPION, version.version)
         return f"registered as version {version.version} of {name}, which is {CHAMPION} now"
@@ -147,7 +149,23 @@ class Registry:
         for version in known:
             if version.run_id == run_id:
                 return version
-        return client.create_model_version(name, f"models:/{model_id}", run_id, model_id=model_id)
+        with self._as_that_of_the_process():
+            return client.create_model_version(name, f"models:/{model_id}", run_id, model_id=model_id)
+
+    @contextmanager
+    def _as_that_of_the_process(self) -> Iterator[None]:
+        """Make the server MLflow's global one for a while: a local store looks up models:/ID there, and not in itself.
+
+        The version's source has to be models:/ID: a database keeps nothing else that leads from a version to its model.
+        """
+        import mlflow
+
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(self._uri)
+        try:
+            yield
+        finally:
+            mlflow.set_tracking_uri(before)
 
     @contextmanager
     def _client(self) -> Iterator[MlflowClient]:

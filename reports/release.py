@@ -13,8 +13,9 @@ from reports import format as fmt
 from reports import junit, markdown, terminal
 from reports.registry import Registry
 from reports.tracking import Destination, default_uri, log_results
+from reports.tracking.location import without_password
 from validate.evidence import Champion
-from validate.exceptions import UsageError
+from validate.exceptions import JobError, UsageError
 from validate.gating import champion_at, judge_again
 from validate.policy import Policy
 from validate.results import Decision, Results
@@ -64,8 +65,13 @@ def release(request: Request, console: Console) -> Decision:
     policy = read_settings(Policy, request.policy)
     with tempfile.TemporaryDirectory(prefix="gate-") as temporary:
         if request.mlflow_run is not None:
-            folder = Path(temporary)
-            results = Results.read(Registry(default_uri(request.tracking_uri)).download(request.mlflow_run, folder))
+            folder, uri = Path(temporary), default_uri(request.tracking_uri)
+            if not Registry(uri).download(request.mlflow_run, folder):
+                raise JobError(
+                    f"run {request.mlflow_run} at {without_password(uri)} has no results.json; name the run of a job, "
+                    "not one of its candidates, and complete it with python -m reports log"
+                )
+            results = Results.read(folder)
         else:
             assert request.results is not None
             results = Results.read(request.results)
@@ -97,8 +103,11 @@ def _champion(request: Request, results: Results) -> Champion:
     live = registry.live(name, alias)
     if live is None:
         return Champion(f"{name}@{alias}", problem=f"no version of {name} holds the alias {alias} yet", is_absent=True)
+    if live.run_id is None:
+        return Champion(live.label, problem="it came from no run, so that there are no samples to compare on")
     with tempfile.TemporaryDirectory(prefix="champion-") as temporary:
-        registry.download(live.run_id, Path(temporary))
+        if not registry.download(live.run_id, Path(temporary)):
+            return Champion(live.label, problem="its run has no results.json, so that there is nothing to compare with")
         return champion_at(live.label, Path(temporary))
 
 

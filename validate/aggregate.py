@@ -23,8 +23,8 @@ from validate.tasks.base import Metric, Records, Weights
 
 __all__ = ["drop_interval", "projected_drop_interval", "value_interval"]
 
-_FEWEST = 50
-"""Samples below which pseudo-values say too little: at 30, twice as many intervals as should miss the truth."""
+_FEWEST = 100
+"""Samples below which pseudo-values say too little: at 60, up to thrice as many intervals as should miss the truth."""
 _BATCH = 4_000_000
 """Weights that are held at a time."""
 _METHOD = "score of jackknife pseudo-values"
@@ -36,7 +36,7 @@ def drop_interval(metric: Metric, reference: Records, candidate: Records, confid
 
     A mean gets `validate.significance.paired_interval` of its differences; an aggregate the score interval of what each
     sample contributes to the drop. Where no record differs, an aggregate that is a rate gets the interval of a
-    mean to which a sample contributes at most what one does to the reference. With fewer than 50 samples, or where
+    mean to which a sample contributes at most what one does to the reference. With fewer than 100 samples, or where
     the metric is not defined without one of them, it is (-inf, inf): nothing is known.
 
     Args:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
@@ -24,7 +23,7 @@ from validate.environment import environment
 from validate.exceptions import UsageError
 from validate.opening import Options, kind_of, open_model, open_pytorch
 from validate.pairing import pair
-from validate.settings import read_settings
+from validate.settings import read_settings, read_yaml
 
 __all__ = ["Request", "run"]
 
@@ -111,12 +110,7 @@ def _runtime(request: Request) -> Backend | None:
 def _mapping(path: Path | None) -> dict[str, str]:
     if path is None:
         return {}
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    found, _ = read_yaml(path)
     if not isinstance(found, dict) or not all(isinstance(x, str) for pair in found.items() for x in pair):
         raise UsageError(f"{path} should hold lines like 'tensor of the reference: tensor of the candidate'")
     return found

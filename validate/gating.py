@@ -8,7 +8,7 @@ from typing import Any
 
 from validate.aggregate import drop_interval
 from validate.evidence import Champion, Engine, Evidence
-from validate.exceptions import UsageError
+from validate.exceptions import JobError, UsageError
 from validate.gate import decide
 from validate.policy import Policy
 from validate.results import Candidate, CandidateAccuracy, Results
@@ -53,9 +53,12 @@ def judge_again(
 
 
 def champion_at(label: str, folder: Path) -> Champion:
-    """Return the selected candidate of a run whose files are in a folder. Raises JobError where they do not fit."""
-    results = Results.read(folder)
-    return Champion.of(label, results, *samples_of(results, folder))
+    """Return the selected candidate of a run whose files are in a folder; they may be of an older version of us."""
+    try:
+        results = Results.read(folder)
+        return Champion.of(label, results, *samples_of(results, folder))
+    except (UsageError, JobError) as error:
+        return Champion(label, problem=f"of its run, {str(error).replace(f'{folder}/', '')}")
 
 
 def metric_of_samples(results: Results, samples: SampleTable | None) -> Metric | None:
@@ -77,12 +80,13 @@ def _at_confidence(
         return candidate
     share = (1 - candidate.accuracy.confidence) / (1 - planned)
     confidence = 1 - (1 - policy.confidence) * share
-    kernels = candidate.integer_kernels
-    lacks_kernels = kernels is not None and (samples is None or candidate.name not in samples.kernels)
-    if samples is None or metric is None or lacks_kernels:
+    kernels, name = candidate.integer_kernels, candidate.name
+    scored = samples is not None and name in samples.candidates and (kernels is None or name in samples.kernels)
+    if samples is None or not scored or metric is None:
         raise UsageError(
             f"policy.confidence is {policy.confidence:g} and the run's was {planned:g}; other intervals can be "
-            "computed only with the run's samples.parquet, and not of a task of your own: "
+            "computed only with the samples.parquet of the run and the candidate's scores in it, and not of a task of "
+            "your own whose metric is no mean: "
             f"run again with policy.confidence={policy.confidence:g}"
         )
 
@@ -92,8 +96,8 @@ def _at_confidence(
             update={"ci_low": found.low, "ci_high": found.high, "confidence": confidence, "method": found.method}
         )
 
-    update: dict[str, Any] = {"accuracy": again(candidate.accuracy, samples.candidates[candidate.name])}
+    update: dict[str, Any] = {"accuracy": again(candidate.accuracy, samples.candidates[name])}
     if kernels is not None:
-        accuracy = again(kernels.accuracy, samples.kernels[candidate.name])
+        accuracy = again(kernels.accuracy, samples.kernels[name])
         update["integer_kernels"] = kernels.model_copy(update={"accuracy": accuracy})
     return candidate.model_copy(update=update)

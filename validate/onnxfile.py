@@ -16,6 +16,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from validate.exceptions import JobError
 
 __all__ = [
+    "PLAN_KEY",
     "DetachedModel",
     "detach",
     "expose",
@@ -29,6 +30,8 @@ __all__ = [
     "write",
 ]
 
+PLAN_KEY = "plan_sha256"
+"""Metadata of an ONNX file: the hash of the quantization plan that made it."""
 _SMALL = 1024
 """Bytes up to which a tensor stays in the graph, as its shape may decide shapes."""
 _LARGE = 1 << 30

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, WithJsonSchema, field_validator
 
 from validate.exceptions import UsageError
 from validate.passwords import Published
@@ -39,7 +39,7 @@ __all__ = [
     "Verdict",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION: Final = 2
 
 Number = Annotated[
     float,
@@ -311,7 +311,7 @@ class ForwardPasses(Record):
 class Results(Record):
     """A whole run."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     created: str = Field(description="ISO 8601, UTC")
     command: Published[str] = Field(description="the command that made this")
     model: ModelInfo
@@ -337,6 +337,14 @@ class Results(Record):
         description="the config as it was used, overrides applied; passwords in URIs are taken out"
     )
 
+    @field_validator("selected")
+    @classmethod
+    def _is_a_candidate(cls, selected: str | None, info: ValidationInfo) -> str | None:
+        names = [candidate.name for candidate in info.data.get("candidates", [])]
+        if selected is not None and selected not in names:
+            raise ValueError(f"no candidate is called {selected}; there are {', '.join(names) or 'none'}")
+        return selected
+
     @property
     def selected_candidate(self) -> Candidate | None:
         """The candidate that the verdict is about."""
@@ -357,7 +365,7 @@ class Results(Record):
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """Read ``results.json``, or the one in a folder. Raises UsageError where it is not one."""
+        """Read ``results.json``, or the one in a folder. Raises UsageError where it is none, or of another version."""
         path = path / "results.json" if path.is_dir() else path
         try:
             return cls.model_validate_json(path.read_bytes())
@@ -366,7 +374,13 @@ class Results(Record):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"
-            raise UsageError(f"{path} is not the results.json of a run: {where}: {first['msg']}") from error
+            if where == "schema_version":
+                raise UsageError(
+                    f"{path} has schema_version {first['input']}, and this version reads {SCHEMA_VERSION}; take the "
+                    "version that wrote it, or run again"
+                ) from error
+            message = first["msg"].removeprefix("Value error, ")
+            raise UsageError(f"{path} is not the results.json of a run: {where}: {message}") from error
 
 
 if __name__ == "__main__":

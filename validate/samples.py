@@ -93,8 +93,8 @@ class SampleTable:
 def samples_of(results: Results, folder: Path) -> tuple[SampleTable | None, str]:
     """Return the samples of results whose files are in a folder, or None and why there are none.
 
-    Raises JobError where the file is of other results, which the same samples and the same float model do not show: a
-    candidate of the same name has other scores in every run.
+    Raises JobError where the file is of other results. What is in it does not tell: two runs of one float model on one
+    validation set have the same samples, the same float scores, and often candidates of the same name.
     """
     path = folder / SAMPLES_FILE
     if not path.is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from validate.exceptions import UsageError
 
-__all__ = ["Section", "read_settings"]
+__all__ = ["Section", "read_settings", "read_yaml"]
 
 Settings = TypeVar("Settings", bound=BaseModel)
+_NULL = "tag:yaml.org,2002:null"
 
 
 class Section(BaseModel):
@@ -35,6 +36,23 @@ def read_settings(model: type[Settings], path: Path, overrides: Sequence[str] = 
         path: of the file.
         overrides: in order.
     """
+    data, tree = read_yaml(path)
+    if not isinstance(data, dict) or tree is None:
+        raise UsageError(f"{path} is empty or not a mapping")
+    overridden = [_override(data, override) for override in overrides]
+    try:
+        return model.model_validate(data, context={"base": path.resolve().parent})
+    except ValidationError as error:
+        # A mistyped key comes first: it is why another one is missing.
+        errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        raise UsageError("; ".join(_sentence(model, path, tree, e, overridden) for e in errors[:3])) from error
+
+
+def read_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
+    """Return what a YAML file holds, as data and as its tree; the latter is None where it holds nothing.
+
+    Raises UsageError where it cannot be read, or a key is given twice or without a value.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -45,15 +63,37 @@ def read_settings(model: type[Settings], path: Path, overrides: Sequence[str] = 
         data, tree = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, for one
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict) or tree is None:
-        raise UsageError(f"{path} is empty or not a mapping")
-    overridden = [_override(data, override) for override in overrides]
-    try:
-        return model.model_validate(data, context={"base": path.resolve().parent})
-    except ValidationError as error:
-        # A mistyped key comes first: it is why another one is missing.
-        errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        raise UsageError("; ".join(_sentence(model, path, tree, e, overridden) for e in errors[:3])) from error
+    if slips := [f"{path}, line {line}: {key} {problem}" for key, line, problem in _slips(tree)]:
+        raise UsageError("; ".join(slips[:3]))
+    return data, tree
+
+
+def _slips(tree: yaml.Node | None) -> Iterator[tuple[str, int, str]]:
+    """Yield key, line and what is wrong where YAML would silently take something else than what was meant.
+
+    Of a key that is given twice it takes the last, and a key without a value for null, which for a rule is none.
+    """
+    seen: set[int] = set()  # an alias is its anchor's node once more, which may even be around it
+
+    def walk(node: yaml.Node | None, within: str) -> Iterator[tuple[str, int, str]]:
+        if id(node) in seen:
+            return
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                yield from walk(item, f"{within}{index}.")
+        elif isinstance(node, yaml.MappingNode):
+            known: set[str] = set()
+            for key, value in node.value:
+                name, line = f"{within}{key.value}", key.start_mark.line + 1
+                if key.value in known:
+                    yield name, line, "is given twice; keep one of the two"
+                elif value.tag == _NULL and value.value == "":
+                    yield name, line, "is empty; give it a value, leave it out, or write null"
+                known.add(key.value)
+                yield from walk(value, f"{name}.")
+
+    return walk(tree, "")
 
 
 def _override(data: dict[str, Any], override: str) -> tuple[str, ...]:
@@ -68,9 +108,11 @@ def _override(data: dict[str, Any], override: str) -> tuple[str, ...]:
         if not isinstance(section, dict):
             raise UsageError(f"--set {override}: {key} is a value in the config, not a section")
     try:
-        section[last] = yaml.safe_load(value)
+        section[last], tree = yaml.safe_load(value), yaml.compose(value, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"--set {override}: the value is not YAML ({' '.join(str(error).split())})") from error
+    for key, _, problem in _slips(tree):
+        raise UsageError(f"--set {override}: {key} {problem}")
     return tuple(keys)
 
 

@@ -10,6 +10,7 @@ from calibrate.graph.placement import Placement
 from calibrate.graph.precision import BF16_OPSET, assign_precision, float_precision
 from calibrate.graph.qdq import insert_qdq
 from calibrate.plan import QuantizationPlan
+from validate.onnxfile import PLAN_KEY
 from validate.results import NodeCounts
 
 __all__ = ["apply", "count_nodes"]
@@ -30,7 +31,7 @@ def apply(plan: QuantizationPlan, model: ir.Model, placement: Placement, simulat
         from onnxscript import version_converter
 
         version_converter.convert_version(result, BF16_OPSET)
-    result.metadata_props["plan_sha256"] = plan.hash
+    result.metadata_props[PLAN_KEY] = plan.hash
     return result
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reports import format as fmt
+from validate import onnxfile
+from validate.exceptions import JobError
 from validate.results import Candidate, CandidateAccuracy, LayerError, Results, Trial
 
 __all__ = ["JobRecord", "Measurement", "RunRecord", "job_record"]
@@ -83,9 +85,8 @@ class JobRecord:
 
 
 def job_record(results: Results, folder: Path) -> JobRecord:
-    """Return what to log of results whose files are in `folder`."""
+    """Return what to log of results whose files are in `folder`. Raises JobError where the model is another one."""
     ended = int(1000 * datetime.fromisoformat(results.created).timestamp())
-    model = folder / MODEL
     return JobRecord(
         key=_key(results),
         version=_digest(results.model_dump(mode="json")),
@@ -95,8 +96,26 @@ def job_record(results: Results, folder: Path) -> JobRecord:
         plans=list(_plans(results, folder)),
         data=results.data,
         files=[path for name in FILES if (path := folder / name).is_file()],
-        model=model if model.is_file() else None,
+        model=_model(results, folder / MODEL),
     )
+
+
+def _model(results: Results, path: Path) -> Path | None:
+    """Return the selected candidate's file, where there is one; another model must never be taken for what was judged.
+
+    Raises JobError where it was not made from the candidate's plan.
+    """
+    if not path.is_file():
+        return None
+    made_from, selected = onnxfile.read(path).metadata_props.get(onnxfile.PLAN_KEY), results.selected_candidate
+    if selected is None or made_from != selected.plan_hash:
+        found = f"from plan {made_from[:12]}" if made_from else "without a plan"
+        wanted = f"of plan {selected.plan_hash[:12]}" if selected else "about no candidate"
+        raise JobError(
+            f"{path} was made {found} and the results are {wanted}, so that it is not what was judged; copy both from "
+            "one run"
+        )
+    return path
 
 
 def _key(results: Results) -> str:

@@ -103,7 +103,15 @@ MISTAKES = {
     "unknown key that is like no other": ("name: tiny", f"qqq: 1 {HERE}", "qqq", "is not a known key"),
     "wrong type": ("batch_size: 8", f"batch_size: eight {HERE}", "data.batch_size", "valid integer"),
     "value out of range": ("batch_size: 8", f"batch_size: 0 {HERE}", "data.batch_size", "greater than or equal to 1"),
-    "section without keys": ("policy:\n  max_drop: 0.1", f"policy: {HERE}", "policy", "should hold keys of its own"),
+    "section without keys": ("policy:\n  max_drop: 0.1", f"policy: {HERE}", "policy", "is empty"),
+    "key that is given twice": (
+        "  max_drop: 0.1", f"  max_drop: 0.1\n  max_drop: 0.9 {HERE}", "policy.max_drop", "is given twice",
+    ),
+    "key that is given twice in a list": (
+        "- percentile: 99.9", f"- {{percentile: 50, percentile: 99.9}} {HERE}",
+        "quantization.strategies.1.percentile", "is given twice",
+    ),
+    "rule without a value": ("  max_drop: 0.1", f"  max_drop: 0.1\n  latency: {HERE}", "policy.latency", "is empty"),
     "section that is a number": ("policy:\n  max_drop: 0.1", f"policy: 3 {HERE}", "policy", "not 3"),
     "infinite margin": ("max_drop: 0.1", f"max_drop: .inf {HERE}", "policy.max_drop", "finite"),
     "missing key": ("policy:\n  max_drop: 0.1", f"policy: {HERE}\n  confidence: 0.9", "policy.max_drop", "is missing"),
@@ -183,6 +191,20 @@ def test_a_mistake_is_one_sentence_with_key_and_line(folder: Path, mistake: str)
     assert message.startswith(f"{folder / 'config.yaml'}, line {line}: {key}")
     assert words in message
     assert message.count("config.yaml") == 1  # one mistake, one sentence
+
+
+def test_a_null_that_is_written_out_is_meant(folder: Path) -> None:
+    assert load(written(folder, BASE.replace("max_drop: 0.1", "max_drop: 0.1\n  latency: null"))).policy.latency is None
+
+
+def test_anchors_may_be_used_again_and_even_within_themselves(folder: Path) -> None:
+    again = BASE.replace("arguments: {n: 4}", "arguments: &few {n: 4}").replace(
+        "arguments:\n      n: 8", "arguments: *few"
+    )
+    assert load(written(folder, again)).data.validation.arguments == {"n": 4}
+    assert "policy" in refusal(
+        written(folder, BASE.replace("policy:\n  max_drop: 0.1", "policy: &all\n  classes: *all"))
+    )
 
 
 def test_a_missing_section_is_missed_in_line_1(folder: Path) -> None:
@@ -270,6 +292,11 @@ def test_an_override_that_is_not_key_and_value_is_refused(folder: Path, override
 
 def test_an_override_whose_value_is_not_yaml_is_refused(folder: Path) -> None:
     assert refusal(written(folder, BASE), "name=[1").startswith("--set name=[1: the value is not YAML")
+
+
+def test_a_key_that_an_override_gives_twice_is_refused(folder: Path) -> None:
+    message = refusal(written(folder, BASE), "policy={max_drop: 0.1, max_drop: 0.9}")
+    assert message.startswith("--set policy={max_drop: 0.1, max_drop: 0.9}: max_drop is given twice")
 
 
 def test_an_override_below_a_value_is_refused(folder: Path) -> None:

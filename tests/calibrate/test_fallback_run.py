@@ -63,6 +63,14 @@ def test_without_labels_for_the_trials_nothing_is_put_back_and_a_warning_says_so
     assert any("the calibration samples have no labels" in warning for warning in found["warnings"])
 
 
+def test_a_rule_that_no_search_is_made_for_is_named(job: Job) -> None:
+    found = results_of(job, "policy.min_layer_sqnr_db=100", "policy.classes={max_drop: 0.6}")
+    assert found["verdict"]["decision"] == "NO_GO"
+    assert found["search"] is None
+    (warning,) = (x for x in found["warnings"] if "no layers were put back to float" in x)
+    assert warning.endswith("not for what misses it: worst layer")
+
+
 def test_labels_that_cannot_judge_are_no_reason_to_lose_the_run(job: Job, models: Models) -> None:
     found = results_of(
         job, f"model.onnx={models.planted}", "data.calibration.arguments={n: 60, seed: 1, label_offset: 3}"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from validate.exceptions import UsageError
 from validate.results import Results
 
 Reports = Callable[..., subprocess.CompletedProcess[str]]
@@ -49,6 +52,25 @@ def test_what_is_no_results_is_refused_in_a_sentence(command: str, reports: Repo
     assert f"results {tmp_path}/results.json cannot be read: No such file or directory" in missing.stderr
     assert "Traceback" not in refused.stderr + missing.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"other.json"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"schema_version": 99}, "results.json has schema_version 99, and this version reads 2"),
+        ({"schema_version": 1, "created": None}, "results.json has schema_version 1, and this version reads 2"),
+        ({"selected": "absent"}, "is not the results.json of a run: selected: no candidate is called absent"),
+    ],
+)
+def test_results_that_this_version_does_not_understand_are_refused_in_a_sentence(
+    results: Results, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(json.loads(results.model_dump_json()) | changes), encoding="utf-8")
+    with pytest.raises(UsageError) as raised:
+        Results.read(path)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_nothing_heavy_is_imported_to_say_what_there_is(clean_environment: dict[str, str]) -> None:

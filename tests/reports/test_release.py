@@ -21,7 +21,7 @@ from validate.significance import paired_interval
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from tests.conftest import Gate, Job
+    from tests.conftest import Gate, Job, Models
 
 GO, NO_GO, USAGE, INCONCLUSIVE, FAILED = 0, 1, 2, 3, 4
 LENIENT = {"max_drop": 0.8}
@@ -130,12 +130,19 @@ def test_another_confidence_gets_intervals_of_its_own(copied: Path) -> None:
     assert f"between {100 * expected.low:.2f}% and {100 * expected.high:.2f}% (99.5% confidence)" in rule.message
 
 
-def test_another_confidence_without_samples_is_refused(gate: Gate, copied: Path) -> None:
-    (copied / "samples.parquet").unlink()
+@pytest.mark.parametrize("there", ["without a file", "without the candidate"])
+def test_another_confidence_without_samples_is_refused(gate: Gate, copied: Path, there: str) -> None:
+    path = copied / "samples.parquet"
+    if there == "without a file":
+        path.unlink()
+    else:
+        sha256 = replace(SampleTable.read(path), candidates={}).write(path)
+        Results.read(copied).model_copy(update={"samples_sha256": sha256}).write(copied / "results.json")
     assert gate({"max_drop": 0.1}, copied).returncode == GO
     completed = gate({"max_drop": 0.1, "confidence": 0.99}, copied)
     assert completed.returncode == USAGE
     assert "samples.parquet" in completed.stderr
+    assert len(completed.stderr.splitlines()) == 1
 
 
 def test_a_run_without_a_candidate_or_a_number_is_never_a_go(copied: Path) -> None:
@@ -206,16 +213,72 @@ def test_a_run_is_one_version_that_says_how_it_was_last_judged(
     (version,) = client.search_model_versions(f"name = '{name}'")
     assert (version.version, version.run_id, version.tags["gate.decision"]) == ("1", _job_run(client), "GO")
 
+    no_go = gate({"max_drop": 0.1, "max_model_bytes": 100}, good, "--register", name)
+    assert no_go.returncode == NO_GO, no_go.stderr
+    assert f"version 1 of {name} is tagged NO_GO now and is still champion" in no_go.stdout
+    assert client.get_registered_model(name).aliases == {"champion": "1"}
 
-def test_the_registered_model_is_the_candidate(
-    gate: Gate, good: Path, client: MlflowClient, tmp_path: Path, server: str
+
+@pytest.mark.parametrize(
+    ("logged", "said"),
+    [
+        ('{"schema_version": 1}', "of its run, results.json has schema_version 1, and this version reads 2"),
+        (None, "its run has no results.json"),
+        ("no run", "it came from no run"),
+    ],
+)
+def test_a_champion_that_cannot_be_read_is_not_measured_and_blocks_nothing(
+    gate: Gate, copied: Path, client: MlflowClient, server: str, logged: str | None, said: str
 ) -> None:
+    """An older version of us may have logged it, or something else altogether."""
+    run = client.create_run("0")
+    if logged is not None:
+        client.log_text(run.info.run_id, logged, "results.json")
+    name = f"older-{run.info.run_id}"
+    client.create_registered_model(name)
+    source, run_id = ("s3://elsewhere/model", None) if logged == "no run" else (run.info.artifact_uri, run.info.run_id)
+    client.create_model_version(name, source, run_id)
+    client.set_registered_model_alias(name, "champion", "1")
+    baseline = ("--baseline", f"{name}@champion", "--tracking-uri", server)
+    completed = gate({"max_drop": 0.1, "optional": ["champion"]}, copied, *baseline)
+    assert completed.returncode == GO, completed.stderr
+    completed = gate({"max_drop": 0.1}, copied, *baseline)
+    assert completed.returncode == INCONCLUSIVE, completed.stderr
+    shown = " ".join(completed.stdout.replace("│", "").split())
+    assert f"{name} version 1 (champion): {said}" in shown
+    assert "/champion-" not in shown
+
+
+def test_another_model_than_the_one_that_was_judged_is_not_registered(
+    gate: Gate, good: Path, tmp_path: Path, models: Models, client: MlflowClient
+) -> None:
+    shutil.copytree(good, tmp_path / "swapped")
+    shutil.copyfile(models.planted, tmp_path / "swapped" / "model.int8.onnx")
+    completed = gate(LENIENT, "swapped", "--register", "swapped")
+    assert completed.returncode == FAILED
+    assert "it is not what was judged" in completed.stderr
+    assert len(completed.stderr.splitlines()) == 1
+    assert client.search_registered_models("name = 'swapped'") == []
+
+
+@pytest.mark.parametrize("store", ["server", "database"])
+def test_the_registered_model_is_the_candidate(
+    gate: Gate, good: Path, tmp_path: Path, server: str, empty_store: Path, store: str
+) -> None:
+    """A database other than the one that MLflow takes by default, too."""
     import mlflow
     import onnx
 
-    assert gate(LENIENT, good, "--register", "whole").returncode == GO
-    mlflow.set_tracking_uri(server)
-    mlflow.set_registry_uri(server)
+    shutil.copyfile(empty_store, tmp_path / "other.db")
+    uri = server if store == "server" else f"sqlite:///{tmp_path}/other.db"
+    completed = gate(LENIENT, good, "--register", "whole", "--tracking-uri", uri)
+    assert completed.returncode == GO, completed.stderr
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    client = mlflow.MlflowClient()
+    version = client.get_model_version_by_alias("whole", "champion")
+    assert version.source is not None
+    assert client.get_logged_model(version.source.removeprefix("models:/")).source_run_id == version.run_id
     loaded = mlflow.onnx.load_model("models:/whole@champion")
     assert loaded.SerializeToString() == onnx.load(good / "model.int8.onnx").SerializeToString()
 

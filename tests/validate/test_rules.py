@@ -67,7 +67,7 @@ ESTIMATE = {"FP16": {"at_least": 1.2, "estimate": True}}
         # A measurement is heard before an estimate, wherever it is in the list.
         ([speedup(1.5, basis="estimate", against="FP16"), speedup(1.1)], ESTIMATE, "fail", "measured: an L4"),
         # Models timed whole are heard before a sum of the times of layers, which has no interval.
-        ([speedup(1.5, against="FP16"), speedup(0.9, ci_low=0.88, ci_high=0.92)], FASTER, "fail", "between 0.88 and 0.92"),
+        ([speedup(1.5, against="FP16"), speedup(0.9, ci_low=0.88, ci_high=0.92)], FASTER, "fail", "between 0.88 and"),
         ([speedup(1.1, on_target=False), speedup(1.5, basis="estimate")], ESTIMATE, "pass", "estimate: an L4"),
     ],
 )  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+import onnx
 import pytest
 
 from reports.tracking import Destination, log_results
@@ -44,7 +45,9 @@ def stored(
         (folder / candidate.plan).write_text(plan, encoding="utf-8")
     assert results.selected_candidate is not None
     shutil.copyfile(folder / results.selected_candidate.plan, folder / "plan.json")
-    shutil.copyfile(models.good, folder / "model.int8.onnx")
+    model = onnx.load(models.good)
+    onnx.helper.set_model_props(model, {"plan_sha256": results.selected_candidate.plan_hash})
+    onnx.save(model, folder / "model.int8.onnx")
     for name in ("statistics.npz", "samples.parquet", "illustrations.json", "report.html"):
         (folder / name).write_bytes(name.encode() * 1000)
     results.write(folder / "results.json")

@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 
 from reports.tracking.location import Destination, ui_command
 from reports.tracking.records import JobRecord, job_record
-from validate.exceptions import UsageError
+from validate.exceptions import JobError, UsageError
 from validate.results import Results
 
 
@@ -72,6 +73,24 @@ def test_the_same_job_has_the_same_key_wherever_it_is_and_however_it_is_judged(
     other = job_record(judged_again, folder)
     assert other.key == record.key and other.version != record.version
     assert job_record(results.model_copy(update={"created": "2026-11-23T21:27:39Z"}), folder).key != record.key
+
+
+@pytest.mark.parametrize(
+    ("props", "said"),
+    [({"plan_sha256": "f" * 64}, "was made from plan ffffffffffff"), ({}, "was made without a plan")],
+)
+def test_a_model_that_is_not_what_was_judged_is_not_logged(
+    stored: tuple[Results, Path], tmp_path: Path, props: dict[str, str], said: str
+) -> None:
+    results, folder = stored
+    model = onnx.load(folder / "model.int8.onnx")
+    onnx.helper.set_model_props(model, props)
+    onnx.save(model, tmp_path / "model.int8.onnx")
+    with pytest.raises(JobError, match=said) as raised:
+        job_record(results, tmp_path)
+    assert str(tmp_path / "model.int8.onnx") in str(raised.value)
+    with pytest.raises(JobError, match="the results are about no candidate"):
+        job_record(results.model_copy(update={"selected": None}), folder)
 
 
 def test_what_is_longer_than_a_server_takes_is_cut(build_results: Callable[..., Results], tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_a_model_with_its_weights_beside_it(
 ) -> None:
     results, folder = stored
     shutil.copytree(folder, tmp_path / "large")
-    model = onnx.load(models.good)
+    model = onnx.load(folder / "model.int8.onnx")
     convert_model_to_external_data(model, location="model.int8.onnx.data", size_threshold=0)
     onnx.save(model, tmp_path / "large/model.int8.onnx")
     assert log_results(results, tmp_path / "large", Destination.of(results, database))

@@ -94,7 +94,7 @@ def build_engine(
         driver=gpu.driver if gpu else None,
         model=model.name,
         model_sha256=onnxfile.file_hash(model, graph),
-        plan_sha256=graph.metadata_props.get("plan_sha256"),
+        plan_sha256=graph.metadata_props.get(onnxfile.PLAN_KEY),
         engine_sha256=sha256(engine),
         profile=dict(profile),
         options=options,
