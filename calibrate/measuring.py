@@ -18,10 +18,11 @@ from calibrate.evaluations import Evaluated, Evaluations
 from calibrate.graph.apply import apply, count_nodes
 from calibrate.graph.check import check
 from calibrate.graph.placement import Layer
+from calibrate.graph.precision import layer_precisions
 from calibrate.graph.switch import SWITCHES, switchable
 from calibrate.journal import Journal
 from calibrate.loading import Inputs, Seen
-from calibrate.plan import QuantizationPlan
+from calibrate.plan import Precision, QuantizationPlan
 from calibrate.pricing import Pricing
 from validate.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeModel
 from validate.backends.tensorrt import build
@@ -31,7 +32,7 @@ from validate.data import Batch
 from validate.evaluate import OutputStore, batch_scores, candidate_accuracy, evaluate, reference_errors, stored_scores
 from validate.exceptions import JobError
 from validate.onnxfile import detach, write
-from validate.results import Candidate, CandidateAccuracy, IntegerKernels, LayerError
+from validate.results import Candidate, CandidateAccuracy, Cost, IntegerKernels, LayerError
 from validate.statistics import Statistics
 from validate.tasks.agreement import Agreement
 from validate.tasks.base import Outputs
@@ -196,6 +197,10 @@ class Bench:
         key = {"plan": plan.hash, "samples": judging.tolist(), "looks": list(looks), "rule": rule}
         return self.evaluations.get("trial", compute, **key)
 
+    def cost(self, plan: QuantizationPlan) -> Cost:
+        """Return what a plan costs."""
+        return self.pricing.plans.cost(layer_precisions(self.inputs.model.prepared, plan))
+
     def candidate(
         self, plan: QuantizationPlan, float_layers: list[str], confidence: float, select: bool = True
     ) -> Candidate:
@@ -228,7 +233,7 @@ class Bench:
                 profile = self.validation.profile(inputs.reference.fixed_batch)
                 tensorrt_build = build(path, profile, self.config.target.compute_capability)
                 advance(1)
-        cost = self.pricing.plans.cost(plan.layers)
+        cost = self.cost(plan)
         return Candidate(
             name=plan.name, strategy=plan.strategy, plan=f"plans/{plan.name}.json", plan_hash=plan.hash,
             float_layers=float_layers, selection_error=error, accuracy=accuracy, integer_kernels=kernels,
@@ -286,10 +291,10 @@ class Bench:
         batches = self.inputs.calibration.limited(self.config.compare_samples).batches()
         found = compare(subjects, self.journal.forward("compare", batches, models=3), lambda samples: None).layers
         by_tensor = {layer.tensor: layer for layer in found}
-        return [self._layer(layer, plan, by_tensor[layer.output]) for layer in placement.layers]
+        precisions = layer_precisions(prepared, plan)
+        return [self._layer(layer, precisions[layer.node], plan, by_tensor[layer.output]) for layer in placement.layers]
 
-    def _layer(self, layer: Layer, plan: QuantizationPlan, found: LayerDifference) -> LayerError:
-        precision = plan.layers[layer.node]
+    def _layer(self, layer: Layer, precision: Precision, plan: QuantizationPlan, found: LayerDifference) -> LayerError:
         scales = {name: plan.scales[name] for name in layer.activations} if precision == "int8" else {}
         clipped = {name: clipped_share(self.statistics[name], scale) for name, scale in scales.items()}
         worst = max(clipped, key=lambda name: clipped[name], default=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from calibrate.config import Config
 from calibrate.cost import CostModel, MacCost, MeasuredCost, Roofline, multiply_accumulates
 from calibrate.gpus import Gpu, gpu_named, gpu_of
 from calibrate.graph.apply import apply
+from calibrate.graph.precision import layer_precisions
 from calibrate.journal import Journal
 from calibrate.kernels import Kernels, kernels_of
 from calibrate.loading import FloatModel, Inputs
@@ -40,7 +41,7 @@ class Pricing:
         plans: says what a plan costs.
         macs: multiply-accumulates by layer.
         float32: cost of the float model.
-        float16: cost of the whole model in FP16, which is what INT8 has to beat.
+        float16: cost of the model in FP16, which is what INT8 has to beat; what FP16 cannot hold is FP32 there too.
     """
 
     plans: CostModel
@@ -90,15 +91,19 @@ def price(config: Config, inputs: Inputs, plan: QuantizationPlan, folder: Path, 
                 return _measured(model, kernels, macs, batch, plan, gpu, config.fallback.precision, folder)
             except JobError as error:
                 journal.warn(f"layers could not be timed on this machine's GPU, so that costs are estimates: {error}")
-        return _priced(
-            Roofline(kernels, gpu, plan.float_precision), macs, Roofline(kernels, gpu, "fp32"),
-            Roofline(kernels, gpu, "fp16"),
-        )  # fmt: skip
-    return _priced(MacCost(macs), macs, MacCost(macs), MacCost(macs))
+        return _priced(model, macs, plan, lambda precision: Roofline(kernels, gpu, precision))
+    return _priced(model, macs, plan, lambda _: MacCost(macs))
 
 
-def _priced(plans: CostModel, macs: Mapping[str, int], float32: CostModel, float16: CostModel) -> Pricing:
-    return Pricing(plans, macs, float32.cost(dict.fromkeys(macs, "fp32")), float16.cost(dict.fromkeys(macs, "fp16")))
+def _priced(
+    model: FloatModel, macs: Mapping[str, int], plan: QuantizationPlan, costs: Callable[[FloatPrecision], CostModel]
+) -> Pricing:
+    """Return the costs that `costs` makes by the float type of all that is no layer."""
+
+    def whole(kind: FloatPrecision) -> Cost:
+        return costs(kind).cost(layer_precisions(model.prepared, plan.in_float(kind, kind)))
+
+    return Pricing(costs(plan.float_precision), macs, whole("fp32"), whole("fp16"))
 
 
 def _gpu(config: Config, journal: Journal) -> Gpu | None:
@@ -136,7 +141,7 @@ def _measured(
     int8 = timed("int8", plan)
     floats = {kind: timed(kind, plan.in_float(kind, kind)) for kind in dict.fromkeys(("fp32", "fp16", precision))}
     source = f"layers of TensorRT engines on this machine's {local_gpu()}"
-    moved = float(kernels.traffic(plan.layers, plan.float_precision).reformats.sum())
+    moved = float(kernels.traffic(layer_precisions(model.prepared, plan), plan.float_precision).reformats.sum())
     per_byte = int8.reformat_ms / moved if moved and int8.reformat_ms else 1e3 / (gpu.bandwidth * 1e9)
     plans = MeasuredCost(
         kernels, int8.nodes, floats[precision].nodes, int8.rest_ms, per_byte, plan.float_precision, source
