@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -166,7 +167,7 @@ class Bench:
 
     def judge(
         self, plan: QuantizationPlan, judging: NDArray[np.int64],
-        stop: Stop, looks: Sequence[int], advance: Callable[[int], None], rule: str,
+        stop: Stop, looks: Sequence[int], advance: Callable[[int], None], rule: Mapping[str, Any],
     ) -> Evaluated:  # fmt: skip
         """Return the scores of a plan on calibration samples that have labels, or on the first until it is to stop.
 
@@ -176,7 +177,7 @@ class Bench:
             stop: tells from the scores, or records, of the reference and of the plan on the first samples.
             looks: numbers of samples after which it is asked.
             advance: called with numbers of samples that were run.
-            rule: names what `stop` does: another one may stop elsewhere.
+            rule: all that `stop` depends on, as JSON values: another one may stop elsewhere.
         """
         task, reference = self.inputs.task, self.calibration_scores
         assert reference is not None
@@ -194,7 +195,7 @@ class Bench:
                         break
             return scores
 
-        key = {"plan": plan.hash, "samples": judging.tolist(), "looks": list(looks), "rule": rule}
+        key = {"plan": plan.hash, "samples": judging.tolist(), "looks": list(looks), "rule": dict(rule)}
         return self.evaluations.get("trial", compute, **key)
 
     def cost(self, plan: QuantizationPlan) -> Cost:

@@ -181,7 +181,7 @@ class _Jury:
         bench, total = self._trials.bench, len(self._judging)
         with bench.journal.stage("trials", f"try {plan.name}", total) as advance:
             looks = np.linspace(0, total, _LOOKS + 1)[1:-1].astype(int).tolist()
-            return bench.judge(plan, self._judging, stop, looks, advance, f"{rule}, {self._trials.target}")
+            return bench.judge(plan, self._judging, stop, looks, advance, {"stop": rule, **self._trials.target.key})
 
 
 def _finite(effects: Mapping[str, float]) -> dict[str, float]:
