@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from calibrate.config import Config
 from calibrate.cost import CostModel, MacCost, MeasuredCost, Roofline, multiply_accumulates
-from calibrate.gpus import Gpu, gpu_named, gpu_of
+from calibrate.gpus import GPUS, Gpu
 from calibrate.graph.apply import apply
 from calibrate.graph.precision import layer_precisions
 from calibrate.journal import Journal
@@ -74,9 +74,6 @@ def price(config: Config, inputs: Inputs, plan: QuantizationPlan, folder: Path, 
         plan: with all layers in int8 that can be; its engine is timed where there is a GPU.
         folder: for engines.
         journal: hears why something could not be measured or estimated.
-
-    Raises:
-        JobError: the target does not compute in one of the config's precisions.
     """
     model, size = inputs.model, inputs.rows_of_a_call(config.latency.batch_size)
     first = next(iter(inputs.calibration.limited(1).batches()))
@@ -84,9 +81,8 @@ def price(config: Config, inputs: Inputs, plan: QuantizationPlan, folder: Path, 
     shapes = {name: array.shape for name, array in batch.items()}
     macs = multiply_accumulates(model.prepared, model.placement, shapes)
     if config.target.device == "gpu" and (gpu := _gpu(config, journal)):
-        gpu.seconds_per_operation(config.fallback.precision)
         kernels = kernels_of(model.prepared, model.placement, shapes)
-        if (here := local_gpu()) and here.compute_capability == gpu.compute_capability:
+        if (here := local_gpu()) and config.target.is_gpu(here.name, here.compute_capability):
             try:
                 return _measured(model, kernels, macs, batch, plan, gpu, config.fallback.precision, folder)
             except JobError as error:
@@ -107,13 +103,14 @@ def _priced(
 
 
 def _gpu(config: Config, journal: Journal) -> Gpu | None:
-    if config.target.gpu:
-        return gpu_named(config.target.gpu)
-    try:
-        return gpu_of(config.target.compute_capability)
-    except JobError as error:
-        journal.warn(f"costs are multiply-accumulates: {error}; name a GPU like it by target.gpu")
-        return None
+    gpu = config.target.known_gpu()
+    if gpu is None:
+        known = ", ".join(sorted({one.compute_capability for one in GPUS}))
+        journal.warn(
+            f"costs are multiply-accumulates: no GPU of compute capability {config.target.compute_capability} is known "
+            f"by its speed (known are {known})"
+        )
+    return gpu
 
 
 def _measured(
