@@ -99,11 +99,13 @@ class FallbackConfig(Section):
 
     evaluations: float = Field(
         default=3, ge=0,
-        description="runs over the judging samples that all trials may take together; one that is stopped early counts "
-        "as the part that it ran; 0 turns fallback off",
+        description="runs over the judging samples that all trials may take together, that of the plan all in int8 "
+        "with them; one that is stopped early counts as the part that it ran; 0 turns fallback off",
     )  # fmt: skip
     minutes: float | None = Field(
-        default=None, gt=0, description="of trials and screens, after which the search ends with the best so far"
+        default=None,
+        gt=0,
+        description="of ranking, screens and trials; then no other begins, and the search ends with the best so far",
     )
     samples: int = Field(default=64, ge=1, description="calibration samples of which some rank the layers")
     precision: FloatPrecision = Field(default="fp16", description="what layers go back to")
@@ -120,8 +122,11 @@ class FallbackConfig(Section):
     @field_validator("evaluations")
     @classmethod
     def _whole_runs(cls, evaluations: float) -> float:
-        if 0 < evaluations < 1:
-            raise ValueError("a trial takes a whole run, so that it is 1 or more; 0 turns fallback off")
+        if 0 < evaluations < 2:
+            raise ValueError(
+                "the plan all in int8 takes up to one run and a trial another, so that it is 2 or more; 0 turns "
+                "fallback off"
+            )
         return evaluations
 
     @model_validator(mode="after")

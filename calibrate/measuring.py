@@ -100,8 +100,8 @@ class Bench:
 
     def errors_alone(
         self, plan: QuantizationPlan, samples: Sequence[int], advance: Callable[[int], None]
-    ) -> Callable[[str, int], float]:
-        """Return what gives the task's error with one layer alone in int8, by layer and by position in `samples`.
+    ) -> Callable[[str], Evaluated]:
+        """Return what gives the task's errors with one layer alone in int8, by layer, in the order of `samples`.
 
         Args:
             plan: with the layers in int8.
@@ -122,14 +122,13 @@ class Bench:
             alone = frozenset({layer})
             return np.concatenate([task.errors(switched.run(batch, alone), expected) for batch, expected in known])
 
-        @cache
-        def stored(layer: str) -> NDArray[np.float64]:
+        def stored(layer: str) -> Evaluated:
             key = {"plan": plan.hash, "layer": layer, "samples": list(samples)}
-            errors = self.evaluations.get("alone", partial(of_layer, layer), **key).values
+            errors = self.evaluations.get("alone", partial(of_layer, layer), **key)
             advance(1)
             return errors
 
-        return lambda layer, index: float(stored(layer)[index])
+        return stored
 
     def screen(self, plan: QuantizationPlan, back: frozenset[str], samples: NDArray[np.int64]) -> Evaluated:
         """Return the scores, or records, of a plan on some calibration samples; `back` are in float32.

@@ -71,22 +71,27 @@ class Trials:
         pool = min(self.settings.samples, len(self.bench.calibration.order))
         samples = ranking_samples(len(layers), pool)
         with self.bench.journal.stage("rank", f"rank {len(layers)} layers", len(layers)) as advance:
-            alone = self.bench.errors_alone(self.plan, samples, advance)
-            effects = effects_of_layers(layers, alone, range(len(samples)))
+            of_layer = self.bench.errors_alone(self.plan, samples, advance)
+            alone = {layer: of_layer(layer) for layer in layers}
+        effects = effects_of_layers(layers, lambda layer, index: alone[layer].values[index], range(len(samples)))
         finite = _finite(effects)
         judging = self.bench.judging(samples)
         jury = _Jury(self, effects, judging)
-        budget = Budget(self.settings.evaluations - jury.passes, self.settings.minutes or math.inf)
+        spent = sum(errors.seconds for errors in alone.values()) + jury.seconds
+        budget = Budget(self.settings.evaluations - jury.passes, self.settings.minutes or math.inf, spent)
         found = search(ladder(finite, self._cost), finite, self._cost, jury, budget)
         self.bench.forget()
         # Where nothing met the target, the last that was judged came closest: each left less than the one before.
         best = found.layers or next(reversed(found.tried), frozenset())
+        ended = found.ended
+        if self.records[0].meets_target:
+            ended += "; on the judging samples the plan all in int8 meets the target"
         plans = [self.mixed(layers) for layers in (best, _safer(best, finite, self._cost)) if layers]
         return Outcome(plans, Search(
             target=self._sentence(), precision=self.settings.precision, effects=effects, ranking_samples=pool,
             ranked_on=len(samples), ranking_passes=(len(layers) + 1) * len(samples) / pool,
             judging_samples=len(judging), judging_passes=jury.passes + found.passes, screened=len(found.screened),
-            trials=self.records, ended=found.ended,
+            trials=self.records, ended=ended,
         ))  # fmt: skip
 
     def mixed(self, back: Layers) -> QuantizationPlan:
@@ -149,7 +154,8 @@ class _Jury:
 
     def __init__(self, trials: Trials, effects: Mapping[str, float], judging: NDArray[np.int64]) -> None:
         self._trials, self._effects, self._judging = trials, effects, judging
-        first = self._scores(trials.plan, trials.target.enough, "until enough changed").values
+        begun = self._scores(trials.plan, trials.target.enough, "until enough changed")
+        first = begun.values
         trials.record(trials.plan, [], judging, first)
         number = trials.target.screened(trials.reference(judging[: len(first)]), first)
         self._seen = judging[:number]
@@ -157,6 +163,8 @@ class _Jury:
         self._changed = changed(self._reference, first[:number])
         self.passes = len(first) / len(judging)
         """Runs over the judging samples that it took to begin."""
+        self.seconds = begun.seconds
+        """What they took."""
         self.screen_passes = len(self._changed) / len(judging)
 
     def screen(self, layers: Layers) -> Tried:

@@ -123,6 +123,13 @@ def test_a_precision_that_the_target_lacks_is_refused(folder: Path, target: str)
     load(path, [target, bf16["quantization.float_precision"], "target.device=cpu"])
 
 
+@pytest.mark.parametrize("evaluations", [0.5, 1, 1.9])
+def test_a_budget_that_no_trial_fits_in_is_refused(folder: Path, evaluations: float) -> None:
+    message = refusal(written(folder, BASE), f"fallback.evaluations={evaluations}")
+    assert "fallback.evaluations" in message and "2 or more; 0 turns fallback off" in message
+    assert load(written(folder, BASE), ["fallback.evaluations=2"]).fallback.evaluations == 2
+
+
 def test_a_margin_that_allows_everything_is_refused(folder: Path) -> None:
     message = refusal(written(folder, BASE), "policy.max_drop=5")
     assert "policy.max_drop is 5" in message
