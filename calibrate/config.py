@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
-from calibrate.gpus import gpu_named
+from calibrate.gpus import Gpu, gpu_named, gpu_of
 from calibrate.plan import FloatPrecision, QuantizationRules
 from validate.data import UNION_BRANCHES, DataConfig
 from validate.exceptions import JobError
@@ -99,11 +99,13 @@ class FallbackConfig(Section):
 
     evaluations: float = Field(
         default=3, ge=0,
-        description="runs over the judging samples that all trials may take together; one that is stopped early counts "
-        "as the part that it ran; 0 turns fallback off",
+        description="runs over the judging samples that all trials may take together, that of the plan all in int8 "
+        "with them; one that is stopped early counts as the part that it ran; 0 turns fallback off",
     )  # fmt: skip
     minutes: float | None = Field(
-        default=None, gt=0, description="of trials and screens, after which the search ends with the best so far"
+        default=None,
+        gt=0,
+        description="of ranking, screens and trials; then no other begins, and the search ends with the best so far",
     )
     samples: int = Field(default=64, ge=1, description="calibration samples of which some rank the layers")
     precision: FloatPrecision = Field(default="fp16", description="what layers go back to")
@@ -120,8 +122,11 @@ class FallbackConfig(Section):
     @field_validator("evaluations")
     @classmethod
     def _whole_runs(cls, evaluations: float) -> float:
-        if 0 < evaluations < 1:
-            raise ValueError("a trial takes a whole run, so that it is 1 or more; 0 turns fallback off")
+        if 0 < evaluations < 2:
+            raise ValueError(
+                "the plan all in int8 takes up to one run and a trial another, so that it is 2 or more; 0 turns "
+                "fallback off"
+            )
         return evaluations
 
     @model_validator(mode="after")
@@ -131,21 +136,25 @@ class FallbackConfig(Section):
         return self
 
 
+def _capability(target: dict[str, Any]) -> str:
+    return gpu_named(target["gpu"]).compute_capability if target["gpu"] else "8.9"
+
+
 class TargetConfig(Section):
     """What the model will run on."""
 
     device: Literal["gpu", "cpu"] = Field(
         default="gpu", description="cpu: judge the CPU's integer kernels too, since they are what will run"
     )
-    compute_capability: str = Field(
-        default="8.9", pattern=r"^\d+\.\d+$", coerce_numbers_to_str=True,
-        description="GPU that TensorRT-RTX builds for, ahead of time",
-    )  # fmt: skip
     gpu: str | None = Field(
         default=None,
-        description="GPU whose speed is estimated where none can be measured, e.g. T4, A10, L4, A100, H100 or "
-        "RTX 4090; default: one with the compute capability",
+        description="GPU whose speed is estimated where it is not this machine's: T4, A10, L4, A100, H100 or RTX 4090; "
+        "default: any with the compute capability",
     )
+    compute_capability: str = Field(
+        default_factory=_capability, pattern=r"^\d+\.\d+$", coerce_numbers_to_str=True,
+        description="GPU that TensorRT-RTX builds for, ahead of time; default: that of gpu, else 8.9",
+    )  # fmt: skip
 
     @field_validator("gpu")
     @classmethod
@@ -154,6 +163,26 @@ class TargetConfig(Section):
             return None if name is None else gpu_named(name).name
         except JobError as error:
             raise ValueError(str(error)) from None
+
+    @field_validator("compute_capability")
+    @classmethod
+    def _that_of_the_gpu(cls, capability: str, info: ValidationInfo) -> str:
+        if (name := info.data.get("gpu")) and (its := gpu_named(name).compute_capability) != capability:
+            raise ValueError(f"it is {capability}, and target.gpu, the {name}, has {its}; give one of the two")
+        return capability
+
+    def is_gpu(self, name: str, compute_capability: str) -> bool:
+        """Tell whether a GPU, by the driver's name, is the target: the `gpu`, or any of the compute capability."""
+        if self.gpu is None:
+            return compute_capability == self.compute_capability
+        try:
+            return gpu_named(name).name == self.gpu
+        except JobError:  # a GPU whose speed is not known is none of those that `gpu` can be
+            return False
+
+    def known_gpu(self) -> Gpu | None:
+        """Return the GPU by which the target's speed is estimated; None where none has its compute capability."""
+        return gpu_named(self.gpu) if self.gpu else gpu_of(self.compute_capability)
 
 
 class LatencyConfig(Section):
@@ -202,6 +231,17 @@ class Config(Section):
                 f"policy.max_drop is {self.policy.max_drop:g}, which allows any drop of a rate; "
                 f"five percentage points are written 0.05"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _target_has_the_precisions(self) -> Config:
+        used = {"quantization.float_precision": self.quantization.float_precision}
+        if self.fallback.evaluations:
+            used["fallback.precision"] = self.fallback.precision
+        gpu = self.target.known_gpu() if self.target.device == "gpu" else None
+        for key, precision in used.items():
+            if gpu and precision not in gpu.tera:
+                raise ValueError(f"{key} is {precision}, in which the target, a {gpu.name}, does not compute; use fp16")
         return self
 
     @model_validator(mode="after")

@@ -61,11 +61,13 @@ class Budget:
 
     Attributes:
         passes: over all judging samples; what a trial that is stopped early did not run is left for others.
-        minutes: of trials.
+        minutes: of what went before, and of all screens and trials. Each begins only before they are over.
+        seconds_before: what went before took.
     """
 
     passes: float
     minutes: float = np.inf
+    seconds_before: float = 0.0
 
 
 class Trier(Protocol):
@@ -181,6 +183,7 @@ def search(rungs: Sequence[Rung], effects: Mapping[str, float], cost: CostOf, tr
             layers = rungs[index].layers
             if not found.tried:  # a screen that was wrong once is not asked for more
                 layers = _fewer(layers, effects, cost, screened)
+            _check(budget, found, 0.0)  # screens took time
             found.tried[layers] = trier.judge(layers)
             if found.tried[layers].meets:
                 found.layers = layers
@@ -191,7 +194,9 @@ def search(rungs: Sequence[Rung], effects: Mapping[str, float], cost: CostOf, tr
             wanted = rungs[index].remaining * _AFTER_A_MISS
             above = range(index + 1, len(rungs))
             low = next((i for i in above if rungs[i].remaining <= wanted), len(rungs) - 1) - 1 if above else index
-        found.ended = "no plan with a layer in int8 met the target"
+        found.ended = "no plan between all in int8 and all in float met the target"
+        if len(rungs) == 1:
+            found.ended = "a single layer has no plan between all in int8 and all in float"
     except _SpentError as error:
         found.ended = str(error)
     return found
@@ -229,7 +234,8 @@ def _fewer(layers: Layers, effects: Mapping[str, float], cost: CostOf, screened:
 
 def _check(budget: Budget, found: Found, more: float) -> None:
     """Raise where the budget does not allow `more` passes and one to judge."""
-    minutes = sum(tried.seconds for tried in (*found.tried.values(), *found.screened.values())) / 60
+    tried = [*found.tried.values(), *found.screened.values()]
+    minutes = (budget.seconds_before + sum(one.seconds for one in tried)) / 60
     if found.passes + more + 1 > budget.passes + 1e-9:
         raise _SpentError("the budget of evaluations was used up")
     if minutes >= budget.minutes:

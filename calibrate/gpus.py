@@ -31,6 +31,7 @@ class Gpu:
             `BuilderFlag.TF32` set by default, else that of the CUDA cores.
         bandwidth: of the memory, in GB/s (10^9 bytes).
         source: the datasheet.
+        also: words that the driver has in its name besides.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Gpu:
     tera: dict[str, float]
     bandwidth: float
     source: str
+    also: frozenset[str] = frozenset()
 
     def seconds_per_operation(self, precision: str) -> float:
         """Return the reciprocal of the peak rate. Raises JobError where the GPU does not compute in that precision."""
@@ -69,7 +71,7 @@ GPUS = (
     ),
     Gpu(
         "H100 SXM", "9.0", {"int8": 1979, "fp16": 989.5, "bf16": 989.5, "fp32": 494.5}, 3350,
-        "NVIDIA H100 Tensor Core GPU datasheet, nvidia.com/en-us/data-center/h100",
+        "NVIDIA H100 Tensor Core GPU datasheet, nvidia.com/en-us/data-center/h100", frozenset({"80gb", "hbm3"}),
     ),
     Gpu(
         "H100 PCIe", "9.0", {"int8": 1513, "fp16": 756.5, "bf16": 756.5, "fp32": 378}, 2000,
@@ -96,7 +98,7 @@ def gpu_named(name: str) -> Gpu:
     wanted = _words(name)
     for gpu in GPUS:
         words = _words(gpu.name)
-        if {word for word in words if not _VARIANT.fullmatch(word)} <= wanted <= words:
+        if {word for word in words if not _VARIANT.fullmatch(word)} <= wanted <= words | gpu.also:
             return gpu
     known = [gpu.name for gpu in GPUS]
     near = difflib.get_close_matches(name.lower(), [one.lower() for one in known], n=1)
@@ -104,17 +106,9 @@ def gpu_named(name: str) -> Gpu:
     raise JobError(f"the speed of a GPU called {name!r} is not known{suggestion} (known are {', '.join(known)})")
 
 
-def gpu_of(compute_capability: str) -> Gpu:
-    """Return the GPU that stands for a compute capability, e.g. the L4 for ``8.9``.
-
-    Raises:
-        JobError: none of the known GPUs has it.
-    """
-    for gpu in GPUS:
-        if gpu.compute_capability == compute_capability:
-            return gpu
-    known = ", ".join(sorted({gpu.compute_capability for gpu in GPUS}))
-    raise JobError(f"no GPU of compute capability {compute_capability} is known by its speed (known are {known})")
+def gpu_of(compute_capability: str) -> Gpu | None:
+    """Return the GPU that stands for a compute capability, e.g. the L4 for ``8.9``; None where none is known."""
+    return next((gpu for gpu in GPUS if gpu.compute_capability == compute_capability), None)
 
 
 def _words(name: str) -> set[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,10 +19,11 @@ from calibrate.evaluations import Evaluated, Evaluations
 from calibrate.graph.apply import apply, count_nodes
 from calibrate.graph.check import check
 from calibrate.graph.placement import Layer
+from calibrate.graph.precision import layer_precisions
 from calibrate.graph.switch import SWITCHES, switchable
 from calibrate.journal import Journal
 from calibrate.loading import Inputs, Seen
-from calibrate.plan import QuantizationPlan
+from calibrate.plan import Precision, QuantizationPlan
 from calibrate.pricing import Pricing
 from validate.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeModel
 from validate.backends.tensorrt import build
@@ -31,7 +33,7 @@ from validate.data import Batch
 from validate.evaluate import OutputStore, batch_scores, candidate_accuracy, evaluate, reference_errors, stored_scores
 from validate.exceptions import JobError
 from validate.onnxfile import detach, write
-from validate.results import Candidate, CandidateAccuracy, IntegerKernels, LayerError
+from validate.results import Candidate, CandidateAccuracy, Cost, IntegerKernels, LayerError
 from validate.statistics import Statistics
 from validate.tasks.agreement import Agreement
 from validate.tasks.base import Outputs
@@ -100,8 +102,8 @@ class Bench:
 
     def errors_alone(
         self, plan: QuantizationPlan, samples: Sequence[int], advance: Callable[[int], None]
-    ) -> Callable[[str, int], float]:
-        """Return what gives the task's error with one layer alone in int8, by layer and by position in `samples`.
+    ) -> Callable[[str], Evaluated]:
+        """Return what gives the task's errors with one layer alone in int8, by layer, in the order of `samples`.
 
         Args:
             plan: with the layers in int8.
@@ -122,14 +124,13 @@ class Bench:
             alone = frozenset({layer})
             return np.concatenate([task.errors(switched.run(batch, alone), expected) for batch, expected in known])
 
-        @cache
-        def stored(layer: str) -> NDArray[np.float64]:
+        def stored(layer: str) -> Evaluated:
             key = {"plan": plan.hash, "layer": layer, "samples": list(samples)}
-            errors = self.evaluations.get("alone", partial(of_layer, layer), **key).values
+            errors = self.evaluations.get("alone", partial(of_layer, layer), **key)
             advance(1)
             return errors
 
-        return lambda layer, index: float(stored(layer)[index])
+        return stored
 
     def screen(self, plan: QuantizationPlan, back: frozenset[str], samples: NDArray[np.int64]) -> Evaluated:
         """Return the scores, or records, of a plan on some calibration samples; `back` are in float32.
@@ -167,7 +168,7 @@ class Bench:
 
     def judge(
         self, plan: QuantizationPlan, judging: NDArray[np.int64],
-        stop: Stop, looks: Sequence[int], advance: Callable[[int], None], rule: str,
+        stop: Stop, looks: Sequence[int], advance: Callable[[int], None], rule: Mapping[str, Any],
     ) -> Evaluated:  # fmt: skip
         """Return the scores of a plan on calibration samples that have labels, or on the first until it is to stop.
 
@@ -177,7 +178,7 @@ class Bench:
             stop: tells from the scores, or records, of the reference and of the plan on the first samples.
             looks: numbers of samples after which it is asked.
             advance: called with numbers of samples that were run.
-            rule: names what `stop` does: another one may stop elsewhere.
+            rule: all that `stop` depends on, as JSON values: another one may stop elsewhere.
         """
         task, reference = self.inputs.task, self.calibration_scores
         assert reference is not None
@@ -195,8 +196,12 @@ class Bench:
                         break
             return scores
 
-        key = {"plan": plan.hash, "samples": judging.tolist(), "looks": list(looks), "rule": rule}
+        key = {"plan": plan.hash, "samples": judging.tolist(), "looks": list(looks), "rule": dict(rule)}
         return self.evaluations.get("trial", compute, **key)
+
+    def cost(self, plan: QuantizationPlan) -> Cost:
+        """Return what a plan costs."""
+        return self.pricing.plans.cost(layer_precisions(self.inputs.model.prepared, plan))
 
     def candidate(
         self, plan: QuantizationPlan, float_layers: list[str], confidence: float, select: bool = True
@@ -230,7 +235,7 @@ class Bench:
                 profile = self.validation.profile(inputs.reference.fixed_batch)
                 tensorrt_build = build(path, profile, self.config.target.compute_capability)
                 advance(1)
-        cost = self.pricing.plans.cost(plan.layers)
+        cost = self.cost(plan)
         return Candidate(
             name=plan.name, strategy=plan.strategy, plan=f"plans/{plan.name}.json", plan_hash=plan.hash,
             float_layers=float_layers, selection_error=error, accuracy=accuracy, integer_kernels=kernels,
@@ -287,10 +292,10 @@ class Bench:
         batches = self.inputs.calibration.limited(self.config.compare_samples).batches()
         found = compare(subjects, self.journal.forward("compare", batches, models=3), lambda samples: None).layers
         by_tensor = {layer.tensor: layer for layer in found}
-        return [self._layer(layer, plan, by_tensor[layer.output]) for layer in placement.layers]
+        precisions = layer_precisions(prepared, plan)
+        return [self._layer(layer, precisions[layer.node], plan, by_tensor[layer.output]) for layer in placement.layers]
 
-    def _layer(self, layer: Layer, plan: QuantizationPlan, found: LayerDifference) -> LayerError:
-        precision = plan.layers[layer.node]
+    def _layer(self, layer: Layer, precision: Precision, plan: QuantizationPlan, found: LayerDifference) -> LayerError:
         scales = {name: plan.scales[name] for name in layer.activations} if precision == "int8" else {}
         clipped = {name: clipped_share(self.statistics[name], scale) for name, scale in scales.items()}
         worst = max(clipped, key=lambda name: clipped[name], default=None)

@@ -92,9 +92,9 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         origin = make_origin(inputs, seen_calibration)
         with journal.stage("plan", "find scales"):
             plans = make_plans(config.quantization, observation, inputs.model.placement, origin, journal)
-        if config.quantization.float_precision == "fp16":
-            wide = nodes_beyond_fp16(inputs, observation.statistics, journal)
-            plans = [plan.model_copy(update={"wide_nodes": wide}) for plan in plans]
+        # Also where the rest is not FP16: layers may go back to it, and the FP16 model that INT8 has to beat is.
+        wide = nodes_beyond_fp16(inputs, observation.statistics, journal)
+        plans = [plan.model_copy(update={"wide_nodes": wide}) for plan in plans]
 
         # 3. Every candidate is measured; samples that the verdict does not use pick the one that it is about.
         evaluations = Evaluations(
@@ -116,7 +116,7 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         is_go = verdict.decision is Decision.GO
         if not is_go and looks[1:] and fallback_can_help(config, bench, selected, verdict, looks[1]):
             int8 = plans[candidates.index(selected)]
-            found = search_plans(config, bench, int8, bench.statistics, reference.accuracy, looks[1])
+            found = search_plans(config, bench, int8, reference.accuracy, looks[1])
             search = found.search
             for plan, confidence in zip(found.plans, looks[1:], strict=False):
                 back = [layer for layer in search.effects if plan.layers[layer] != "int8"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from calibrate.config import Config
 from calibrate.cost import CostModel, MacCost, MeasuredCost, Roofline, multiply_accumulates
-from calibrate.gpus import Gpu, gpu_named, gpu_of
+from calibrate.gpus import GPUS, Gpu
 from calibrate.graph.apply import apply
+from calibrate.graph.precision import layer_precisions
 from calibrate.journal import Journal
 from calibrate.kernels import Kernels, kernels_of
 from calibrate.loading import FloatModel, Inputs
@@ -40,7 +41,7 @@ class Pricing:
         plans: says what a plan costs.
         macs: multiply-accumulates by layer.
         float32: cost of the float model.
-        float16: cost of the whole model in FP16, which is what INT8 has to beat.
+        float16: cost of the model in FP16, which is what INT8 has to beat; what FP16 cannot hold is FP32 there too.
     """
 
     plans: CostModel
@@ -73,9 +74,6 @@ def price(config: Config, inputs: Inputs, plan: QuantizationPlan, folder: Path, 
         plan: with all layers in int8 that can be; its engine is timed where there is a GPU.
         folder: for engines.
         journal: hears why something could not be measured or estimated.
-
-    Raises:
-        JobError: the target does not compute in one of the config's precisions.
     """
     model, size = inputs.model, inputs.rows_of_a_call(config.latency.batch_size)
     first = next(iter(inputs.calibration.limited(1).batches()))
@@ -83,32 +81,36 @@ def price(config: Config, inputs: Inputs, plan: QuantizationPlan, folder: Path, 
     shapes = {name: array.shape for name, array in batch.items()}
     macs = multiply_accumulates(model.prepared, model.placement, shapes)
     if config.target.device == "gpu" and (gpu := _gpu(config, journal)):
-        gpu.seconds_per_operation(config.fallback.precision)
         kernels = kernels_of(model.prepared, model.placement, shapes)
-        if (here := local_gpu()) and here.compute_capability == gpu.compute_capability:
+        if (here := local_gpu()) and config.target.is_gpu(here.name, here.compute_capability):
             try:
                 return _measured(model, kernels, macs, batch, plan, gpu, config.fallback.precision, folder)
             except JobError as error:
                 journal.warn(f"layers could not be timed on this machine's GPU, so that costs are estimates: {error}")
-        return _priced(
-            Roofline(kernels, gpu, plan.float_precision), macs, Roofline(kernels, gpu, "fp32"),
-            Roofline(kernels, gpu, "fp16"),
-        )  # fmt: skip
-    return _priced(MacCost(macs), macs, MacCost(macs), MacCost(macs))
+        return _priced(model, macs, plan, lambda precision: Roofline(kernels, gpu, precision))
+    return _priced(model, macs, plan, lambda _: MacCost(macs))
 
 
-def _priced(plans: CostModel, macs: Mapping[str, int], float32: CostModel, float16: CostModel) -> Pricing:
-    return Pricing(plans, macs, float32.cost(dict.fromkeys(macs, "fp32")), float16.cost(dict.fromkeys(macs, "fp16")))
+def _priced(
+    model: FloatModel, macs: Mapping[str, int], plan: QuantizationPlan, costs: Callable[[FloatPrecision], CostModel]
+) -> Pricing:
+    """Return the costs that `costs` makes by the float type of all that is no layer."""
+
+    def whole(kind: FloatPrecision) -> Cost:
+        return costs(kind).cost(layer_precisions(model.prepared, plan.in_float(kind, kind)))
+
+    return Pricing(costs(plan.float_precision), macs, whole("fp32"), whole("fp16"))
 
 
 def _gpu(config: Config, journal: Journal) -> Gpu | None:
-    if config.target.gpu:
-        return gpu_named(config.target.gpu)
-    try:
-        return gpu_of(config.target.compute_capability)
-    except JobError as error:
-        journal.warn(f"costs are multiply-accumulates: {error}; name a GPU like it by target.gpu")
-        return None
+    gpu = config.target.known_gpu()
+    if gpu is None:
+        known = ", ".join(sorted({one.compute_capability for one in GPUS}))
+        journal.warn(
+            f"costs are multiply-accumulates: no GPU of compute capability {config.target.compute_capability} is known "
+            f"by its speed (known are {known})"
+        )
+    return gpu
 
 
 def _measured(
@@ -136,7 +138,7 @@ def _measured(
     int8 = timed("int8", plan)
     floats = {kind: timed(kind, plan.in_float(kind, kind)) for kind in dict.fromkeys(("fp32", "fp16", precision))}
     source = f"layers of TensorRT engines on this machine's {local_gpu()}"
-    moved = float(kernels.traffic(plan.layers, plan.float_precision).reformats.sum())
+    moved = float(kernels.traffic(layer_precisions(model.prepared, plan), plan.float_precision).reformats.sum())
     per_byte = int8.reformat_ms / moved if moved and int8.reformat_ms else 1e3 / (gpu.bandwidth * 1e9)
     plans = MeasuredCost(
         kernels, int8.nodes, floats[precision].nodes, int8.rest_ms, per_byte, plan.float_precision, source

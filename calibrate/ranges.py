@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from calibrate.graph.epsilons import nodes_that_need_epsilons
 from calibrate.graph.precision import FORMATS, is_always_fp32
 from calibrate.journal import Journal
 from calibrate.loading import Inputs
@@ -82,7 +83,8 @@ def wide_nodes(
     A constant beyond FP16's range makes its reader one of them too, since it would be rounded to 65504, with two
     exceptions in which that changes nothing: the bounds of Clip, Max and Min, and attention masks. A mask is what
     follows from such a constant, goes into nothing but Softmax, and is too low, not too high, for FP16: the weight
-    is 0 for -3.4e38, for -65504 and for -inf. So a masked transformer keeps its attention in FP16.
+    is 0 for -3.4e38, for -65504 and for -inf. So a masked transformer keeps its attention in FP16. At the other end of
+    its range, where FP16 rounds to 0, single constants count; see `nodes_that_need_epsilons`.
 
     Args:
         prepared: what `calibrate.graph.prepare` returned.
@@ -90,7 +92,7 @@ def wide_nodes(
         statistics: of some of them, over all calibration samples.
     """
     constants = {value for value in prepared.graph.initializers.values() if _amax(value) > _LARGEST}
-    masks = _masks(prepared, constants)
+    masks, with_epsilons = _masks(prepared, constants), nodes_that_need_epsilons(prepared)
 
     def is_wide(node: ir.Node, value: ir.Value | None) -> bool:
         if value is None or value.dtype != ir.DataType.FLOAT:
@@ -106,7 +108,8 @@ def wide_nodes(
     return frozenset(
         str(node.name)
         for node in prepared.graph
-        if not is_always_fp32(node) and any(is_wide(node, value) for value in (*node.inputs, *node.outputs))
+        if not is_always_fp32(node)
+        and (node in with_epsilons or any(is_wide(node, value) for value in (*node.inputs, *node.outputs)))
     )
 
 

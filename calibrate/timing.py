@@ -91,7 +91,7 @@ def time_models(config: Config, inputs: Inputs, plans: Sequence[QuantizationPlan
         if specs:
             specs += _modules(config)
             timings = _in_turns(specs, "cuda", "fp16", batches, config.latency.runs, absent)
-            return Times(timings, absent, on_target=gpu.compute_capability == config.target.compute_capability)
+            return Times(timings, absent, on_target=config.target.is_gpu(gpu.name, gpu.compute_capability))
     fp16 = folder / "fp16.onnx"
     write(apply(plans[0].in_float("fp16", _ORT_FP16), inputs.model.prepared, inputs.model.placement), fp16)
     specs = [Spec(_ORT, str(inputs.model.path)), Spec(_ORT_FP16, str(fp16)), *_modules(config)]

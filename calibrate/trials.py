@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 from calibrate.config import Config, FallbackConfig
 from calibrate.evaluations import Evaluated
 from calibrate.fallback import Budget, CostOf, Layers, Tried, ladder, search
+from calibrate.graph.precision import layer_precisions
 from calibrate.measuring import Bench, Stop
-from calibrate.plan import QuantizationPlan
-from calibrate.ranges import nodes_beyond_fp16
+from calibrate.plan import Precision, QuantizationPlan
 from calibrate.sensitivity import effects_of_layers, ranking_samples
 from calibrate.target import Target, changed
 from validate.evaluate import candidate_accuracy
 from validate.exceptions import JobError
 from validate.results import Accuracy, Candidate, Search, Trial, Verdict
 from validate.significance import paired_interval
-from validate.statistics import Statistics
 
 __all__ = ["Outcome", "Trials", "fallback_can_help", "search_plans"]
 
@@ -57,7 +56,6 @@ class Trials:
         plan: the candidate that missed the target.
         target: of the search.
         settings: of the search.
-        wide: nodes that FP16 cannot hold.
         records: every trial, as the results show it.
     """
 
@@ -65,7 +63,6 @@ class Trials:
     plan: QuantizationPlan
     target: Target
     settings: FallbackConfig
-    wide: frozenset[str]
     records: list[Trial] = field(default_factory=list)
 
     def run(self) -> Outcome:
@@ -74,29 +71,33 @@ class Trials:
         pool = min(self.settings.samples, len(self.bench.calibration.order))
         samples = ranking_samples(len(layers), pool)
         with self.bench.journal.stage("rank", f"rank {len(layers)} layers", len(layers)) as advance:
-            alone = self.bench.errors_alone(self.plan, samples, advance)
-            effects = effects_of_layers(layers, alone, range(len(samples)))
+            of_layer = self.bench.errors_alone(self.plan, samples, advance)
+            alone = {layer: of_layer(layer) for layer in layers}
+        effects = effects_of_layers(layers, lambda layer, index: alone[layer].values[index], range(len(samples)))
         finite = _finite(effects)
         judging = self.bench.judging(samples)
         jury = _Jury(self, effects, judging)
-        budget = Budget(self.settings.evaluations - jury.passes, self.settings.minutes or math.inf)
+        spent = sum(errors.seconds for errors in alone.values()) + jury.seconds
+        budget = Budget(self.settings.evaluations - jury.passes, self.settings.minutes or math.inf, spent)
         found = search(ladder(finite, self._cost), finite, self._cost, jury, budget)
         self.bench.forget()
         # Where nothing met the target, the last that was judged came closest: each left less than the one before.
         best = found.layers or next(reversed(found.tried), frozenset())
+        ended = found.ended
+        if self.records[0].meets_target:
+            ended += "; on the judging samples the plan all in int8 meets the target"
         plans = [self.mixed(layers) for layers in (best, _safer(best, finite, self._cost)) if layers]
         return Outcome(plans, Search(
             target=self._sentence(), precision=self.settings.precision, effects=effects, ranking_samples=pool,
             ranked_on=len(samples), ranking_passes=(len(layers) + 1) * len(samples) / pool,
             judging_samples=len(judging), judging_passes=jury.passes + found.passes, screened=len(found.screened),
-            trials=self.records, ended=found.ended,
+            trials=self.records, ended=ended,
         ))  # fmt: skip
 
     def mixed(self, back: Layers) -> QuantizationPlan:
         """Return the plan with these layers in float, named by them."""
         name = f"{self.plan.name}+{len(back)}{self.settings.precision}"
         mixed = self.plan.with_layers(back, self.settings.precision, name)
-        mixed = mixed.model_copy(update={"wide_nodes": self.wide})
         same = {trial.plan_hash: trial.name for trial in self.records}
         alike = [trial for trial in self.records if trial.name.split("-try")[0] == name]
         unique = same.get(mixed.hash, f"{name}-try{len(alike) + 1}" if alike else name)
@@ -120,14 +121,21 @@ class Trials:
             Trial(
                 name=plan.name, plan_hash=plan.hash, float_layers=list(back),
                 accuracy=candidate_accuracy(metric, expected, scores, self.target.confidence or 0.95),
-                stopped_early=stopped, meets_target=meets, cost=self.bench.pricing.plans.cost(plan.layers),
+                stopped_early=stopped, meets_target=meets, cost=self.bench.cost(plan),
             )
         )  # fmt: skip
         return meets
 
     def _cost(self, back: Layers) -> float:
-        precisions = {**self.plan.layers, **dict.fromkeys(back, self.settings.precision)}
-        return self.bench.pricing.plans.cost(precisions).value
+        int8, floats = self._precisions
+        return self.bench.pricing.plans.cost({**int8, **{layer: floats[layer] for layer in back}}).value
+
+    @cached_property
+    def _precisions(self) -> tuple[dict[str, Precision], dict[str, Precision]]:
+        """What the layers are computed in by the plan, and with all of them back: the search asks very often."""
+        prepared, plan = self.bench.inputs.model.prepared, self.plan
+        back = plan.with_layers(plan.int8_layers, self.settings.precision, plan.name)
+        return layer_precisions(prepared, plan), layer_precisions(prepared, back)
 
     def _sentence(self) -> str:
         metric, target = self.bench.inputs.task.metric, self.target
@@ -146,7 +154,8 @@ class _Jury:
 
     def __init__(self, trials: Trials, effects: Mapping[str, float], judging: NDArray[np.int64]) -> None:
         self._trials, self._effects, self._judging = trials, effects, judging
-        first = self._scores(trials.plan, trials.target.enough, "until enough changed").values
+        begun = self._scores(trials.plan, trials.target.enough, "until enough changed")
+        first = begun.values
         trials.record(trials.plan, [], judging, first)
         number = trials.target.screened(trials.reference(judging[: len(first)]), first)
         self._seen = judging[:number]
@@ -154,6 +163,8 @@ class _Jury:
         self._changed = changed(self._reference, first[:number])
         self.passes = len(first) / len(judging)
         """Runs over the judging samples that it took to begin."""
+        self.seconds = begun.seconds
+        """What they took."""
         self.screen_passes = len(self._changed) / len(judging)
 
     def screen(self, layers: Layers) -> Tried:
@@ -178,7 +189,7 @@ class _Jury:
         bench, total = self._trials.bench, len(self._judging)
         with bench.journal.stage("trials", f"try {plan.name}", total) as advance:
             looks = np.linspace(0, total, _LOOKS + 1)[1:-1].astype(int).tolist()
-            return bench.judge(plan, self._judging, stop, looks, advance, f"{rule}, {self._trials.target}")
+            return bench.judge(plan, self._judging, stop, looks, advance, {"stop": rule, **self._trials.target.key})
 
 
 def _finite(effects: Mapping[str, float]) -> dict[str, float]:
@@ -228,27 +239,22 @@ def fallback_can_help(config: Config, bench: Bench, candidate: Candidate, verdic
 
 
 def search_plans(
-    config: Config, bench: Bench, plan: QuantizationPlan, statistics: Mapping[str, Statistics], reference: Accuracy,
-    confidence: float,
-) -> Outcome:  # fmt: skip
+    config: Config, bench: Bench, plan: QuantizationPlan, reference: Accuracy, confidence: float
+) -> Outcome:
     """Look for the fastest plan that meets the target on calibration samples; no validation sample is run here.
 
     Args:
         config: its fallback section, and its policy's margin.
         bench: measures plans.
         plan: which missed the target.
-        statistics: of the activations.
         reference: the float model's.
         confidence: of the verdict on what is found.
     """
     settings, margin = config.fallback, config.fallback.max_drop or config.policy.max_drop
     if settings.max_relative_drop is not None:
         margin = settings.max_relative_drop * abs(reference.value)
-    wide = plan.wide_nodes
-    if settings.precision == "fp16" and plan.float_precision != "fp16":
-        wide |= nodes_beyond_fp16(bench.inputs, statistics, bench.journal)
     target = Target(bench.inputs.task.metric, margin, settings.confidence or confidence, len(bench.scores))
-    return Trials(bench, plan, target, settings, wide).run()
+    return Trials(bench, plan, target, settings).run()
 
 
 def _safer(found: Layers, effects: Mapping[str, float], cost: CostOf) -> Layers | None:

@@ -13,10 +13,10 @@ from reports import format as fmt
 from reports import junit, markdown, terminal
 from reports.registry import Registry
 from reports.tracking import Destination, default_uri, log_results
-from reports.tracking.location import without_password
 from validate.evidence import Champion
 from validate.exceptions import JobError, UsageError
 from validate.gating import champion_at, judge_again
+from validate.passwords import without_passwords
 from validate.policy import Policy
 from validate.results import Decision, Results
 from validate.settings import read_settings
@@ -68,7 +68,7 @@ def release(request: Request, console: Console) -> Decision:
             folder, uri = Path(temporary), default_uri(request.tracking_uri)
             if not Registry(uri).download(request.mlflow_run, folder):
                 raise JobError(
-                    f"run {request.mlflow_run} at {without_password(uri)} has no results.json; name the run of a job, "
+                    f"run {request.mlflow_run} at {without_passwords(uri)} has no results.json; name the run of a job, "
                     "not one of its candidates, and complete it with python -m reports log"
                 )
             results = Results.read(folder)

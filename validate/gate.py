@@ -37,10 +37,10 @@ def decide(policy: Policy, evidence: Evidence) -> Verdict:
     else:
         decision = Decision.GO
     deciding = [rule for rule in found if decision is Decision.GO or rule.holds_up]
-    slow = rules.not_faster_than_fp16(evidence.candidate)
-    return Verdict(
-        decision=decision, reasons=[*(rule.message for rule in deciding), *([slow] if slow else [])], rules=found
-    )
+    notes = [rules.not_faster_than_fp16(evidence.candidate)]
+    if decision is Decision.GO and "FP16" not in policy.speedup:  # whose rule says it otherwise
+        notes.append(rules.fp16_not_known(evidence.candidate))
+    return Verdict(decision=decision, reasons=[*(rule.message for rule in deciding), *filter(None, notes)], rules=found)
 
 
 def _rules(policy: Policy, evidence: Evidence) -> Iterator[Rule]:

@@ -15,6 +15,7 @@ from validate.results import Candidate, Rule, Speedup
 __all__ = [
     "clipping_rule",
     "engine_rules",
+    "fp16_not_known",
     "latency_rule",
     "model_size_rule",
     "not_faster_than_fp16",
@@ -36,9 +37,7 @@ def speedup_rule(against: str, wanted: SpeedupPolicy, candidate: Candidate) -> R
     found = _speedup(candidate, against)
     rule = partial(Rule, name=name, threshold=wanted.at_least)
     if found is None or math.isnan(found.value):
-        elsewhere = next((s for s in candidate.speedups if _is_of(s, against)), None)
-        note = f"; {_said(elsewhere)} says nothing of the target" if elsewhere is not None else ""
-        message = f"the {name} was not measured on the target{note}, and {wish}"
+        message = f"the {name} was not measured on the target{_elsewhere(candidate, against)}, and {wish}"
         return rule(outcome="not_measured", message=message)
     if found.basis != "measured" and not (wanted.estimate and found.basis == "estimate"):
         kind = "only estimated" if found.basis == "estimate" else "not measured"
@@ -62,6 +61,20 @@ def not_faster_than_fp16(candidate: Candidate) -> str | None:
     if found.value > 1:
         return f"INT8 is not shown to be faster than FP16: the speed-up is {_said(found)}"
     return f"INT8 is not faster than FP16: the speed-up is {_said(found)}"
+
+
+def fp16_not_known(candidate: Candidate) -> str | None:
+    """Return a sentence where it is not known how fast INT8 is against FP16 on the target; else None."""
+    if _speedup(candidate, "FP16") is not None:
+        return None
+    why = _elsewhere(candidate, "FP16") or "; nothing was measured or estimated for it"
+    return f"how fast INT8 is against FP16 on the target is not known{why}"
+
+
+def _elsewhere(candidate: Candidate, against: str) -> str:
+    """Return what is known of another machine, or of no machine; empty where that is nothing."""
+    found = next((speedup for speedup in candidate.speedups if _is_of(speedup, against)), None)
+    return "" if found is None else f"; {_said(found)} says nothing of the target"
 
 
 def _speedup(candidate: Candidate, against: str) -> Speedup | None:

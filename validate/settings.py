@@ -43,8 +43,9 @@ def read_settings(model: type[Settings], path: Path, overrides: Sequence[str] = 
     try:
         return model.model_validate(data, context={"base": path.resolve().parent})
     except ValidationError as error:
-        # A mistyped key comes first: it is why another one is missing.
-        errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        # A mistyped key comes first: it is why another one is missing. A default that hangs on it is no mistake.
+        mistakes = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
+        errors = sorted(mistakes, key=lambda e: e["type"] != "extra_forbidden")
         raise UsageError("; ".join(_sentence(model, path, tree, e, overridden) for e in errors[:3])) from error
 
 

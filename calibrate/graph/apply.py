@@ -7,7 +7,7 @@ from collections import Counter
 import onnx_ir as ir
 
 from calibrate.graph.placement import Placement
-from calibrate.graph.precision import BF16_OPSET, assign_precision, float_precision
+from calibrate.graph.precision import BF16_OPSET, assign_precision, precision_of
 from calibrate.graph.qdq import insert_qdq
 from calibrate.plan import QuantizationPlan
 from validate.onnxfile import PLAN_KEY
@@ -42,12 +42,8 @@ def count_nodes(plan: QuantizationPlan, model: ir.Model) -> NodeCounts:
     """
     counts: Counter[str] = Counter()
     for node in model.graph:
-        if plan.layers.get(str(node.name)) == "int8":
-            counts["int8"] += 1
-        elif any(value.dtype == ir.DataType.FLOAT for value in (*node.inputs, *node.outputs) if value is not None):
-            counts[float_precision(node, plan)] += 1
-        else:
-            counts["fp32"] += 1
+        values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+        counts[precision_of(node, plan) if any(v.dtype == ir.DataType.FLOAT for v in values) else "fp32"] += 1
     return NodeCounts(int8=counts["int8"], fp16=counts["fp16"], bf16=counts["bf16"], fp32=counts["fp32"])
 
 

@@ -10,9 +10,12 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from calibrate.plan import FloatPrecision, QuantizationPlan
+from calibrate.plan import FloatPrecision, Precision, QuantizationPlan
 
-__all__ = ["BF16_OPSET", "FORMATS", "FloatFormat", "assign_precision", "float_precision", "is_always_fp32"]
+__all__ = [
+    "BF16_OPSET", "FORMATS", "FloatFormat", "assign_precision", "float_precision", "is_always_fp32", "layer_precisions",
+    "precision_of",
+]  # fmt: skip
 
 BF16_OPSET = 22
 """First opset in which convolutions and pooling take bfloat16."""
@@ -138,6 +141,19 @@ def float_precision(node: ir.Node, plan: QuantizationPlan) -> FloatPrecision:
     if precision == "bf16" and node.op_type in _NO_BF16_IN_ONNX | _NO_BF16_IN_TENSORRT:
         return "fp32"
     return precision
+
+
+def precision_of(node: ir.Node, plan: QuantizationPlan) -> Precision:
+    """Return in what a node of a prepared model is computed: int8, or its float type; see `float_precision`."""
+    return "int8" if plan.layers.get(str(node.name)) == "int8" else float_precision(node, plan)
+
+
+def layer_precisions(model: ir.Model, plan: QuantizationPlan) -> dict[str, Precision]:
+    """Return in what the file computes each of the plan's layers, by node name.
+
+    That is not everywhere what `QuantizationPlan.layers` wants: see `float_precision`.
+    """
+    return {str(node.name): precision_of(node, plan) for node in model.graph if node.name in plan.layers}
 
 
 def is_always_fp32(node: ir.Node) -> bool:

@@ -22,6 +22,10 @@ MIN_OPSET = 19
 _NO_LIMIT = 2**62
 """A weight of any size that is computed from constants (a Cast, a product) becomes a constant itself."""
 
+_ASIDE = "calibrate.aside"
+"""Domain of nodes that the optimizer is to leave alone: it takes all within 1e-8 of 0 for 0, and x + 1e-12 for x. But
+where x is 0, that is what keeps a norm from dividing by 0."""
+
 
 def prepare(model: ir.Model) -> ir.Model:
     """Return the model at opset >= 19 with constants and BatchNorm folded, shapes inferred, every node named.
@@ -45,8 +49,14 @@ def prepare(model: ir.Model) -> ir.Model:
                 f"the model cannot be converted from opset {model.opset_imports['']} to {MIN_OPSET}; "
                 "export it again with a newer opset"
             )
-    names = _fused_names(model)
+    names, epsilons = _fused_names(model), [node for node in model.graph if _adds_an_epsilon(node)]
+    if epsilons:
+        ShapeInferencePass()(model)  # the optimizer cannot infer what nodes give that it does not know
+    for node in epsilons:
+        node.domain = _ASIDE
     optimizer.optimize_ir(model, input_size_limit=_NO_LIMIT)
+    for node in epsilons:
+        node.domain = ""
     rules = [fuse_batchnorm_into_conv_rule, fuse_batchnorm_into_conv_transpose_rule, fuse_batchnorm_into_gemm_rule]
     rewriter.rewrite(model, rules)
     for node in model.graph:
@@ -60,6 +70,15 @@ def prepare(model: ir.Model) -> ir.Model:
         ShapeInferencePass(),
     )
     return passes(model).model
+
+
+def _adds_an_epsilon(node: ir.Node) -> bool:
+    """Tell whether a node adds a constant that is almost 0, or takes it away."""
+    if node.domain or node.op_type not in {"Add", "Sub"}:
+        return False
+    constants = [ir.convenience.get_const_tensor(value) for value in node.inputs if value is not None]
+    numbers = [float(tensor.numpy().reshape(())) for tensor in constants if tensor is not None and tensor.size == 1]
+    return any(0 < abs(number) < 1e-6 for number in numbers)
 
 
 def _fused_names(model: ir.Model) -> dict[str, str]:

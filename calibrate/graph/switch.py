@@ -63,16 +63,17 @@ def _switch_layer(node: ir.Node, layer: Layer, on: ir.Value, plan: QuantizationP
     """Put `node` into an If, by itself or with its inputs quantized."""
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    quantizers, inputs = [], list(node.inputs)
+    inputs = list(node.inputs)
+    quantized: dict[str, list[ir.Node]] = {}  # by tensor: a product with itself quantizes it once
     for index, tensor in enumerate(layer.activations):
-        nodes = _quantized(node, inputs[index], plan.scales[tensor], plan)
-        quantizers += nodes
-        inputs[index] = nodes[-1].outputs[0]
+        if tensor not in quantized:
+            quantized[tensor] = _quantized(node, inputs[index], plan.scales[tensor], plan)
+        inputs[index] = quantized[tensor][-1].outputs[0]
     if layer.axis is not None:
         inputs[1] = _quantized_weight(graph, node, layer.axis, plan)
     int8 = ir.node(node.op_type, inputs, dict(node.attributes), name=f"{node.name}/int8", version=node.version)
     float32 = ir.node(node.op_type, node.inputs, dict(node.attributes), name=f"{node.name}/fp32", version=node.version)
-    _replace(node, on, [*quantizers, int8], [float32])
+    _replace(node, on, [*(quantizer for pair in quantized.values() for quantizer in pair), int8], [float32])
 
 
 def _switch_residual(add: ir.Node, index: int, tensor: str, on: ir.Value, plan: QuantizationPlan) -> None:

@@ -93,7 +93,7 @@ def no_go(new_job: Callable[[], Job]) -> Run:
 @pytest.fixture(scope="module")
 def inconclusive(new_job: Callable[[], Job]) -> Run:
     """One validation sample, which is a calibration sample too."""
-    overrides = ["data.validation.arguments={n: 1, seed: 1}", "data.allow_overlap=true", "fallback.evaluations=1"]
+    overrides = ["data.validation.arguments={n: 1, seed: 1}", "data.allow_overlap=true", "fallback.evaluations=2"]
     return finished(new_job(), *overrides)
 
 

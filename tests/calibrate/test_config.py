@@ -77,6 +77,59 @@ def test_a_whole_config_loads_with_its_defaults(folder: Path) -> None:
     assert config.data.validation.arguments == {"n": 8}
 
 
+@pytest.mark.parametrize(
+    ("gpu", "capability"),
+    [("T4", "7.5"), ("A10", "8.6"), ("L4", "8.9"), ("A100", "8.0"), ("H100", "9.0"), ("RTX 4090", "8.9")],
+)
+def test_the_compute_capability_is_that_of_the_gpu(folder: Path, gpu: str, capability: str) -> None:
+    assert load(written(folder, BASE), [f"target.gpu={gpu}"]).target.compute_capability == capability
+
+
+def test_a_target_that_contradicts_itself_is_refused(folder: Path) -> None:
+    message = refusal(written(folder, BASE), "target.gpu=T4", "target.compute_capability=8.9")
+    assert "target.compute_capability" in message
+    assert message.endswith("it is 8.9, and target.gpu, the T4, has 7.5; give one of the two")
+    both = load(written(folder, BASE), ["target.gpu=T4", "target.compute_capability=7.5"])
+    assert both.target == load(written(folder, BASE), ["target.gpu=T4"]).target
+
+
+def test_an_unknown_gpu_is_one_mistake(folder: Path) -> None:
+    assert refusal(written(folder, BASE), "target.gpu=T5").count("target.") == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "capability", "is_it"),
+    [
+        ("gpu: L4", "NVIDIA L4", "8.9", True), ("gpu: L4", "NVIDIA GeForce RTX 4090", "8.9", False),
+        ("gpu: A10", "NVIDIA A10", "8.6", True), ("gpu: A10", "NVIDIA L4", "8.9", False),
+        ("gpu: A10", "NVIDIA A10G", "8.6", False), ("gpu: H100", "NVIDIA H100 80GB HBM3", "9.0", True),
+        ("compute_capability: 8.9", "NVIDIA L40S", "8.9", True), ("compute_capability: 8.6", "NVIDIA L4", "8.9", False),
+    ],
+)  # fmt: skip
+def test_a_gpu_is_the_target_by_its_name_where_the_target_has_one(
+    folder: Path, target: str, name: str, capability: str, is_it: bool
+) -> None:
+    config = load(written(folder, BASE), [f"target={{{target}}}"])
+    assert config.target.is_gpu(name, capability) is is_it
+
+
+@pytest.mark.parametrize("target", ["target.gpu=T4", "target.compute_capability=7.5"])
+def test_a_precision_that_the_target_lacks_is_refused(folder: Path, target: str) -> None:
+    path = written(folder, BASE)
+    bf16 = {key: f"{key}=bf16" for key in ("quantization.float_precision", "fallback.precision")}
+    for key, override in bf16.items():
+        assert f"{key} is bf16, in which the target, a T4, does not compute" in refusal(path, target, override)
+    load(path, [target, bf16["fallback.precision"], "fallback.evaluations=0"])
+    load(path, [target, bf16["quantization.float_precision"], "target.device=cpu"])
+
+
+@pytest.mark.parametrize("evaluations", [0.5, 1, 1.9])
+def test_a_budget_that_no_trial_fits_in_is_refused(folder: Path, evaluations: float) -> None:
+    message = refusal(written(folder, BASE), f"fallback.evaluations={evaluations}")
+    assert "fallback.evaluations" in message and "2 or more; 0 turns fallback off" in message
+    assert load(written(folder, BASE), ["fallback.evaluations=2"]).fallback.evaluations == 2
+
+
 def test_a_margin_that_allows_everything_is_refused(folder: Path) -> None:
     message = refusal(written(folder, BASE), "policy.max_drop=5")
     assert "policy.max_drop is 5" in message

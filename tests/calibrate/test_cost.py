@@ -419,7 +419,7 @@ class TestGpus:
         [
             ("L4", "L4"), ("nvidia l4", "L4"), ("Tesla T4", "T4"), ("NVIDIA GeForce RTX 4090", "RTX 4090"),
             ("h100", "H100 SXM"), ("H100 PCIe", "H100 PCIe"), ("A100", "A100 SXM 80GB"),
-            ("NVIDIA A100-SXM4-40GB", "A100 SXM 40GB"),
+            ("NVIDIA A100-SXM4-40GB", "A100 SXM 40GB"), ("NVIDIA H100 80GB HBM3", "H100 SXM"),
         ],
     )  # fmt: skip
     def test_names(self, name, found):
@@ -446,5 +446,4 @@ class TestGpus:
         assert gpu_of(capability).name == name
 
     def test_of_an_unknown_one(self):
-        with pytest.raises(JobError, match=r"no GPU of compute capability 12\.0 is known .*7\.5, 8\.0"):
-            gpu_of("12.0")
+        assert gpu_of("12.0") is None

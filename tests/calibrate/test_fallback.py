@@ -111,6 +111,23 @@ def test_minutes_end_it_too_and_the_sentence_says_so() -> None:
     assert found.ended == "the budget of 2 minutes was used up"
 
 
+def test_what_went_before_takes_minutes_too() -> None:
+    model = Model({f"layer{i}": 1.0 for i in range(30)}, margin=0.5)
+    found = search(
+        ladder(model.harm, model.cost), model.harm, model.cost, model, Budget(math.inf, minutes=2.0, seconds_before=120)
+    )
+    assert not model.judged and not found.screened
+    assert found.ended == "the budget of 2 minutes was used up"
+
+
+def test_no_trial_begins_when_screens_took_all_the_minutes() -> None:
+    model = Model({f"layer{i}": 1.0 for i in range(30)}, margin=0.5)
+    found = search(ladder(model.harm, model.cost), model.harm, model.cost, model, Budget(math.inf, minutes=2.5 / 60))
+    assert len(found.screened) == 3  # of a second each
+    assert not model.judged
+    assert found.ended == "the budget of 0.0416667 minutes was used up"
+
+
 def test_a_layer_that_breaks_the_model_goes_first_and_hides_no_other() -> None:
     harm = {"a": math.inf, "b": 0.5, "c": 1e-6, "d": 1e-6, "e": 1e-6}
     assert found_by(Model(harm, margin=0.01), Budget(math.inf)) == {"a", "b"}
@@ -121,7 +138,14 @@ def test_a_target_out_of_reach_is_no_plan_and_says_so() -> None:
     model = Model(harm, margin=0.0)
     found = search(ladder(harm, model.cost), harm, model.cost, model, Budget(math.inf))
     assert found.layers is None
-    assert found.ended == "no plan with a layer in int8 met the target"
+    assert found.ended == "no plan between all in int8 and all in float met the target"
+
+
+def test_a_single_layer_has_nothing_to_try() -> None:
+    model = Model({"a": 1.0}, margin=0.5)
+    found = search(ladder(model.harm, model.cost), model.harm, model.cost, model, Budget(math.inf))
+    assert found.layers is None and not model.judged
+    assert found.ended == "a single layer has no plan between all in int8 and all in float"
 
 
 @pytest.mark.parametrize("layers", range(2, 8))

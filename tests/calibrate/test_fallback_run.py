@@ -1,19 +1,29 @@
-"""Fallback in whole runs: of models with a fixed batch, with other targets and types, and where no label can judge."""
+"""Fallback in whole runs: of models with a fixed batch, with other targets and types, and where little can be tried."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
+import onnx.parser
 import pytest
+from onnx import numpy_helper
 
 if TYPE_CHECKING:
     from tests.conftest import Job, Models
 
 
+@pytest.fixture
+def job(job: Job) -> Job:
+    """Return the job with calibration samples enough to search by."""
+    job.config["data"]["calibration"]["arguments"]["n"] = 60
+    return job
+
+
 def results_of(job: Job, *overrides: str) -> dict[str, Any]:
-    done = job.run("latency.runs=0", "data.calibration.arguments={n: 60, seed: 1}", *overrides)
+    done = job.run("latency.runs=0", *overrides)
     path = job.output / "results.json"
     assert path.is_file(), done.stdout + done.stderr
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -77,3 +87,38 @@ def test_labels_that_cannot_judge_are_no_reason_to_lose_the_run(job: Job, models
     )
     assert found["search"] is None
     assert any("labels cannot judge trials" in warning for warning in found["warnings"])
+
+
+def test_minutes_count_the_ranking_and_the_beginning(job: Job, models: Models) -> None:
+    found = results_of(job, f"model.onnx={models.planted}", "fallback.minutes=0.0001")
+    assert found["search"]["ended"] == "the budget of 0.0001 minutes was used up"
+    assert found["search"]["screened"] == 0
+    assert [trial["float_layers"] for trial in found["search"]["trials"]] == [[]]
+
+
+def test_int8_that_meets_the_target_on_the_judging_samples_is_not_denied(job: Job) -> None:
+    """One layer, and validation samples beyond the scales of calibration: only there int8 loses answers."""
+    graph = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> '
+        "g (float[N, 5] image) => (float[N, 5] y) { [only] y = MatMul(image, w) }"
+    )
+    graph.graph.initializer.append(numpy_helper.from_array(np.eye(5, dtype=np.float32), "w"))
+    onnx.save(graph, job.folder / "one.onnx")
+    (job.folder / "one.py").write_text(
+        "import numpy as np\n\n\ndef rows(n, beyond):\n    for i in range(n):\n"
+        "        image = np.zeros(5, np.float32)\n"
+        "        rest = (i + 0.5 * beyond) / n / 2\n"
+        "        image[i % 5], image[i % 5 - 1] = (100, 50 + rest) if beyond and i % 3 == 0 else (1, rest)\n"
+        "        yield {'image': image, 'label': i % 5}\n",
+        encoding="utf-8",
+    )
+    job.config["data"]["calibration"] = {"callable": "one.py:rows", "arguments": {"n": 60, "beyond": False}}
+    job.config["data"]["validation"] = {"callable": "one.py:rows", "arguments": {"n": 200, "beyond": True}}
+    found = results_of(job, "model.onnx=one.onnx")
+    assert found["verdict"]["decision"] == "NO_GO"
+    (trial,) = found["search"]["trials"]
+    assert trial["float_layers"] == [] and trial["meets_target"] is True
+    assert found["search"]["ended"] == (
+        "a single layer has no plan between all in int8 and all in float; on the judging samples the plan all in int8 "
+        "meets the target"
+    )

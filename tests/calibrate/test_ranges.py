@@ -21,7 +21,7 @@ from calibrate.graph.placement import place
 from calibrate.graph.prepare import prepare
 from calibrate.observe import observable, observe
 from calibrate.origin import Origin
-from calibrate.plan import QuantizationRules
+from calibrate.plan import QuantizationPlan, QuantizationRules
 from calibrate.planning import make_plan
 from calibrate.ranges import FP16_LIMIT, observe_ranges, wide_nodes
 from validate.backends.onnxruntime import OnnxRuntimeModel
@@ -266,3 +266,72 @@ def test_a_model_that_overflows_in_fp16_is_repaired() -> None:
     for made, right in ((plan, False), (plan.model_copy(update={"wide_nodes": wide}), True)):
         y = OnnxRuntimeModel(serialize(apply(made, model, placement, simulate=True))).run(inputs)["y"]
         assert np.allclose(y, expected, atol=0.02) == right
+
+
+LN = """[mean] m = ReduceMean(x, last) [centre] c = Sub(x, m) [square] q = Mul(c, c) [var] v = ReduceMean(q, last)
+        [eps] e = Add(v, tiny) [root] r = Sqrt(e)"""
+EPSILONS = {
+    "a lower bound": ("[norm] n = ReduceL2(x, last) [clip] e = Clip(n, tiny) [div] y = Div(x, e)", {"clip", "div"}),
+    "a maximum": ("[norm] n = ReduceL2(x, last) [max] e = Max(n, tiny) [div] y = Div(x, e)", {"max", "div"}),
+    "a layer norm": (f"{LN} [div] y = Div(c, r)", {"eps", "root", "div"}),
+    "one by a reciprocal": (f"{LN} [over] o = Reciprocal(r) [mul] y = Mul(c, o)", {"eps", "root", "over", "mul"}),
+    "one by a power": (
+        f"{LN} [over] o = Pow(e, minus_half) [mul] y = Mul(c, o)", {"eps", "over", "mul"},
+    ),
+    "one over a root": (f"{LN} [over] o = Div(one, r) [mul] y = Mul(c, o)", {"eps", "root", "over", "mul"}),
+    "a logarithm": ("[add] a = Add(x, tiny) [log] y = Log(a)", {"add", "log"}),
+    "a divisor that is spread": (
+        "[norm] n = ReduceL2(x, last) [clip] e = Clip(n, tiny) [spread] s = Expand(e, two) [div] y = Div(x, s)",
+        {"clip", "spread", "div"},
+    ),
+    "nothing divides": ("[add] a = Add(x, tiny) [after] b = Relu(a) [last] y = Exp(b)", {"add"}),
+    "what is divided": ("[add] a = Add(x, tiny) [div] y = Div(a, two_and_a_half)", {"add"}),
+}  # fmt: skip
+
+
+class TestEpsilons:
+    """Constants that FP16 rounds to 0."""
+
+    X = np.float32([[0, 0, 0, 0], [1, -2, 3, 4]])
+
+    @staticmethod
+    def model(case: str, epsilon: Any) -> ir.Model:
+        constants = {
+            "tiny": np.float32(epsilon), "last": np.array([1]), "two": np.array([2, 4]), "one": np.float32(1),
+            "minus_half": np.float32(-0.5), "two_and_a_half": np.float32(2.5),
+        }  # fmt: skip
+        body = EPSILONS[case][0]
+        used = {name: array for name, array in constants.items() if f"{name})" in body or f"({name}," in body}
+        return prepared(f"g (float[2, 4] x) => (float[2, 4] y) {{ {body} }}", **used)
+
+    @pytest.mark.parametrize("case", EPSILONS)
+    @pytest.mark.parametrize("epsilon", [1e-12, -1e-9, 2.9e-8])
+    def test_who_needs_one_is_wide(self, case: str, epsilon: float) -> None:
+        assert wide_nodes(self.model(case, epsilon), {}, {}) == EPSILONS[case][1]
+
+    @pytest.mark.parametrize("case", EPSILONS)
+    @pytest.mark.parametrize("epsilon", [1e-7, 1e-5, 0.0])
+    def test_one_that_fp16_holds_is_no_reason(self, case: str, epsilon: float) -> None:
+        assert wide_nodes(self.model(case, epsilon), {}, {}) == set()
+
+    def test_tiny_weights_are_none_either(self) -> None:
+        graph = "g (float[2, 4] x) => (float[2, 4] y) { a = MatMul(x, w) b = Add(a, bias) y = Div(x, b) }"
+        w, bias = np.full((4, 4), 1e-12, np.float32), np.float32([1e-12, 1, 2, 3])
+        assert wide_nodes(prepared(graph, w=w, bias=bias), {}, {}) == set()
+
+    @pytest.mark.parametrize("case", [case for case in EPSILONS if case not in {"nothing divides", "what is divided"}])
+    def test_fp16_computes_what_float_does(self, case: str) -> None:
+        """On a row of zeros, where the epsilon is all that there is: without the guard, that is NaN or infinite."""
+        model = self.model(case, 1e-12)
+        x = np.abs(self.X) if case == "a logarithm" else self.X
+        expected = OnnxRuntimeModel(serialize(model)).run({"x": x})["y"]
+        assert np.isfinite(expected).all()
+        plan = QuantizationPlan(
+            name="fp16", strategy="by hand", origin=Origin(model_sha256="0"), scales={}, layers={},
+            float_precision="fp16",
+        )  # fmt: skip
+        for wide, right in ((frozenset[str](), False), (wide_nodes(model, {}, {}), True)):
+            typed = apply(plan.model_copy(update={"wide_nodes": wide}), model, place(model), simulate=True)
+            y = OnnxRuntimeModel(serialize(typed)).run({"x": x})["y"]
+            assert np.allclose(y, expected, rtol=2e-3) == right
+            assert np.isfinite(y).all() == right

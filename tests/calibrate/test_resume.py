@@ -65,6 +65,28 @@ def test_a_run_that_was_killed_ends_with_the_same_plan(
     assert search_of(job) == undisturbed
 
 
+def test_trials_of_a_metric_that_is_no_mean_are_found_again_too(job: Job, models: Models) -> None:
+    """Its function is at another address in every process."""
+    (job.folder / "regression.py").write_text(
+        "from data import rows\n\n\ndef vectors(n, seed):\n    for row in rows(n, seed):\n"
+        "        yield {**row, 'label': [10.0 * (k == row['label']) for k in range(5)]}\n",
+        encoding="utf-8",
+    )
+    job.config["task"] = {"type": "regression", "metric": "rmse"}
+    for split, arguments in (("calibration", {"n": 120, "seed": 1}), ("validation", {"n": 200, "seed": 2})):
+        job.config["data"][split] = {"callable": "regression.py:vectors", "arguments": arguments}
+    overrides = [f"model.onnx={models.planted}", "policy.max_drop=0.3", "latency.runs=0"]
+    job.run(*overrides)
+    evaluations = job.output / "evaluations"
+    stored = {path: path.stat().st_mtime_ns for path in evaluations.iterdir()}
+    trials = [path for path in stored if json.loads(path.read_text())["key"]["what"] == "trial"]
+    first = search_of(job)
+    assert trials and first["search"]["trials"]
+    job.run(*overrides)
+    assert {path: path.stat().st_mtime_ns for path in evaluations.iterdir()} == stored
+    assert search_of(job) == first
+
+
 def test_evaluations_of_another_job_are_not_taken(job: Job, overrides: Overrides) -> None:
     assert job.run(*overrides).returncode == 0
     before = set((job.output / "evaluations").iterdir())

@@ -102,6 +102,32 @@ def test_int8_that_is_not_faster_than_fp16_is_said_and_stops_nothing(
 
 
 @pytest.mark.parametrize(
+    ("speedups", "why"),
+    [
+        (
+            [speedup(1.5, basis="multiply-accumulates", on_target=False)],
+            "1.5 (counted, no measurement: an L4) says not",
+        ),
+        ([speedup(0.9, on_target=False)], "0.9 (measured: an L4) says nothing of the target"),
+        ([speedup(1.5, against="FP32")], "nothing was measured or estimated for it"),
+        ([speedup(1.5)], None),
+        ([speedup(1.5, basis="estimate")], None),
+    ],
+)
+def test_a_go_that_does_not_know_whether_int8_beats_fp16_says_so(
+    evidence: Evidence, speedups: list[Any], why: str | None
+) -> None:
+    def unknown(**policy: Any) -> list[str]:
+        reasons = judge(evidence, {"speedups": speedups}, **policy).reasons
+        return [reason for reason in reasons if reason.startswith("how fast INT8 is against FP16 on the target is not")]
+
+    assert len(unknown()) == (why is not None)
+    assert why is None or why in unknown()[0]
+    assert not unknown(speedup=FASTER, optional=["speedup"])  # whose rule says it
+    assert not unknown(max_drop=1e-6)  # no GO
+
+
+@pytest.mark.parametrize(
     ("latency", "speedups", "policy", "outcome"),
     [
         ({}, None, {"p99_ms": 3.3}, "pass"),

@@ -123,6 +123,21 @@ def test_weights_in_a_file_of_their_own_are_taken_in(parse, run, normal, tmp_pat
     assert_same(run(after, x=x), expected)
 
 
+@pytest.mark.parametrize("node", ["Add(v, tiny)", "Add(tiny, v)", "Sub(v, tiny)"])
+@pytest.mark.parametrize("constant", ["", "tiny = Constant <value = float {1e-12}> ()"])
+def test_an_epsilon_is_no_zero(parse, run, node, constant):
+    """x over its own norm is 0/0 for a vector of zeros, but for the epsilon."""
+    text = f"g (float[N, 4] x) => (float[N, 4] y) {{ {constant} v = ReduceMax(x, last) e = {node} y = Div(x, e) }}"
+    constants = {"last": np.array([1])} | ({} if constant else {"tiny": np.float32(1e-12)})
+    model = parse(text, **constants)
+    x = np.float32([[0, 0, 0, 0], [1, 2, 3, 4]])
+    expected = run(model, x=x)["y"]
+    assert np.isfinite(expected).all()
+    found = prepare(ir.from_proto(model))
+    np.testing.assert_array_equal(run(found, x=x)["y"], expected)
+    assert {node.domain for node in found.graph} == {""}
+
+
 def test_every_node_is_named_and_no_name_occurs_twice(parse, normal):
     graph = parse(
         """g (float[N, 4] x) => (float[N, 4] y) {

@@ -22,6 +22,7 @@ from validate.data import Batch
 from validate.onnxfile import detach, read
 
 if TYPE_CHECKING:
+    from tests.calibrate.graph.conftest import MakePlan, Parse
     from tests.conftest import Models
 
 IMAGES = np.random.default_rng(0).normal(0, 1, (8, 3, 16, 16)).astype(np.float32)
@@ -77,3 +78,20 @@ def test_the_model_itself_is_not_changed(prepared: tuple[ir.Model, Placement, Qu
     before = [(node.name, node.op_type, [v.name for v in node.inputs if v]) for node in model.graph]
     switchable(model, placement, plan)
     assert [(node.name, node.op_type, [v.name for v in node.inputs if v]) for node in model.graph] == before
+
+
+@pytest.mark.parametrize("second", ["r", "q"])
+def test_a_product_of_two_activations_is_switched_also_where_they_are_one(
+    parse: Parse, make_plan: MakePlan, second: str
+) -> None:
+    graph = f"g (float[N, 4, 4] x) => (float[N, 4, 4] y) {{ r = Relu(x) q = Neg(x) [gram] y = MatMul(r, {second}) }}"
+    model = prepare(ir.from_proto(parse(graph)))
+    placement = place(model, QuantizationRules(attention=True))
+    plan = make_plan(placement, scales=0.05)
+    x = np.random.default_rng(1).normal(0, 1, (3, 4, 4)).astype(np.float32)
+    left, right = (np.maximum(x, 0), {"r": np.maximum(x, 0), "q": -x}[second])
+    rounded = [np.clip(np.round(array / 0.05), -128, 127) * 0.05 for array in (left, right)]
+    switched = OnnxRuntimeModel(detach(switchable(model, placement, plan)))
+    for on, expected in ((False, left @ right), (True, rounded[0] @ rounded[1])):
+        (y,) = switched.run({"x": x, SWITCHES: np.array([on])}).values()
+        np.testing.assert_allclose(y, expected, atol=1e-4)
