@@ -99,17 +99,17 @@ def test_a_mean_has_the_interval_of_the_gate() -> None:
 @pytest.mark.parametrize("name", STUDIES)
 def test_nothing_is_known_of_few_samples_equal_models_or_no_numbers(name: str) -> None:
     metric, make = STUDIES[name]
-    reference, candidate = make(np.random.default_rng(0), 60)
+    reference, candidate = make(np.random.default_rng(0), 110)
     broken = candidate.copy()
     broken[7] = math.nan
     alike = [] if metric.is_rate else [(reference, reference)]
-    for a, b in [(reference[:49], candidate[:49]), (reference, broken), (reference[:0],) * 2, *alike]:
+    for a, b in [(reference[:99], candidate[:99]), (reference, broken), (reference[:0],) * 2, *alike]:
         found = drop_interval(metric, a, b, 0.95)
         assert (found.low, found.high, found.method) == (-math.inf, math.inf, "none")
 
 
 def test_it_is_the_same_every_time_and_wider_with_more_confidence() -> None:
-    reference, candidate = tokens(np.random.default_rng(0), 50)
+    reference, candidate = tokens(np.random.default_rng(0), 100)
     found = [drop_interval(PERPLEXITY, reference, candidate, c) for c in (0.9, 0.9, 0.99)]
     assert found[0] == found[1]
     assert found[2].low < found[0].low and found[0].high < found[2].high
@@ -126,12 +126,12 @@ def test_a_projected_interval_shrinks_with_the_root_of_the_samples() -> None:
 
 def test_map_has_an_interval_of_images() -> None:
     rng = np.random.default_rng(0)
-    boxes = rng.uniform(0, 50, (80, 5, 2))
+    boxes = rng.uniform(0, 50, (120, 5, 2))
     labels = [{"bbox": np.hstack([b, np.full((5, 2), 10.0)]).tolist(), "category": [0, 0, 1, 1, 1]} for b in boxes]
 
     def answers(noise: float) -> dict[str, NDArray[Any]]:
         moved = boxes + rng.normal(0, noise, boxes.shape)
-        scores, classes = rng.uniform(0.3, 1, (80, 5, 1)), np.tile([[0], [0], [1], [1], [1]], (80, 1, 1))
+        scores, classes = rng.uniform(0.3, 1, (120, 5, 1)), np.tile([[0], [0], [1], [1], [1]], (120, 1, 1))
         return {"output": np.concatenate([moved, moved + 10, scores, classes], axis=2)}
 
     task = Detection(2)

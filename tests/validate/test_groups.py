@@ -295,7 +295,7 @@ def test_classes_of_a_segmentation_are_those_of_its_pixels(evidence: Evidence) -
 def test_classes_of_a_detector_have_the_ap_of_pycocotools() -> None:
     """COCOeval on the labels and detections of one class alone."""
     random = np.random.default_rng(3)
-    n, task = 60, Detection(3)
+    n, task = 120, Detection(3)
     kinds = random.integers(0, 2, (n, 4))  # no label is of class 2
     boxes = random.uniform(0, 60, (n, 4, 2))
     labels = [

@@ -72,7 +72,7 @@ class Detection:
     mAP is no mean over images. Matching detections with labels, though, happens within an image, and is done by
     pycocotools. So each image has a record of what comes out of it: per class the number of labels, and per detection
     class, score and at which thresholds it is matched or ignored. mAP is a function of the records of a set of images,
-    and so of any resample of it: the paired bootstrap draws images, and computes the mAP of each draw exactly.
+    and so of any part of it: what an image contributes, and what a slice or a class has, is computed exactly.
 
     Args:
         classes: how many there are; classes are 0 to classes - 1.
