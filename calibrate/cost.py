@@ -50,7 +50,7 @@ class CostModel(Protocol):
         """Return the cost of a plan, at least 0.
 
         Args:
-            precisions: `QuantizationPlan.layers`: of all layers of the placement, by node name.
+            precisions: what each layer of the placement is computed in, by node name; see `layer_precisions`.
         """
         ...
 
@@ -124,8 +124,9 @@ class Roofline:
 
     Not in it: caches (a tensor that stays in L2 is not read from memory), tactics that are far from the peak (small
     or odd channel counts; depthwise convolutions, which are bound by memory here anyhow), fusions beyond the
-    documented ones (attention in one kernel), layers that run side by side. So a real engine takes longer, by a factor
-    that differs from layer to layer: good for telling which layers are worth their INT8, and no promise of latency.
+    documented ones (attention in one kernel), layers that run side by side, and that nodes which are no layers may be
+    FP32 among FP16 ones. So a real engine takes longer, by a factor that differs from layer to layer: good for telling
+    which layers are worth their INT8, and no promise of latency.
 
     Attributes:
         float_precision: of all that is not a layer, and of the float side of int8 layers.
