@@ -149,7 +149,7 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         evidence = Evidence(
             reference.accuracy, selected, inputs.task.metric, inputs.model.info.sha256, overlap, samples
         )  # fmt: skip
-        verdict = decide(config.policy, evidence)
+        verdict = decide(config.policy.of_a_run(), evidence)
         if search is None and config.fallback.evaluations:
             _warn_of_rules_beside_accuracy(verdict, journal)
         samples_sha256 = samples.write(output / SAMPLES_FILE)

@@ -116,6 +116,10 @@ class Policy(Section):
                 raise ValueError(f"optional names {key}, but the policy has no such rule")
         return self
 
+    def of_a_run(self) -> Policy:
+        """Return what a run can judge by: what is live, the gate alone is told."""
+        return self.model_copy(update={"champion": None})
+
     def without_named_rules(self) -> Policy:
         """Return what is left without the rules that a policy has only where it names them."""
         return Policy(
