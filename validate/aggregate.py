@@ -12,7 +12,7 @@ bootstrap that it was chosen over: docs/significance.md. For means per sample se
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from scipy import stats
 from validate.significance import Interval, paired_interval, projected_interval, score_interval
 from validate.tasks.base import Metric, Records, Weights
 
-__all__ = ["drop_interval", "projected_drop_interval", "value_interval"]
+__all__ = ["drop_interval", "drop_intervals", "projected_drop_interval", "value_interval"]
 
 _FEWEST = 100
 """Samples below which pseudo-values say too little: at 60, up to thrice as many intervals as should miss the truth."""
@@ -32,7 +32,14 @@ _UNKNOWN = Interval(-math.inf, math.inf, "none")
 
 
 def drop_interval(metric: Metric, reference: Records, candidate: Records, confidence: float) -> Interval:
-    """Return the interval of `metric.drop`, whatever the metric.
+    """Return the interval of `metric.drop` for one confidence; see `drop_intervals`."""
+    return drop_intervals(metric, reference, candidate, [confidence])[0]
+
+
+def drop_intervals(
+    metric: Metric, reference: Records, candidate: Records, confidences: Sequence[float]
+) -> list[Interval]:
+    """Return the interval of `metric.drop` for each confidence, whatever the metric.
 
     A mean gets `validate.significance.paired_interval` of its differences; an aggregate the score interval of what each
     sample contributes to the drop. Where no record differs, an aggregate that is a rate gets the interval of a
@@ -43,23 +50,25 @@ def drop_interval(metric: Metric, reference: Records, candidate: Records, confid
         metric: of a task.
         reference: the task's records of the reference, shape (n,) or (n, k).
         candidate: those of the candidate, on the same samples in the same order.
-        confidence: two-sided, in (0, 1).
+        confidences: two-sided, in (0, 1).
     """
     if metric.is_mean:
-        return paired_interval(metric.worsening(reference, candidate), confidence, metric.largest_difference)
+        worse = metric.worsening(reference, candidate)
+        return [paired_interval(worse, confidence, metric.largest_difference) for confidence in confidences]
 
     def drop(weights: Weights) -> NDArray[np.float64]:
         return metric.worsening(metric.values(reference, weights), metric.values(candidate, weights))
 
     if not np.array_equal(reference, candidate, equal_nan=True):
-        return _of_contributions(drop, len(reference), confidence)
+        values = _pseudo_values(drop, len(reference))
+        return [_of_contributions(values, confidence) for confidence in confidences]
     if not metric.is_rate:
-        return _UNKNOWN
+        return [_UNKNOWN for _ in confidences]
     contributions = _pseudo_values(lambda weights: metric.values(reference, weights), len(reference))
     if contributions.size < _FEWEST or not np.isfinite(contributions).all():
-        return _UNKNOWN
-    bound = max(1.0, float(np.abs(contributions).max()))
-    return Interval(*score_interval(np.zeros(len(reference)), confidence, bound), _METHOD)
+        return [_UNKNOWN for _ in confidences]
+    bound, nothing = max(1.0, float(np.abs(contributions).max())), np.zeros(len(reference))
+    return [Interval(*score_interval(nothing, confidence, bound), _METHOD) for confidence in confidences]
 
 
 def projected_drop_interval(
@@ -87,12 +96,11 @@ def value_interval(metric: Metric, records: Records, confidence: float) -> Inter
     if metric.is_mean and n and np.isin(records, (0.0, 1.0)).all():
         found = stats.binomtest(int(records.sum()), n).proportion_ci(confidence, method="wilson")
         return Interval(float(found.low), float(found.high), "Wilson score")
-    return _of_contributions(lambda weights: metric.values(records, weights), n, confidence)
+    return _of_contributions(_pseudo_values(lambda weights: metric.values(records, weights), n), confidence)
 
 
-def _of_contributions(statistic: Callable[[Weights], NDArray[np.float64]], n: int, confidence: float) -> Interval:
-    """Return the score interval of a statistic of weights, shape (b, n) to (b,)."""
-    values = _pseudo_values(statistic, n)
+def _of_contributions(values: NDArray[np.float64], confidence: float) -> Interval:
+    """Return the score interval of what pseudo-values, shape (n,), are of."""
     if values.size < _FEWEST or not np.isfinite(values).all():
         return _UNKNOWN
     low, high = score_interval(values, confidence)

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from validate.aggregate import drop_interval
+from validate.aggregate import drop_interval, drop_intervals
 from validate.evidence import Champion, Evidence
 from validate.policy import GroupPolicy
 from validate.results import Rule
@@ -83,13 +83,10 @@ def group_drops(metric: Metric, groups: Mapping[str, Paired], confidence: float)
         confidence: two-sided, in (0, 1).
     """
     corrected = 1 - (1 - confidence) / max(len(groups), 1)
-    found = [
-        GroupDrop(
-            name, len(both[0]), metric.drop(*both), drop_interval(metric, *both, corrected).low,
-            drop_interval(metric, *both, confidence).high,
-        )
-        for name, both in groups.items()
-    ]  # fmt: skip
+    found = []
+    for name, both in groups.items():
+        shared, alone = drop_intervals(metric, *both, [corrected, confidence])
+        found.append(GroupDrop(name, len(both[0]), metric.drop(*both), shared.low, alone.high))
     return sorted(found, key=lambda group: -group.drop)
 
 
