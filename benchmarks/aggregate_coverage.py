@@ -1,4 +1,4 @@
-"""How often the intervals of `validate.aggregate` hold the truth, in simulated studies: docs/significance.md.
+"""How often the intervals of `validate.stats.jackknife` hold the truth, in simulated studies: docs/significance.md.
 
     python benchmarks/aggregate_coverage.py                 # 1,000 studies in each setting; six minutes on two cores
     python benchmarks/aggregate_coverage.py --bootstrap     # the same of scipy's BCa bootstrap
@@ -82,11 +82,7 @@ def squares(rng: np.random.Generator, n: int) -> tuple[Records, Records]:
 
 def settings() -> dict[str, tuple[Any, Draw]]:
     """Return the metric and the draw of each setting."""
-    from validate.tasks.embedding import SentenceEmbedding
-    from validate.tasks.regression import Regression
-    from validate.tasks.segmentation import Segmentation
-    from validate.tasks.text_recognition import TextRecognition
-    from validate.tasks.tokens import TokenAccuracy, TokenLoss
+    from validate.tasks import Regression, Segmentation, SentenceEmbedding, TextRecognition, TokenAccuracy, TokenLoss
 
     accuracy, perplexity = TokenAccuracy("").metric, TokenLoss("", "perplexity").metric
     return {
@@ -109,7 +105,7 @@ def study(name: str, n: int, seed: int, bootstrap: bool) -> tuple[float, float]:
     reference, candidate = draw(np.random.default_rng([n, seed]), n)
     if bootstrap:
         return _bootstrap(metric, reference, candidate)
-    from validate.aggregate import drop_interval
+    from validate.stats import drop_interval
 
     found = drop_interval(metric, reference, candidate, CONFIDENCE)
     return found.low, found.high

@@ -29,11 +29,9 @@ def main() -> None:
     device = parser.parse_args().device
     import torchvision
 
-    from validate.backends.onnxruntime import OnnxRuntimeBackend
-    from validate.backends.pytorch import PyTorchBackend
-    from validate.compare import compare, subjects_of
+    from validate.backends import OnnxRuntimeBackend, PyTorchBackend
     from validate.data import Batch
-    from validate.pairing import pair
+    from validate.layerwise import compare, pair, subjects_of
 
     print("| model | precision | device | paired | least dB, at | median dB | output dB |")
     print("| --- | --- | --- | --- | --- | --- | --- |")

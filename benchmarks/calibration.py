@@ -70,11 +70,9 @@ def export(folder: Path) -> None:
 
 def ours(model: Path, images: Images) -> int:
     """Return the number of scales found: all strategies, from the ONNX file on."""
-    from calibrate.config import PercentileStrategy
-    from calibrate.observe import observe
-    from calibrate.origin import Origin
-    from calibrate.plan import QuantizationRules
-    from calibrate.planning import make_plan
+    from calibrate.observation import observe
+    from calibrate.plan import Origin, QuantizationRules
+    from calibrate.strategies import PercentileStrategy, make_plan
 
     float_model, source = _observable(model)
     observation = observe(source, _batches(source, images), lambda batch, outputs: None)
@@ -132,7 +130,7 @@ if find_spec("modelopt"):
 
 def _observable(path: Path, threads: int = 1) -> tuple[Any, Any]:
     from calibrate.loading import load_model
-    from calibrate.observe import observable
+    from calibrate.observation import observable
     from calibrate.plan import QuantizationRules
 
     model = load_model(path, QuantizationRules())
@@ -148,11 +146,9 @@ def _batches(source: Any, images: Images) -> Iterator[Any]:
 
 def ratios(path: Path, images: Images) -> dict[str, float]:
     """Measure a pass against plain inference, alternating in one process; medians of the rounds' ratios."""
-    from calibrate.observe import observe
-    from calibrate.strategies.entropy import entropy
-    from calibrate.strategies.mse import mse
-    from calibrate.strategies.percentile import percentile
-    from validate.backends.onnxruntime import OnnxRuntimeModel
+    from calibrate.observation import observe
+    from calibrate.strategies import entropy, mse, percentile
+    from validate.backends import OnnxRuntimeModel
 
     plain = OnnxRuntimeModel(path, threads=1)
     _, source = _observable(path)
@@ -215,7 +211,7 @@ def main() -> None:
         print(json.dumps({"peak": int(status["VmHWM"].split()[0]) / 1024}))
         return
 
-    from validate.backends.onnxruntime import cpu_name
+    from validate.backends import cpu_name
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

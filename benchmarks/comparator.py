@@ -4,7 +4,7 @@
     python benchmarks/comparator.py
 
 40 tensors of 0.8 MB (float32), in memory, in one process. Polygraphy compares with its default
-`CompareFunc.simple()`; ours computes all metrics of `validate.errors`. Numba's compilation is excluded.
+`CompareFunc.simple()`; ours computes all metrics of `validate.layerwise.tensor_errors`. Numba's compilation is excluded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TENSORS, ELEMENTS, ROUNDS = 40, 200_000, 5
 
 def main() -> None:
     """Print the seconds of both, and their ratio."""
-    from validate.errors import TensorErrors
+    from validate.layerwise import TensorErrors
 
     rng = np.random.default_rng(0)
     reference = {f"t{i}": rng.standard_normal((1, ELEMENTS)).astype(np.float32) for i in range(TENSORS)}

@@ -83,8 +83,7 @@ def output(folder: str, split: str, first: int, int8: Layers) -> np.ndarray[Any,
 
 def judged(task: tuple[str, str, int, Layers]) -> tuple[Floats, Floats]:
     """Return per sample of a batch the metric's score (judging samples only), and the error against the float model."""
-    from validate.tasks.classification import Classification
-    from validate.tasks.text_recognition import TextRecognition
+    from validate.tasks import Classification, TextRecognition
 
     folder, split, first, int8 = task
     found, case = output(folder, split, first, int8), about(folder)
@@ -189,10 +188,8 @@ class Case:
 
 def ours(case: Case, cost: str) -> Layers | None:
     """The product's own ranking and search, on this evaluator."""
-    from calibrate.fallback import Budget, Tried, ladder, search
-    from calibrate.sensitivity import effects_of_layers, ranking_samples
-    from calibrate.target import Target, changed
-    from validate.tasks.base import Metric
+    from calibrate.search import Budget, Target, Tried, changed, effects_of_layers, ladder, ranking_samples, search
+    from validate.tasks import Metric
 
     chosen = ranking_samples(len(case.layers), case.sizes["ranking"])
     effects = effects_of_layers(case.layers, lambda x, i: case.error_of(frozenset({x}), i), chosen)

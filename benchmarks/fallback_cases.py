@@ -56,9 +56,8 @@ def minilm(folder: Path) -> None:
     import all_minilm_l6_v2
     from tokenizers import Tokenizer
 
-    from calibrate.graph.prepare import prepare
-    from calibrate.model import export_torch
-    from validate.onnxfile import read
+    from calibrate.graph import export_torch, prepare
+    from validate.backends import read_onnx
 
     with tempfile.TemporaryDirectory() as temporary:
         weights = Path(temporary)
@@ -78,10 +77,10 @@ def minilm(folder: Path) -> None:
         summaries, bodies = zip(*itertools.islice(_documentation(), RANKING + JUDGING), strict=True)
         calibration, judging = tokens(summaries[:RANKING]), tokens(summaries[RANKING:])
         export_torch(f"{folder / 'encoder.py'}:make", {k: v[:2] for k, v in calibration.items()}, folder / "model.onnx")
-        documents = _run(prepare(read(folder / "model.onnx")), tokens(bodies[RANKING:]))
+        documents = _run(prepare(read_onnx(folder / "model.onnx")), tokens(bodies[RANKING:]))
         np.save(folder / "documents.npy", documents)
         _write(
-            folder, prepare(read(folder / "model.onnx")), "minmax", "per_tensor", calibration, judging,
+            folder, prepare(read_onnx(folder / "model.onnx")), "minmax", "per_tensor", calibration, judging,
             {"kind": "retrieval", "labels": list(range(JUDGING)), "margin": 0.01},
         )  # fmt: skip
 
@@ -225,8 +224,7 @@ def _stacked(batches: Any) -> tuple[Arrays, list[Any]]:
 
 
 def _run(prepared: Any, inputs: Arrays) -> np.ndarray[Any, Any]:
-    from validate.backends.onnxruntime import OnnxRuntimeModel
-    from validate.onnxfile import detach
+    from validate.backends import OnnxRuntimeModel, detach
 
     model = OnnxRuntimeModel(detach(prepared))
     number = len(next(iter(inputs.values())))
@@ -240,14 +238,12 @@ def _write(
 ) -> None:  # fmt: skip
     """Calibrate, plan all layers in int8, and write the switchable graph with what it takes to judge it."""
     from calibrate.cost import multiply_accumulates
-    from calibrate.graph.placement import place
-    from calibrate.graph.switch import switchable
-    from calibrate.observe import observable, observe
-    from calibrate.origin import Origin
-    from calibrate.plan import QuantizationRules
-    from calibrate.planning import make_plan
+    from calibrate.graph import place, switchable
+    from calibrate.observation import observable, observe
+    from calibrate.plan import Origin, QuantizationRules
+    from calibrate.strategies import make_plan
+    from validate.backends import write_onnx
     from validate.data import Batch
-    from validate.onnxfile import write
 
     number = len(next(iter(calibration.values())))
     batches = [
@@ -268,7 +264,7 @@ def _write(
         broken = [layer.node for layer in chosen]
         wide = {layer.activation: 100 * plan.scales[layer.activation] for layer in chosen}
         plan = plan.model_copy(update={"scales": plan.scales | wide})
-    write(switchable(prepared, placement, plan), folder / "switchable.onnx")
+    write_onnx(switchable(prepared, placement, plan), folder / "switchable.onnx")
     np.savez_compressed(folder / "ranking.npz", **calibration)
     np.savez_compressed(folder / "judging.npz", **judging)
     shapes = {k: (1, *v.shape[1:]) for k, v in calibration.items()}

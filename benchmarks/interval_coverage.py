@@ -1,4 +1,4 @@
-"""How often the intervals of `validate.significance` hold the truth, in simulated studies: docs/significance.md.
+"""How often the intervals of `validate.stats.intervals` hold the truth, in simulated studies: docs/significance.md.
 
     python benchmarks/interval_coverage.py                  # 2,000 studies in each setting; a minute
     python benchmarks/interval_coverage.py --bootstrap      # beside scipy's BCa bootstrap; ten minutes
@@ -136,7 +136,7 @@ class Coverage:
 
 def coverage(setting: Setting, studies: int = STUDIES) -> tuple[Coverage, float]:
     """Return how often `paired_interval` holds the truth, and the median width of the intervals."""
-    from validate.significance import paired_interval
+    from validate.stats import paired_interval
 
     found = [paired_interval(x, CONFIDENCE, setting.bound) for x in setting.studies(studies)]
     intervals = np.array([[interval.low, interval.high] for interval in found])

@@ -3,7 +3,7 @@
     python benchmarks/latency_gpu.py                        # on a machine with an NVIDIA GPU
     python benchmarks/latency_gpu.py --model resnet18 --device cpu --runs 6 --batch-sizes 1
 
-All are timed in turns by the product's own means (`validate/timers.py`, `validate/latency.py`), the first twice,
+All are timed in turns by the product's own means (`validate/latency/runners.py`, `validate/latency/rounds.py`), the first twice,
 as a test of the method. The tables of the last run stand in docs/latency.md.
 """
 
@@ -48,9 +48,21 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--batch-sizes", default="1,32")
     options = parser.parse_args()
-    from validate.clocks import Load, available_cpus, busy_before, disturbances, pinned, read_clocks, read_machine
-    from validate.latency import interleave, summarize, warm_up
-    from validate.timers import Spec, load, torch_threads
+    from validate.latency import (
+        Load,
+        Spec,
+        available_cpus,
+        busy_before,
+        disturbances,
+        interleave,
+        load,
+        pinned,
+        read_clocks,
+        read_machine,
+        summarize,
+        torch_threads,
+        warm_up,
+    )
 
     threads, gpu = available_cpus(), options.device == "cuda"
     with tempfile.TemporaryDirectory() as folder, pinned(threads) as cpus, torch_threads(threads):

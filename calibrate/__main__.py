@@ -1,3 +1,3 @@
-from calibrate.cli import app
+from calibrate.commands import app
 
 app(prog_name="python -m calibrate")

@@ -14,20 +14,16 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import BaseModel
 
-from calibrate.config import Config
-from calibrate.graph.placement import Placement, place
-from calibrate.graph.prepare import prepare
-from calibrate.model import export_torch
+from calibrate.graph import Placement, export_torch, place, prepare
 from calibrate.plan import QuantizationRules
-from validate.backends.onnxruntime import OnnxRuntimeModel
+from validate.backends import OnnxRuntimeModel, file_hash, read_onnx
 from validate.backends.tensorrt import Profile
-from validate.data import Batch, SampleStream
+from validate.data import Batch, DataConfig, SampleStream
 from validate.exceptions import JobError
-from validate.imports import load_object
-from validate.onnxfile import file_hash, read
+from validate.job import Job
+from validate.references import load_object
 from validate.results import ModelInfo
-from validate.tasks.agreement import with_or_without_labels
-from validate.tasks.base import Task
+from validate.tasks import Task, with_or_without_labels
 
 __all__ = ["FloatModel", "Inputs", "Seen", "load_inputs", "load_model", "onnx_file", "task_hash"]
 
@@ -131,32 +127,32 @@ def _as_text(label: Any) -> str | None:
     return str(label) if isinstance(label, str | bool | int | np.integer | np.bool_) else None
 
 
-def load_inputs(config: Config, folder: Path) -> Inputs:
+def load_inputs(job: Job, rules: QuantizationRules, folder: Path) -> Inputs:
     """Load the model and open the data; a PyTorch model is exported to ``model.onnx`` in `folder`.
 
     Raises JobError where one of them cannot be used.
     """
-    path = onnx_file(config, folder)
-    model = read(path)
+    path = onnx_file(job, folder)
+    model = read_onnx(path)
     reference = OnnxRuntimeModel(path)
-    batch_size = reference.fixed_batch or config.data.batch_size
+    batch_size = reference.fixed_batch or job.data.batch_size
     return Inputs(
-        load_model(path, config.quantization, model, config.model.torch), reference,
-        with_or_without_labels(config.task.make(reference.metadata), config.data.label is not None),
-        config.data.stream("calibration", reference.input_names, batch_size),
-        config.data.stream("validation", reference.input_names, batch_size),
-        _preprocessing_hash(config),
+        load_model(path, rules, model, job.model.torch), reference,
+        with_or_without_labels(job.task.make(reference.metadata), job.data.label is not None),
+        job.data.stream("calibration", reference.input_names, batch_size),
+        job.data.stream("validation", reference.input_names, batch_size),
+        _preprocessing_hash(job.data),
     )  # fmt: skip
 
 
-def onnx_file(config: Config, folder: Path) -> Path:
+def onnx_file(job: Job, folder: Path) -> Path:
     """Return the path of the config's model; a PyTorch model is exported to ``model.onnx`` in `folder`."""
-    if config.model.onnx:
-        return Path(config.model.onnx)
+    if job.model.onnx:
+        return Path(job.model.onnx)
     path = folder / "model.onnx"
-    names = tuple(config.model.inputs or ())
-    example = next(iter(config.data.stream("calibration", names, config.data.batch_size).batches()))
-    export_torch(str(config.model.torch), example.inputs, path)
+    names = tuple(job.model.inputs or ())
+    example = next(iter(job.data.stream("calibration", names, job.data.batch_size).batches()))
+    export_torch(str(job.model.torch), example.inputs, path)
     return path
 
 
@@ -174,7 +170,7 @@ def load_model(
     Raises:
         JobError: it cannot be read or prepared, or has no layer that can be int8.
     """
-    model = model or read(path)
+    model = model or read_onnx(path)
     sha256 = file_hash(path, model)
     prepared = prepare(model)
     parameters = sum(
@@ -206,9 +202,8 @@ def task_hash(task: BaseModel) -> str:
     return digest.hexdigest()
 
 
-def _preprocessing_hash(config: Config) -> str:
+def _preprocessing_hash(data: DataConfig) -> str:
     """Return the SHA-256 of what turns a row into model inputs: its settings, or the file that its code is in."""
-    data = config.data
     digest = hashlib.sha256()
     if isinstance(data.preprocess, str):
         source = getattr(sys.modules[load_object(data.preprocess, Path()).__module__], "__file__", None)

@@ -16,39 +16,46 @@ from typing import Any
 
 import onnxruntime
 
-from calibrate.clipping import measure_clipping
-from calibrate.config import Config, QuantizationConfig
-from calibrate.convergence import ScaleHistory
-from calibrate.evaluations import Evaluations
-from calibrate.graph.placement import Placement
-from calibrate.illustrate import illustrate
+from calibrate.config import Config
+from calibrate.cost import price
+from calibrate.graph import Placement
 from calibrate.journal import Journal
 from calibrate.loading import Inputs, Seen, load_inputs, task_hash
-from calibrate.measuring import Bench
-from calibrate.observe import Observation, OnDoubling, observable, observe, workers
-from calibrate.origin import Origin
-from calibrate.plan import QuantizationPlan
-from calibrate.planning import make_plan, scale_changes, unquantizable
-from calibrate.pricing import price
-from calibrate.ranges import nodes_beyond_fp16
-from calibrate.store import StoredStatistics, write_statistics
-from calibrate.timing import time_models
-from calibrate.trials import fallback_can_help, search_plans
-from reports import html
-from validate.backends.onnxruntime import cpu_name
+from calibrate.measurement import Bench, Evaluations, illustrate, time_models
+from calibrate.observation import (
+    Observation,
+    OnDoubling,
+    StoredStatistics,
+    measure_clipping,
+    nodes_beyond_fp16,
+    observable,
+    observe,
+    workers,
+    write_statistics,
+)
+from calibrate.plan import Origin, QuantizationPlan
+from calibrate.search import fallback_can_help, search_plans
+from calibrate.strategies import QuantizationConfig, ScaleHistory, make_plan, scale_changes, unquantizable
+from reports.pages import write_run_page
+from validate.accuracy import OutputStore, accuracy, evaluate, sanity_warnings
+from validate.backends import cpu_name
 from validate.data import Batch, SampleStream
 from validate.environment import environment
-from validate.errors import TensorErrors
-from validate.evaluate import OutputStore, accuracy, evaluate
-from validate.evidence import Evidence
 from validate.exceptions import JobError
-from validate.expectation import doubts
-from validate.gate import decide
-from validate.illustrations import ILLUSTRATIONS
-from validate.pareto import pareto_points
-from validate.results import Candidate, Decision, Reference, Results, Verdict
-from validate.samples import SAMPLES_FILE, SampleTable
-from validate.tasks.base import Outputs
+from validate.layerwise import TensorErrors
+from validate.results import (
+    ILLUSTRATIONS,
+    SAMPLES_FILE,
+    Candidate,
+    Decision,
+    Reference,
+    Results,
+    SampleTable,
+    Verdict,
+    pareto_points,
+)
+from validate.tasks import Outputs
+from validate.verdict import Evidence, decide
 
 __all__ = ["make_origin", "make_plans", "observe_calibration_set", "run"]
 
@@ -64,7 +71,7 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
     with tempfile.TemporaryDirectory(prefix="calibrate-") as temporary:
         folder = Path(temporary)
         with journal.stage("load", "load and prepare the model"):
-            inputs = load_inputs(config, folder)
+            inputs = load_inputs(config, config.quantization, folder)
 
         # 1. The float model sets the mark: every later number is paired with its, sample by sample.
         seen_validation, seen_calibration = Seen(), Seen()
@@ -73,7 +80,7 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
             scores = evaluate(inputs.reference, inputs.task, batches, advance, is_reference=True)
         if warning := config.data.repeats("validation", seen_validation.order):
             journal.warn(warning)
-        for warning in doubts(inputs.task, scores, config.model.expected_metric, inputs.validation):
+        for warning in sanity_warnings(inputs.task, scores, config.model.expected_metric, inputs.validation):
             journal.warn(warning)
 
         # 2. One pass over the calibration set gives the statistics that every strategy is a function of.
@@ -100,9 +107,11 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         evaluations = Evaluations(
             output / "evaluations", evaluation_context(config, origin, seen_validation, seen_calibration)
         )
-        pricing = price(config, inputs, plans[0], folder, journal)
+        pricing = price(
+            config.target, config.latency.batch_size, config.fallback.precision, inputs, plans[0], folder, journal
+        )
         bench = Bench(
-            config, inputs, journal, scores, outputs, seen_calibration, seen_validation, evaluations, pricing,
+            config.target, config.compare_samples, inputs, journal, scores, outputs, seen_calibration, seen_validation, evaluations, pricing,
             observation.statistics, folder,
         )  # fmt: skip
         looks = verdict_confidences(config)
@@ -114,9 +123,9 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         # 4. Where it misses the policy, layers go back to float: the fastest plan that other samples say meets it.
         search = None
         is_go = verdict.decision is Decision.GO
-        if not is_go and looks[1:] and fallback_can_help(config, bench, selected, verdict, looks[1]):
+        if not is_go and looks[1:] and fallback_can_help(config.policy.max_drop, bench, selected, verdict, looks[1]):
             int8 = plans[candidates.index(selected)]
-            found = search_plans(config, bench, int8, reference.accuracy, looks[1])
+            found = search_plans(config.fallback, config.policy.max_drop, bench, int8, reference.accuracy, looks[1])
             search = found.search
             for plan, confidence in zip(found.plans, looks[1:], strict=False):
                 back = [layer for layer in search.effects if plan.layers[layer] != "int8"]
@@ -132,7 +141,7 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
 
         # 5. How fast are they? In turns, so that whatever disturbs the machine disturbs all of them alike.
         with journal.stage("latency", f"time {len(plans) + 1} models"):
-            times = time_models(config, inputs, plans, folder)
+            times = time_models(config.latency, config.target, config.model.torch, inputs, plans, folder)
         latency, latency_reason = times.of_reference()
         reference = reference.model_copy(update={"latency": latency, "latency_reason": latency_reason})
         candidates = [times.add_to(candidate) for candidate in candidates]
@@ -322,5 +331,5 @@ def _write(results: Results, plans: list[QuantizationPlan], candidates: Path, ou
     selected.write(output / "plan.json")
     for file in (candidates / selected.name).iterdir():  # a large model's weights are beside it
         shutil.copyfile(file, output / file.name)
-    html.write(results, output / "report.html")
+    write_run_page(results, output / "report.html")
     results.write(output / "results.json")

@@ -1,3 +1,3 @@
-from reports.cli import app
+from reports.commands.reports import app
 
 app(prog_name="python -m reports")

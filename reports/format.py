@@ -10,8 +10,7 @@ import unicodedata
 from datetime import UTC, datetime
 from pathlib import PurePosixPath, PureWindowsPath
 
-from validate.pareto import cost_kind
-from validate.results import BuildResult, Cost, Decision, Latency, Results
+from validate.results import BuildResult, Cost, Decision, Latency, Results, cost_kind
 
 __all__ = [
     "NOT_AVAILABLE",

@@ -6,7 +6,7 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from validate.backends.onnxruntime import cpu_name
+from validate.backends import cpu_name
 
 __all__ = ["environment"]
 

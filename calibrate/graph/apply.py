@@ -10,7 +10,7 @@ from calibrate.graph.placement import Placement
 from calibrate.graph.precision import BF16_OPSET, assign_precision, precision_of
 from calibrate.graph.qdq import insert_qdq
 from calibrate.plan import QuantizationPlan
-from validate.onnxfile import PLAN_KEY
+from validate.backends import PLAN_KEY
 from validate.results import NodeCounts
 
 __all__ = ["apply", "count_nodes"]

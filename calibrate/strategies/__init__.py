@@ -1,1 +1,26 @@
-"""Statistics in, threshold out: one pure function per module, none of which sees a model or data."""
+"""Statistics in, threshold out: one strategy a file, each a pure function that sees no model and no data.
+
+`make_plan` turns the thresholds of a strategy into a plan.
+"""
+
+from __future__ import annotations
+
+from calibrate.strategies.convergence import ScaleHistory
+from calibrate.strategies.entropy import entropy
+from calibrate.strategies.mse import mse
+from calibrate.strategies.percentile import percentile
+from calibrate.strategies.planning import make_plan, plan_of_scales, scale_changes, unquantizable
+from calibrate.strategies.settings import PercentileStrategy, QuantizationConfig
+
+__all__ = [
+    "PercentileStrategy",
+    "QuantizationConfig",
+    "ScaleHistory",
+    "entropy",
+    "make_plan",
+    "mse",
+    "percentile",
+    "plan_of_scales",
+    "scale_changes",
+    "unquantizable",
+]

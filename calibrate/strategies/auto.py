@@ -8,7 +8,7 @@ from calibrate.strategies.entropy import entropy
 from calibrate.strategies.minmax import minmax
 from calibrate.strategies.mse import expected_errors, mse
 from calibrate.strategies.percentile import percentile
-from validate.statistics import Statistics
+from validate.stats import Statistics
 
 __all__ = ["auto"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from validate.statistics import Statistics
+from validate.stats import Statistics
 
 __all__ = ["minmax"]
 

@@ -6,7 +6,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from validate.statistics import Statistics
+from validate.stats import Statistics
 
 __all__ = ["expected_errors", "mse"]
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from validate.statistics import Statistics
+from validate.stats import Statistics
 
 __all__ = ["percentile"]
 

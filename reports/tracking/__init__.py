@@ -9,7 +9,21 @@
 docs/mlflow.md says what is where.
 """
 
-from reports.tracking.location import Destination, default_uri, ui_command
-from reports.tracking.sending import RETRY_SECONDS, log_results
+from __future__ import annotations
 
-__all__ = ["RETRY_SECONDS", "Destination", "default_uri", "log_results", "ui_command"]
+from reports.tracking.location import Destination, default_uri, ui_command
+from reports.tracking.records import job_record
+from reports.tracking.sending import KEY, PLAN, RETRY_SECONDS, log_results
+from reports.tracking.settings import TrackingConfig
+
+__all__ = [
+    "KEY",
+    "PLAN",
+    "RETRY_SECONDS",
+    "Destination",
+    "TrackingConfig",
+    "default_uri",
+    "job_record",
+    "log_results",
+    "ui_command",
+]

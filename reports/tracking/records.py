@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reports import format as fmt
-from validate import onnxfile
+from validate.backends import PLAN_KEY, read_onnx
 from validate.exceptions import JobError
 from validate.results import Candidate, CandidateAccuracy, LayerError, Results, Trial
 
@@ -107,7 +107,7 @@ def _model(results: Results, path: Path) -> Path | None:
     """
     if not path.is_file():
         return None
-    made_from, selected = onnxfile.read(path).metadata_props.get(onnxfile.PLAN_KEY), results.selected_candidate
+    made_from, selected = read_onnx(path).metadata_props.get(PLAN_KEY), results.selected_candidate
     if selected is None or made_from != selected.plan_hash:
         found = f"from plan {made_from[:12]}" if made_from else "without a plan"
         wanted = f"of plan {selected.plan_hash[:12]}" if selected else "about no candidate"

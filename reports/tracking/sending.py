@@ -32,7 +32,9 @@ __all__ = ["RETRY_SECONDS", "log_results"]
 RETRY_SECONDS = 20.0
 """How long a server that fails is tried again by default; `python -m reports log` is there for what is down longer."""
 
-KEY, PLAN, VERSION = "job.key", "job.plan", "job.version"
+KEY = "job.key"
+VERSION = "job.version"
+PLAN = "job.plan"
 """Tags: of which job, about which plan (empty: the job itself), and once it is complete, which version of it."""
 _MODEL_NAME = "model"
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"

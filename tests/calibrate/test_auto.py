@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from calibrate.config import PercentileStrategy, Strategy
 from calibrate.graph.placement import Layer, Placement
-from calibrate.observe import Observation
-from calibrate.origin import Origin
-from calibrate.plan import QuantizationRules
-from calibrate.planning import Settling, make_plan, scale_changes
+from calibrate.observation.streaming import Observation
+from calibrate.plan.origin import Origin
+from calibrate.plan.quantization_plan import QuantizationRules
 from calibrate.strategies.auto import auto
 from calibrate.strategies.entropy import entropy
 from calibrate.strategies.minmax import minmax
 from calibrate.strategies.mse import mse
 from calibrate.strategies.percentile import percentile
-from validate.statistics import Statistics
+from calibrate.strategies.planning import Settling, make_plan, scale_changes
+from calibrate.strategies.settings import PercentileStrategy, Strategy
+from validate.stats.histograms import Statistics
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]

@@ -19,16 +19,16 @@ import onnx
 import onnxruntime
 import pytest
 
-from calibrate.plan import QuantizationPlan
-from validate.illustrations import Illustrations
-from validate.results import Results
-from validate.samples import SampleTable
+from calibrate.plan.quantization_plan import QuantizationPlan
+from validate.results.illustrations import Illustrations
+from validate.results.run import Results
+from validate.results.samples import SampleTable
 
 if TYPE_CHECKING:
     from tests.conftest import Job, Models
 
 ROOT = Path(__file__).parents[2]
-SCHEMA = json.loads((ROOT / "validate" / "results.schema.json").read_text(encoding="utf-8"))
+SCHEMA = json.loads((ROOT / "validate" / "results" / "results.schema.json").read_text(encoding="utf-8"))
 FILES = {
     "evaluations", "illustrations.json", "model.int8.onnx", "plan.json", "plans", "report.html", "results.json",
     "run.log", "samples.parquet", "statistics.npz",

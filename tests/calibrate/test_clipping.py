@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from calibrate.clipping import clipped_share
-from validate.results import Results
-from validate.samples import SampleTable
-from validate.statistics import Statistics
+from calibrate.observation.clipping import clipped_share
+from validate.results.run import Results
+from validate.results.samples import SampleTable
+from validate.stats.histograms import Statistics
 
 if TYPE_CHECKING:
     from tests.conftest import Job

@@ -18,8 +18,8 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
-from calibrate.plan import QuantizationPlan
-from calibrate.store import merged, read_statistics
+from calibrate.observation.statistics_file import merged, read_statistics
+from calibrate.plan.quantization_plan import QuantizationPlan
 
 if TYPE_CHECKING:
     from tests.conftest import Job, Models

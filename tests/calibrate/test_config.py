@@ -12,7 +12,8 @@ import jsonschema
 import pytest
 import yaml
 
-from calibrate.config import PercentileStrategy, load
+from calibrate.config import load
+from calibrate.strategies.settings import PercentileStrategy
 from validate.exceptions import UsageError
 
 ROOT = Path(__file__).parents[2]

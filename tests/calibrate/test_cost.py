@@ -11,16 +11,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibrate.cost import LAUNCH_MS, MacCost, MeasuredCost, multiply_accumulates, roofline
-from calibrate.gpus import GPUS, gpu_named, gpu_of
+from calibrate.cost.gpus import GPUS, gpu_named, gpu_of
+from calibrate.cost.kernels import kernels_of
+from calibrate.cost.roofline import LAUNCH_MS, MacCost, MeasuredCost, multiply_accumulates, roofline
+from calibrate.cost.shapes import tensor_shapes
 from calibrate.graph.placement import place
 from calibrate.graph.prepare import prepare
-from calibrate.graph.shapes import tensor_shapes
-from calibrate.kernels import kernels_of
-from calibrate.plan import QuantizationRules
+from calibrate.plan.quantization_plan import QuantizationRules
+from validate.backends.onnx_files import read_onnx
 from validate.exceptions import JobError
-from validate.imports import resolve_path
-from validate.onnxfile import read
+from validate.references import resolve_path
 
 ROOT = Path(__file__).parents[2]
 ATTENTION = QuantizationRules(attention=True)
@@ -115,7 +115,7 @@ def exported(module: Any, folder: Path) -> ir.Model:
         verbose=False,
     )  # fmt: skip
     program.save(str(folder / "model.onnx"))
-    return prepare(read(folder / "model.onnx"))
+    return prepare(read_onnx(folder / "model.onnx"))
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ class TestShapes:
     def test_an_ocr_model_of_any_width_against_onnxruntime(self):
         pytest.importorskip("rapidocr_onnxruntime", reason="carries the OCR model")
         path = resolve_path("package:rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx", ROOT)
-        model, shape = prepare(read(path)), (2, 3, 48, 208)
+        model, shape = prepare(read_onnx(path)), (2, 3, 48, 208)
         assert_true_of_a_run(model, {"x": np.zeros(shape, np.float32)})
 
     def test_a_transformer(self, tmp_path):
@@ -139,7 +139,7 @@ class TestShapes:
         tokens = torch.zeros(2, 8, dtype=torch.int64)
         program = torch.onnx.export(module, (tokens,), dynamo=True, dynamic_shapes=dims, verbose=False)
         program.save(str(tmp_path / "model.onnx"))
-        model = prepare(read(tmp_path / "model.onnx"))
+        model = prepare(read_onnx(tmp_path / "model.onnx"))
         assert_true_of_a_run(model, {str(model.graph.inputs[0].name): np.zeros((3, 12), np.int64)})
 
     def test_what_inference_does_not_say_is_measured(self):
@@ -166,8 +166,8 @@ class TestShapes:
 
 def assert_true_of_a_run(model: ir.Model, inputs: dict[str, Any]) -> None:
     """Every tensor has the shape that ONNX Runtime gives it."""
+    from validate.backends.onnx_files import expose, serialize
     from validate.backends.onnxruntime import OnnxRuntimeModel
-    from validate.onnxfile import expose, serialize
 
     names = [str(value.name) for node in model.graph for value in node.outputs]
     found = OnnxRuntimeModel(serialize(expose(model, names)), threads=1, optimize=False).run(inputs)

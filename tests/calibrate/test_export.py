@@ -13,9 +13,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from calibrate.export import companion, read_cache, write_cache
-from calibrate.origin import Origin
-from calibrate.plan import QuantizationPlan
+from calibrate.plan.calibration_cache import companion, read_cache, write_cache
+from calibrate.plan.origin import Origin
+from calibrate.plan.quantization_plan import QuantizationPlan
 from validate.exceptions import JobError, UsageError
 
 ORIGIN = Origin(model_sha256="ab" * 32, data_sha256="cd" * 32, preprocessing_sha256="ef" * 32)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from calibrate.fallback import Budget, Layers, Tried, ladder, search
-from calibrate.sensitivity import effects_of_layers, ranking_samples
+from calibrate.search.ladder import Budget, Layers, Tried, ladder, search
+from calibrate.search.sensitivity import effects_of_layers, ranking_samples
 
 
 @dataclass

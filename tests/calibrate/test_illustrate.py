@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calibrate.convergence import ScaleHistory
 from calibrate.graph.placement import Layer, Placement
-from calibrate.illustrate import picture, tensor_histograms, worst_samples
-from calibrate.origin import Origin
-from calibrate.plan import QuantizationPlan
-from validate.data import DataConfig
-from validate.preprocessing import ImagePreprocessing
-from validate.results import LayerError
-from validate.statistics import Statistics
+from calibrate.measurement.pictures import picture, tensor_histograms, worst_samples
+from calibrate.plan.origin import Origin
+from calibrate.plan.quantization_plan import QuantizationPlan
+from calibrate.strategies.convergence import ScaleHistory
+from validate.data.preprocessing import ImagePreprocessing
+from validate.data.stream import DataConfig
+from validate.results.run import LayerError
+from validate.stats.histograms import Statistics
 
 ROWS = """
 import numpy as np

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from calibrate.config import Config
 from calibrate.pipeline import verdict_confidences
 from tests.conftest import Models
-from validate.significance import paired_interval, tango_interval
+from validate.stats.intervals import paired_interval, tango_interval
 
 tango = functools.cache(tango_interval)
 STRATEGIES, STUDIES, CONFIDENCE = 6, 4000, 0.95

@@ -20,13 +20,13 @@ from onnx import numpy_helper
 
 from calibrate.graph.placement import Placement, place
 from calibrate.graph.prepare import prepare
-from calibrate.observe import Observable, Observation, observable, observe
-from calibrate.origin import Origin
-from calibrate.plan import QuantizationRules
-from calibrate.planning import make_plan, unquantizable
-from validate.data import Batch
+from calibrate.observation.streaming import Observable, Observation, observable, observe
+from calibrate.plan.origin import Origin
+from calibrate.plan.quantization_plan import QuantizationRules
+from calibrate.strategies.planning import make_plan, unquantizable
+from validate.data.stream import Batch
 from validate.exceptions import JobError
-from validate.statistics import Statistics
+from validate.stats.histograms import Statistics
 
 Array = NDArray[Any]
 

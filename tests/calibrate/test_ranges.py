@@ -19,15 +19,15 @@ from onnx import numpy_helper
 from calibrate.graph.apply import apply
 from calibrate.graph.placement import place
 from calibrate.graph.prepare import prepare
-from calibrate.observe import observable, observe
-from calibrate.origin import Origin
-from calibrate.plan import QuantizationPlan, QuantizationRules
-from calibrate.planning import make_plan
-from calibrate.ranges import FP16_LIMIT, observe_ranges, wide_nodes
+from calibrate.observation.ranges import FP16_LIMIT, observe_ranges, wide_nodes
+from calibrate.observation.streaming import observable, observe
+from calibrate.plan.origin import Origin
+from calibrate.plan.quantization_plan import QuantizationPlan, QuantizationRules
+from calibrate.strategies.planning import make_plan
+from validate.backends.onnx_files import serialize
 from validate.backends.onnxruntime import OnnxRuntimeModel
-from validate.data import Batch
-from validate.onnxfile import serialize
-from validate.statistics import Statistics
+from validate.data.stream import Batch
+from validate.stats.histograms import Statistics
 
 Array = NDArray[Any]
 NOTHING = (np.inf, -np.inf)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from calibrate.evaluations import Evaluations
+from calibrate.measurement.evaluation_cache import Evaluations
 
 if TYPE_CHECKING:
     from tests.conftest import Job, Models

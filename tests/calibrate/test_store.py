@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from calibrate import __version__
-from calibrate.observe import Observation
-from calibrate.origin import Origin
-from calibrate.store import StoredStatistics, merged, read_statistics, write_statistics
+from calibrate.observation.statistics_file import StoredStatistics, merged, read_statistics, write_statistics
+from calibrate.observation.streaming import Observation
+from calibrate.plan.origin import Origin
 from validate.exceptions import JobError
-from validate.statistics import MAX_BINS, Statistics
+from validate.stats.histograms import MAX_BINS, Statistics
 
 ORIGIN = Origin(model_sha256="ab" * 32, data_sha256="cd" * 32, preprocessing_sha256="ef" * 32)
 SMALLEST, LARGEST = float(np.finfo(np.float32).smallest_subnormal), float(np.finfo(np.float32).max)

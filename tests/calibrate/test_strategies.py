@@ -17,7 +17,7 @@ from calibrate.strategies.entropy import entropy
 from calibrate.strategies.minmax import minmax
 from calibrate.strategies.mse import mse
 from calibrate.strategies.percentile import percentile
-from validate.statistics import Statistics
+from validate.stats.histograms import Statistics
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]

@@ -15,10 +15,10 @@ import onnx
 import pytest
 from rich.console import Console
 
-from calibrate.cli import _track
+from calibrate.commands.app import _track
 from calibrate.journal import Journal
 from reports.tracking import Destination
-from validate.results import Results
+from validate.results.run import Results
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -10,12 +10,12 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from calibrate.cost import roofline
+from calibrate.cost.roofline import roofline
 from calibrate.graph.placement import place
 from calibrate.graph.prepare import prepare
-from calibrate.plan import QuantizationPlan
-from validate.onnxfile import read
-from validate.results import Results
+from calibrate.plan.quantization_plan import QuantizationPlan
+from validate.backends.onnx_files import read_onnx
+from validate.results.run import Results
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,7 +81,7 @@ def types_in(file: Path) -> dict[str, str]:
 
 
 def costs(model: Path) -> Callable[[Any], float]:
-    prepared = prepare(read(model))
+    prepared = prepare(read_onnx(model))
     estimate = roofline(prepared, place(prepared), {"image": (1, 3, 16, 16)}, "L4", "fp16")
     return lambda precisions: estimate.cost(precisions).value
 

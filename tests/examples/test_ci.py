@@ -15,8 +15,8 @@ import junitparser
 import pytest
 import yaml
 
-from validate.policy import Policy
 from validate.settings import read_settings
+from validate.verdict.policy import Policy
 
 if TYPE_CHECKING:
     from tests.conftest import Job

@@ -21,18 +21,18 @@ from numpy.typing import NDArray
 from calibrate.graph.apply import apply
 from calibrate.graph.placement import Layer, place
 from calibrate.graph.prepare import prepare
-from calibrate.model import export_torch
-from calibrate.observe import observable, observe
-from calibrate.origin import Origin
-from calibrate.plan import QuantizationRules
-from calibrate.planning import make_plan
+from calibrate.graph.torch_export import export_torch
+from calibrate.observation.streaming import observable, observe
+from calibrate.plan.origin import Origin
+from calibrate.plan.quantization_plan import QuantizationRules
+from calibrate.strategies.planning import make_plan
+from validate.backends.onnx_files import read_onnx
 from validate.backends.onnxruntime import OnnxRuntimeBackend
-from validate.compare import Findings, compare, subjects_of
-from validate.comparison import Comparison, Execution
-from validate.data import Batch
-from validate.imports import load_object, resolve_path
-from validate.judge import Thresholds, judge
-from validate.onnxfile import read
+from validate.data.stream import Batch
+from validate.layerwise.comparator import Findings, compare, subjects_of
+from validate.layerwise.comparison import Comparison, Execution
+from validate.layerwise.thresholds import Thresholds, judge
+from validate.references import load_object, resolve_path
 
 pytest.importorskip("torch", reason="exports PyTorch models")
 
@@ -77,7 +77,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             pytest.importorskip("efficientnet_lite_pytorch", reason="carries EfficientNet-Lite0")
         path = tmp_path_factory.mktemp("exported") / "model.onnx"
         export_torch(MODELS[name], inputs, path)
-    prepared = prepare(read(path))
+    prepared = prepare(read_onnx(path))
     placement = place(prepared)
     samples = len(next(iter(inputs.values())))
     batch = Batch(inputs, [None] * samples, [b""] * samples, 0)

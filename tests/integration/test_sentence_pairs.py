@@ -13,8 +13,8 @@ import yaml
 from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
-from validate.cli import app
-from validate.evaluation import Evaluation
+from reports.commands.validate import app
+from validate.accuracy.report import Evaluation
 
 PAIRS = [
     ("A man is eating food.", "A man eats something.", 4.2),

@@ -19,7 +19,7 @@ import junitparser
 import pytest
 import yaml
 
-from validate.results import Results
+from validate.results.run import Results
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -16,18 +16,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from validate.comparison import Histogram
-from validate.illustrations import (
+from validate.results.illustrations import (
     ILLUSTRATIONS,
     Convergence,
     ConvergencePoint,
+    Histogram,
     Illustrations,
     TensorHistogram,
     Threshold,
     WorstSample,
 )
-from validate.pareto import pareto_points
-from validate.results import (
+from validate.results.pareto import pareto_points
+from validate.results.run import (
     Accuracy,
     BuildResult,
     Candidate,
@@ -48,7 +48,7 @@ from validate.results import (
     Trial,
     Verdict,
 )
-from validate.samples import SAMPLES_FILE, SampleTable
+from validate.results.samples import SAMPLES_FILE, SampleTable
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

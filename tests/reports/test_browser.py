@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from reports import html
-from validate.illustrations import ILLUSTRATIONS, Illustrations
-from validate.results import Decision, Results
+from reports.pages import run as html
+from validate.results.illustrations import ILLUSTRATIONS, Illustrations
+from validate.results.run import Decision, Results
 
 SCRIPT = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 Visit = Callable[..., Any]
@@ -51,7 +51,7 @@ CONTRASTS = """() => {
 @pytest.fixture
 def report(results: Results, folder: Path) -> Path:
     """Return the page."""
-    html.write(results, folder / "report.html")
+    html.write_run_page(results, folder / "report.html")
     return folder / "report.html"
 
 
@@ -198,7 +198,7 @@ def test_text_stands_out_from_what_is_behind_it(
     visit: Visit, results: Results, folder: Path, decision: Decision
 ) -> None:
     verdict = results.verdict.model_copy(update={"decision": decision})
-    html.write(results.model_copy(update={"verdict": verdict}), folder / "report.html")
+    html.write_run_page(results.model_copy(update={"verdict": verdict}), folder / "report.html")
     tab = visit(folder / "report.html")
     for scheme in ("light", "dark"):
         tab.emulate_media(color_scheme=scheme)
@@ -231,7 +231,7 @@ def test_texts_of_the_figure_of_speed_are_whole_and_lie_apart(
     ]
     accuracy = results.reference.accuracy.model_copy(update={"higher_is_better": higher})
     reference = results.reference.model_copy(update={"accuracy": accuracy})
-    html.write(results.model_copy(update={"pareto": points, "reference": reference}), folder / "report.html")
+    html.write_run_page(results.model_copy(update={"pareto": points, "reference": reference}), folder / "report.html")
     tab = visit(folder / "report.html", viewport={"width": width, "height": 740})
     texts = tab.evaluate("""() => {
         const place = document.getElementById("plot-pareto"), whole = place.getBoundingClientRect();
@@ -264,7 +264,7 @@ def test_names_from_models_and_data_are_text_everywhere(visit: Visit, results: R
         x.model_copy(update={"label": SCRIPT, "slice": SCRIPT, "text": SCRIPT}) for x in illustrations.worst_samples
     ]
     illustrations.model_copy(update={"histograms": histograms, "worst_samples": samples}).write(folder / ILLUSTRATIONS)
-    html.write(results.model_copy(update={"candidates": [candidate]}), folder / "report.html")
+    html.write_run_page(results.model_copy(update={"candidates": [candidate]}), folder / "report.html")
     tab = visit(folder / "report.html")
     tab.on("dialog", lambda dialog: pytest.fail(dialog.message))
     assert set(_nodes(tab)) == {SCRIPT}
@@ -278,7 +278,7 @@ def test_names_from_models_and_data_are_text_everywhere(visit: Visit, results: R
 
 
 def test_page_of_500_layers_is_painted_before_figures_are_drawn(visit: Visit, build_results: Any, folder: Path) -> None:
-    html.write(build_results(layers=500), folder / "report.html")
+    html.write_run_page(build_results(layers=500), folder / "report.html")
     assert (folder / "report.html").stat().st_size < 8_000_000
     tab = visit(folder / "report.html")
     assert tab.locator("#layers-table tbody tr").count() == 500

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from validate.exceptions import UsageError
-from validate.results import Results
+from validate.results.run import Results
 
 Reports = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -74,7 +74,7 @@ def test_results_that_this_version_does_not_understand_are_refused_in_a_sentence
 
 
 def test_nothing_heavy_is_imported_to_say_what_there_is(clean_environment: dict[str, str]) -> None:
-    code = "import sys, reports.cli; print({'mlflow', 'numpy', 'pydantic', 'onnx', 'plotly'} & set(sys.modules))"
+    code = "import sys, reports.commands.reports; print({'mlflow', 'numpy', 'pydantic', 'onnx', 'plotly'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], env=clean_environment, capture_output=True, text=True, check=True
     )

@@ -14,8 +14,9 @@ from typing import Any
 import plotly.graph_objects as go  # type: ignore[import-untyped,unused-ignore]
 import pytest
 
-from reports import compare_html, compare_plots
-from validate.comparison import (
+from reports.figures import comparison as compare_plots
+from reports.pages import comparison as compare_html
+from validate.layerwise.comparison import (
     Comparison,
     Execution,
     Histogram,
@@ -25,7 +26,7 @@ from validate.comparison import (
     TensorDifference,
     Unpaired,
 )
-from validate.judge import Limits, Thresholds, judge
+from validate.layerwise.thresholds import Limits, Thresholds, judge
 
 HOSTILE = "</script><script>alert(1)</script>"
 LINK = '<a href="https://example.com/">free</a>'
@@ -101,14 +102,14 @@ def _comparison(
 
 
 def _render(comparison: Comparison, thresholds: Thresholds = THRESHOLDS) -> str:
-    return compare_html.render(comparison, judge(comparison, thresholds), thresholds)
+    return compare_html.render_comparison_page(comparison, judge(comparison, thresholds), thresholds)
 
 
 def _figures(comparison: Comparison) -> list[dict[str, Any]]:
     failures = {verdict.tensor: verdict.failures for verdict in judge(comparison, THRESHOLDS).layers}
     depth, _ = compare_plots.depth_figure(comparison, failures, THRESHOLDS)
     inputs = compare_html.worst_inputs(compare_html.ranked(comparison.layers), 6)
-    return [depth, *(compare_plots.histogram_figure(quantized) for _, quantized in inputs)]
+    return [depth, *(compare_plots.input_figure(quantized) for _, quantized in inputs)]
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,9 @@ def source(comparison: Comparison) -> str:
 
 
 def test_page_is_whole_in_itself_and_small(read: Reader, comparison: Comparison, tmp_path: Path) -> None:
-    compare_html.write(comparison, judge(comparison, THRESHOLDS), THRESHOLDS, tmp_path / "comparison.html")
+    compare_html.write_comparison_page(
+        comparison, judge(comparison, THRESHOLDS), THRESHOLDS, tmp_path / "comparison.html"
+    )
     source = (tmp_path / "comparison.html").read_text(encoding="utf-8")
     assert len(source) < 8_000_000
     assert [path.name for path in tmp_path.iterdir()] == ["comparison.html"]
@@ -279,14 +282,14 @@ def test_boxes_show_the_traces_that_they_name(comparison: Comparison) -> None:
 
 
 def test_histogram_marks_where_clipping_begins() -> None:
-    figure = compare_plots.histogram_figure(_quantized("x"))
+    figure = compare_plots.input_figure(_quantized("x"))
     assert [shape["x0"] for shape in figure["layout"]["shapes"]] == [1.57]
     colours = figure["data"][0]["marker"]["color"]
     assert colours.index(colours[-1]) == math.ceil(1.57 / 0.02)
     uneven = _quantized("x").model_copy(update={"low": -0.5, "high": 2.6})
-    assert [x["x0"] for x in compare_plots.histogram_figure(uneven)["layout"]["shapes"]] == [2.6, 0.5]
+    assert [x["x0"] for x in compare_plots.input_figure(uneven)["layout"]["shapes"]] == [2.6, 0.5]
     half = _quantized("x").model_copy(update={"low": -0.006, "high": 3.1})
-    assert [x["x0"] for x in compare_plots.histogram_figure(half)["layout"]["shapes"]] == [3.1]
+    assert [x["x0"] for x in compare_plots.input_figure(half)["layout"]["shapes"]] == [3.1]
 
 
 def test_histogram_is_of_the_input_that_is_clipped_most(comparison: Comparison) -> None:

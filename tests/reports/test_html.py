@@ -14,8 +14,10 @@ from typing import Any
 import plotly.graph_objects as go  # type: ignore[import-untyped,unused-ignore]
 import pytest
 
-from reports import html, plots, search_plots
-from validate.results import Candidate, Decision, Results
+from reports.figures import run as plots
+from reports.figures import tradeoff as search_plots
+from reports.pages import run as html
+from validate.results.run import Candidate, Decision, Results
 
 NOWHERE = Path("no/such/folder")  # a report is as well made of results alone
 HOSTILE = "</script><script>alert(1)</script>"
@@ -69,7 +71,7 @@ def _hostile(results: Results, name: str) -> Results:
 
 def test_page_is_whole_in_itself_and_small(read: Reader, results: Results, folder: Path) -> None:
     before = {path.name for path in folder.iterdir()}
-    html.write(results, folder / "report.html")
+    html.write_run_page(results, folder / "report.html")
     source = (folder / "report.html").read_text(encoding="utf-8")
     assert len(source) < 8_000_000
     assert {path.name for path in folder.iterdir()} == before | {"report.html"}
@@ -81,7 +83,7 @@ def test_page_is_whole_in_itself_and_small(read: Reader, results: Results, folde
 
 
 def test_policy_permits_the_page_s_own_scripts_and_no_connection(read: Reader, results: Results) -> None:
-    page = read(html.render(results, NOWHERE))
+    page = read(html.render_run_page(results, NOWHERE))
     policy = next(value for tag, name, value in page.attributes if tag == "meta" and "script-src" in value)
     _, *scripts = page.scripts
     assert len(scripts) == 2
@@ -93,7 +95,9 @@ def test_policy_permits_the_page_s_own_scripts_and_no_connection(read: Reader, r
 
 
 def test_same_results_give_the_same_page(results: Results) -> None:
-    assert html.render(results, NOWHERE) == html.render(Results.model_validate_json(results.model_dump_json()), NOWHERE)
+    assert html.render_run_page(results, NOWHERE) == html.render_run_page(
+        Results.model_validate_json(results.model_dump_json()), NOWHERE
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,7 +106,7 @@ def test_same_results_give_the_same_page(results: Results) -> None:
 )
 def test_verdict_comes_first(read: Reader, results: Results, decision: Decision, word: str) -> None:
     verdict = results.verdict.model_copy(update={"decision": decision})
-    source = html.render(results.model_copy(update={"verdict": verdict}), NOWHERE)
+    source = html.render_run_page(results.model_copy(update={"verdict": verdict}), NOWHERE)
     assert f"<h1>{word}</h1>" in source
     assert f"<title>{word}: ch_PP-OCRv4_rec_infer.onnx</title>" in source
     text = read(source).text
@@ -117,7 +121,7 @@ def test_verdict_comes_first(read: Reader, results: Results, decision: Decision,
 
 
 def test_text_has_every_part(read: Reader, results: Results) -> None:
-    text = read(html.render(results, NOWHERE)).text
+    text = read(html.render_run_page(results, NOWHERE)).text
     assert results.command in text
     assert all(warning in text for warning in results.warnings)
     assert all(candidate.name in text for candidate in results.candidates)
@@ -133,16 +137,16 @@ def test_text_has_every_part(read: Reader, results: Results) -> None:
 
 
 def test_agreement_is_not_called_accuracy_and_preprocessing_is_said(read: Reader, results: Results) -> None:
-    text = read(html.render(results, NOWHERE)).text
+    text = read(html.render_run_page(results, NOWHERE)).text
     assert "Preprocessing resized to 48 rows, (x - 127.5) / 127.5" in text
     assert "agreement" not in text
     accuracy = results.reference.accuracy.model_copy(update={"is_agreement": True})
     changed = results.model_copy(update={"reference": results.reference.model_copy(update={"accuracy": accuracy})})
-    assert "it is agreement with the float model, and not accuracy" in read(html.render(changed, NOWHERE)).text
+    assert "it is agreement with the float model, and not accuracy" in read(html.render_run_page(changed, NOWHERE)).text
 
 
 def test_latency_that_was_not_measured_says_why(read: Reader, results: Results) -> None:
-    text = read(html.render(results, NOWHERE)).text
+    text = read(html.render_run_page(results, NOWHERE)).text
     assert "Latency not measured for mse: the TensorRT build failed, so there is no engine to time" in text
     assert "CPU latency says nothing about the GPU" in text
 
@@ -212,12 +216,12 @@ def test_an_interval_without_end_is_no_error(read: Reader, results: Results, bou
     candidate = results.candidates[0].model_copy(update={"accuracy": accuracy})
     changed = results.model_copy(update={"candidates": [candidate], "selected": candidate.name})
     go.Figure(plots.drop_figure(changed))
-    assert "+3.75" in read(html.render(changed, NOWHERE)).text
+    assert "+3.75" in read(html.render_run_page(changed, NOWHERE)).text
 
 
 @pytest.mark.parametrize("name", [HOSTILE, LINK, "a & b", "{{ 7 * 7 }}", "%{x}", "'\"", "line\u2028feed", "<!--"])
 def test_hostile_names_are_text(read: Reader, results: Results, name: str) -> None:
-    source = html.render(_hostile(results, name), NOWHERE)
+    source = html.render_run_page(_hostile(results, name), NOWHERE)
     page = read(source)
     shown = name.replace("\u2028", "\\u2028")
     for part in (
@@ -244,37 +248,37 @@ def test_figures_draw_names_as_text_too(results: Results) -> None:
 
 
 def test_control_characters_are_shown_as_escapes(read: Reader, results: Results) -> None:
-    text = read(html.render(_hostile(results, "a\x00b\x1b[2J\u202e"), NOWHERE)).text
+    text = read(html.render_run_page(_hostile(results, "a\x00b\x1b[2J\u202e"), NOWHERE)).text
     assert r"a\x00b\x1b[2J\u202e" in text
 
 
 def test_no_candidates(read: Reader, results: Results) -> None:
     changed = results.model_copy(update={"candidates": [], "selected": None, "warnings": []})
-    assert "There are no candidates." in read(html.render(changed, NOWHERE)).text
+    assert "There are no candidates." in read(html.render_run_page(changed, NOWHERE)).text
 
 
 def test_large_model_stays_below_the_limit(build_results: Any) -> None:
-    assert len(html.render(build_results(layers=2000), NOWHERE)) < 8_000_000
+    assert len(html.render_run_page(build_results(layers=2000), NOWHERE)) < 8_000_000
 
 
 def test_page_without_its_side_files_says_what_it_cannot_show(read: Reader, results: Results) -> None:
-    text = read(html.render(results, NOWHERE)).text
+    text = read(html.render_run_page(results, NOWHERE)).text
     assert "There is no samples.parquet beside the results" in text
     assert "There is no illustrations.json beside the results" in text
 
 
 def test_illustrations_of_another_run_are_not_shown(read: Reader, results: Results, folder: Path) -> None:
-    assert "What the strategies clip" in read(html.render(results, folder)).text
+    assert "What the strategies clip" in read(html.render_run_page(results, folder)).text
     other = results.model_copy(update={"selected": "minmax"})
-    text = read(html.render(other, folder)).text
+    text = read(html.render_run_page(other, folder)).text
     assert "illustrations.json beside the results is about another candidate" in text
     assert "What the strategies clip" not in text
     (folder / "illustrations.json").write_text('{"plan_hash": 3}', encoding="utf-8")
-    assert "illustrations.json holds no illustrations: plan_hash" in read(html.render(results, folder)).text
+    assert "illustrations.json holds no illustrations: plan_hash" in read(html.render_run_page(results, folder)).text
 
 
 def test_side_files_become_tables(read: Reader, results: Results, folder: Path) -> None:
-    text = read(html.render(results, folder)).text
+    text = read(html.render_run_page(results, folder)).text
     assert f"Of 400 validation samples, {results.selected} scores 4 worse than the float model and 0 better" in text
     assert "c3 50 94.00% 86.00% +8.00 4 0 c0 50" in text  # what lost most is first
     assert "percentile-99.99 61 31.00% median 2.00% 7.75%" in text  # convergence

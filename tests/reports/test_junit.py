@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 import junitparser
 import pytest
 
-from reports import junit
+from reports.release import junit
 from tests.reports.conftest import BuildResults
-from validate.results import Decision, Results, Rule, Verdict
+from validate.results.run import Decision, Results, Rule, Verdict
 
 HOSTILE = "<script>alert('&')</script> ]]> \x00\x1b[31m \ud800 \ufffe \u202e \"quoted\" | pipe"
 
@@ -32,7 +32,7 @@ def judged(build_results: BuildResults) -> Results:
 
 
 def parsed(results: Results, tmp_path: Path) -> junitparser.TestSuite:
-    junit.write(results, tmp_path / "gate.xml")
+    junit.write_junit(results, tmp_path / "gate.xml")
     (suite,) = junitparser.JUnitXml.fromfile(str(tmp_path / "gate.xml"))
     return suite
 
@@ -80,7 +80,7 @@ def test_it_is_green_just_where_there_can_be_a_go(
 def test_hostile_names_stay_text(judged: Results, tmp_path: Path, outcome: str) -> None:
     hostile = Rule.model_validate({"name": HOSTILE, "outcome": outcome, "message": HOSTILE})
     verdict = judged.verdict.model_copy(update={"rules": [hostile]})
-    junit.write(judged.model_copy(update={"verdict": verdict, "selected": HOSTILE}), tmp_path / "gate.xml")
+    junit.write_junit(judged.model_copy(update={"verdict": verdict, "selected": HOSTILE}), tmp_path / "gate.xml")
     root = ElementTree.parse(tmp_path / "gate.xml").getroot()
     tags = [element.tag for element in root.iter()]
     kind = {"pass": "system-out", "fail": "failure", "not_measured": "error"}[outcome]

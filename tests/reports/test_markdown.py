@@ -12,9 +12,9 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from reports import format as fmt
-from reports import markdown
+from reports.release import markdown
 from tests.reports.conftest import BuildResults
-from validate.results import Decision, Results, Rule, Verdict
+from validate.results.run import Decision, Results, Rule, Verdict
 
 PARSER = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 
@@ -53,7 +53,7 @@ def test_it_shows_the_decision_the_reasons_and_the_rules(results: Results, tmp_p
         Rule(name="latency p99", outcome="not_measured", message="m", threshold=5, unit="ms", optional=True),
         Rule(name="model size", outcome="pass", message="m", value=1234567, threshold=2e6, unit="bytes"),
     ]
-    markdown.write(judged(results, ["-1.50% is too little", "a | b"], rules), tmp_path / "gate.md")
+    markdown.write_markdown(judged(results, ["-1.50% is too little", "a | b"], rules), tmp_path / "gate.md")
     items, rows, kinds = read((tmp_path / "gate.md").read_text(encoding="utf-8"))
     assert items == ["-1.50% is too little", "a | b"]
     assert rows == [

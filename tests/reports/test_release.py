@@ -12,11 +12,11 @@ import junitparser
 import numpy as np
 import pytest
 
-from validate.gating import judge_again
-from validate.policy import Policy
-from validate.results import Decision, Results
-from validate.samples import SampleTable
-from validate.significance import paired_interval
+from validate.results.run import Decision, Results
+from validate.results.samples import SampleTable
+from validate.stats.intervals import paired_interval
+from validate.verdict.policy import Policy
+from validate.verdict.rejudging import judge_again
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reports.samples import GroupChange, SampleScores, changes, read_scores
-from validate.groups import by_name
-from validate.results import Results
-from validate.samples import SampleTable
+from reports.pages.samples import GroupChange, SampleScores, changes, read_scores
+from validate.results.run import Results
+from validate.results.samples import SampleTable
 from validate.tasks.base import Metric
+from validate.verdict.groups import by_name
 
 LABELS = ["cat", "dog", "cat", "dog", "cat", None, "owl", "owl", "owl", "cat"]
 REFERENCE = [1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, math.nan, 1.0]

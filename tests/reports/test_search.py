@@ -14,9 +14,11 @@ import pytest
 from rich.console import Console
 
 from reports import format as fmt
-from reports import html, search_plots, terminal
-from validate.pareto import FLOAT
-from validate.results import Cost, Results
+from reports.figures import tradeoff as search_plots
+from reports.pages import run as html
+from reports.terminal import run as terminal
+from validate.results.pareto import FLOAT
+from validate.results.run import Cost, Results
 
 Reader = Callable[[str], Any]
 NOWHERE = Path("no/such/folder")  # a report is as well made of results alone
@@ -46,12 +48,12 @@ def _with_cost(results: Results, basis: str, unit: str, scale: float = 1.0) -> R
 
 def _printed(results: Results, width: int = 100) -> str:
     file = io.StringIO()
-    Console(file=file, width=width).print(terminal.summary(results, Path("out"), None))
+    Console(file=file, width=width).print(terminal.run_summary(results, Path("out"), None))
     return file.getvalue()
 
 
 def test_an_estimate_is_called_one_wherever_it_is_shown(read: Reader, results: Results) -> None:
-    text = _text_of(html.render(results, NOWHERE), read)
+    text = _text_of(html.render_run_page(results, NOWHERE), read)
     assert "Cost in ms is an estimate and no measurement: roofline of an NVIDIA L4" in text
     assert "cost ms, estimate" in text
     assert search_plots.pareto_figure(results)["layout"]["xaxis"]["title"]["text"] == "ms, estimate"
@@ -61,7 +63,7 @@ def test_an_estimate_is_called_one_wherever_it_is_shown(read: Reader, results: R
 
 def test_a_measurement_is_not_called_an_estimate(read: Reader, results: Results) -> None:
     measured = _with_cost(results, "measured", "ms")
-    page = html.render(measured, NOWHERE)
+    page = html.render_run_page(measured, NOWHERE)
     section = page[page.index('id="speed"') : page.index("How many times as fast")]
     assert "estimate" not in section
     assert "Cost in ms is measured: counted." in section
@@ -70,7 +72,7 @@ def test_a_measurement_is_not_called_an_estimate(read: Reader, results: Results)
 
 
 def test_every_model_is_a_row_with_its_cost(read: Reader, results: Results) -> None:
-    text = _text_of(html.render(results, NOWHERE), read)
+    text = _text_of(html.render_run_page(results, NOWHERE), read)
     for point in results.pareto:
         on_front = "yes" if point.on_front else "no"
         assert re.search(rf"{re.escape(point.name)} (selected )?{point.cost.value:.3f} .*? {on_front}", text)
@@ -78,13 +80,13 @@ def test_every_model_is_a_row_with_its_cost(read: Reader, results: Results) -> N
 
 
 def test_speed_ups_say_how_they_are_known(read: Reader, results: Results) -> None:
-    text = _text_of(html.render(results, NOWHERE), read)
+    text = _text_of(html.render_run_page(results, NOWHERE), read)
     assert "FP16 1.31 yes estimate: roofline of an NVIDIA L4" in text
     assert "ONNX Runtime FP32 1.50 [1.44, 1.57] no measured: this CPU" in text
 
 
 def test_trials_are_rows_with_what_came_of_them(read: Reader, results: Results) -> None:
-    text = _text_of(html.render(results, NOWHERE), read)
+    text = _text_of(html.render_run_page(results, NOWHERE), read)
     assert "percentile-99.99+1fp16 1 90.25% +4.00 [+1.00, +7.00] 120 stopped early missed 0.442" in text
     assert "percentile-99.99+5fp16 5 94.15% +0.10 [-0.50, +0.70] 400 met 0.562" in text
     assert "percentile-99.99+float selected 2 94.00% +0.25 [-0.46, +0.96] 400 met 0.472" in text
@@ -92,7 +94,7 @@ def test_trials_are_rows_with_what_came_of_them(read: Reader, results: Results) 
 
 def test_search_says_its_target_its_work_and_its_end(read: Reader, results: Results) -> None:
     assert results.search is not None
-    text = _text_of(html.render(results, NOWHERE), read)
+    text = _text_of(html.render_run_page(results, NOWHERE), read)
     assert f"Target {results.search.target}" in text
     assert f"Why it ended {results.search.ended}" in text
     assert "5.9 passes over 32 calibration samples, 24 of which were used" in text
@@ -103,8 +105,8 @@ def test_search_says_its_target_its_work_and_its_end(read: Reader, results: Resu
 
 
 def test_no_section_without_what_it_is_about(results: Results) -> None:
-    assert {"speed", "search"} <= set(_sections(html.render(results, NOWHERE)))
-    without = html.render(results.model_copy(update={"search": None, "pareto": results.pareto[:1]}), NOWHERE)
+    assert {"speed", "search"} <= set(_sections(html.render_run_page(results, NOWHERE)))
+    without = html.render_run_page(results.model_copy(update={"search": None, "pareto": results.pareto[:1]}), NOWHERE)
     assert not {"speed", "search"} & set(_sections(without))
     assert "#speed" not in without
     assert "plot-pareto" not in without
@@ -112,14 +114,14 @@ def test_no_section_without_what_it_is_about(results: Results) -> None:
 
 @pytest.mark.parametrize("missing", [{"search": None}, {"pareto": []}])
 def test_either_section_stands_alone(results: Results, missing: dict[str, Any]) -> None:
-    sections = _sections(html.render(results.model_copy(update=missing), NOWHERE))
+    sections = _sections(html.render_run_page(results.model_copy(update=missing), NOWHERE))
     assert len({"speed", "search"} & set(sections)) == 1
 
 
 def test_a_layer_called_script_is_text(read: Reader, results: Results) -> None:
     assert results.search is not None
     search = results.search.model_copy(update={"effects": {SCRIPT: 0.5}})
-    source = html.render(results.model_copy(update={"search": search}), NOWHERE)
+    source = html.render_run_page(results.model_copy(update={"search": search}), NOWHERE)
     page = read(source)
     assert f"1 {SCRIPT} 0.500 INT8" in page.text
     assert SCRIPT not in source
@@ -131,7 +133,7 @@ def test_effects_that_are_no_number_have_no_bar_and_endless_ones_a_whole_one(res
     errors = {"a": math.inf, "b": 0.5, "c": 0.25, "d": 0.0, "e": math.nan}
     changed = results.model_copy(update={"search": results.search.model_copy(update={"effects": errors})})
     assert [effect.share for effect in html.effects(changed)] == [1.0, 1.0, 0.5, 0.0, 0.0]
-    html.render(changed, NOWHERE)
+    html.render_run_page(changed, NOWHERE)
 
 
 @pytest.mark.parametrize("higher", [True, False])
@@ -185,7 +187,7 @@ def test_a_value_that_cannot_be_drawn_is_in_the_table_alone(read: Reader, result
     changed = results.model_copy(update={"pareto": [first, *results.pareto[1:]]})
     drawn = sum(len(trace["x"]) for trace in search_plots.pareto_figure(changed)["data"] if trace["name"] != "front")
     assert drawn == len(results.pareto) - 1
-    assert "n/a" in _text_of(html.render(changed, NOWHERE), read)
+    assert "n/a" in _text_of(html.render_run_page(changed, NOWHERE), read)
 
 
 def test_costs_of_another_kind_are_not_on_the_same_axis(read: Reader, results: Results) -> None:
@@ -194,7 +196,7 @@ def test_costs_of_another_kind_are_not_on_the_same_axis(read: Reader, results: R
         update={"pareto": [results.pareto[0].model_copy(update={"cost": other}), *results.pareto[1:]]}
     )
     assert [point.name for point in search_plots.comparable(changed)] == [point.name for point in results.pareto[1:]]
-    text = _text_of(html.render(changed, NOWHERE), read)
+    text = _text_of(html.render_run_page(changed, NOWHERE), read)
     assert "Costs that are known in different ways do not compare" in text
     assert "ms, measured" in text
 

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console, RenderableType
 
 from reports import format as fmt
-from reports import terminal
-from validate.results import Decision, Results, Verdict
+from reports.terminal import run as terminal
+from validate.results.run import Decision, Results, Verdict
 
 HINT = "mlflow ui --backend-store-uri sqlite:///mlflow.db"
 
@@ -30,7 +30,7 @@ def _verdict(decision: Decision) -> Verdict:
 @pytest.mark.parametrize("decision", list(Decision))
 def test_summary_names_every_candidate_and_the_decision(results: Results, width: int, decision: Decision) -> None:
     text = _print(
-        terminal.summary(results.model_copy(update={"verdict": _verdict(decision)}), Path("runs/ppocr"), HINT),
+        terminal.run_summary(results.model_copy(update={"verdict": _verdict(decision)}), Path("runs/ppocr"), HINT),
         width,
     )
     assert all(candidate.name in text for candidate in results.candidates)
@@ -40,14 +40,14 @@ def test_summary_names_every_candidate_and_the_decision(results: Results, width:
 
 
 def test_summary_says_where_to_look_next(results: Results) -> None:
-    text = _print(terminal.summary(results, Path("runs/ppocr"), HINT), 80)
+    text = _print(terminal.run_summary(results, Path("runs/ppocr"), HINT), 80)
     assert str(Path("runs/ppocr/report.html")) in text
     assert "2 warnings" in text
     assert HINT in text
 
 
 def test_summary_without_tracking_names_no_runs(results: Results) -> None:
-    assert "mlflow" not in _print(terminal.summary(results, Path("out"), None), 80)
+    assert "mlflow" not in _print(terminal.run_summary(results, Path("out"), None), 80)
 
 
 def test_table_shows_a_rate_in_percent_and_its_drop_in_points(results: Results) -> None:
@@ -88,7 +88,7 @@ def test_markup_and_terminal_escapes_in_names_are_shown_and_not_obeyed(results: 
         "selected": hostile.name,
         "verdict": _verdict(Decision.GO),
     }
-    text = _print(terminal.summary(results.model_copy(update=changed), Path("out"), None), 120, colour=True)
+    text = _print(terminal.run_summary(results.model_copy(update=changed), Path("out"), None), 120, colour=True)
     assert "\x1b[2J" not in text
     assert "\u202e" not in text
     assert r"[red]x[/]\x1b[2J\u202e may be released." in text
@@ -100,7 +100,7 @@ def test_no_candidates(results: Results) -> None:
         "selected": None,
         "verdict": _verdict(Decision.NO_GO),
     }
-    text = _print(terminal.summary(results.model_copy(update=changed), Path("out"), None), 80)
+    text = _print(terminal.run_summary(results.model_copy(update=changed), Path("out"), None), 80)
     assert "NO-GO" in text
     assert "No candidate may be released." in text
 

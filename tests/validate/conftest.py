@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from validate.results import (
+from validate.results.run import (
     Accuracy,
     BuildResult,
     Candidate,

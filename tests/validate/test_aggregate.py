@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from validate.aggregate import drop_interval, projected_drop_interval, value_interval
-from validate.significance import paired_interval, tango_interval
+from validate.stats.intervals import paired_interval, tango_interval
+from validate.stats.jackknife import drop_interval, projected_drop_interval, value_interval
 from validate.tasks.base import Metric, ratio_of_sums
 from validate.tasks.detection import Detection
 from validate.tasks.embedding import SentenceEmbedding

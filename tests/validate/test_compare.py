@@ -16,13 +16,13 @@ from onnx import numpy_helper
 from calibrate.graph.apply import apply
 from calibrate.graph.placement import place
 from calibrate.graph.prepare import prepare
-from calibrate.origin import Origin
-from calibrate.plan import QuantizationPlan
+from calibrate.plan.origin import Origin
+from calibrate.plan.quantization_plan import QuantizationPlan
+from validate.backends.onnx_files import with_shapes
 from validate.backends.onnxruntime import OnnxRuntimeBackend
-from validate.compare import Findings, compare, subjects_of
-from validate.data import Batch
+from validate.data.stream import Batch
 from validate.exceptions import NothingComparedError
-from validate.onnxfile import with_shapes
+from validate.layerwise.comparator import Findings, compare, subjects_of
 
 WIDTH, DEPTH = 32, 8
 Array = NDArray[np.float32]

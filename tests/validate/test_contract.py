@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from validate.backends.base import Backend
 from validate.backends.onnxruntime import OnnxRuntimeBackend
 from validate.exceptions import JobError
-from validate.pairing import pair
+from validate.layerwise.pairing import pair
 
 torch = pytest.importorskip("torch", reason="the same model in PyTorch")
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from validate.data import DataSource, SampleStream
+from validate.data.preprocessing import ImagePreprocessing, Preparation, Preprocess
+from validate.data.stream import DataSource, SampleStream
 from validate.exceptions import JobError
-from validate.imports import load_object, resolve_path
-from validate.preprocessing import ImagePreprocessing, Preparation, Preprocess
+from validate.references import load_object, resolve_path
 
 
 @pytest.fixture(autouse=True)

@@ -23,10 +23,10 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
+from reports.commands.validate import app
 from tests.conftest import Models
-from validate.cli import app
-from validate.evaluation import Evaluation
-from validate.significance import paired_interval
+from validate.accuracy.report import Evaluation
+from validate.stats.intervals import paired_interval
 
 ROWS = 200
 

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from validate.backends.tensorrt import BuildOptions, Fingerprint, Gpu, Library, adopt, require
+from validate.backends.tensorrt import (
+    BuildOptions,
+    Fingerprint,
+    Gpu,
+    Library,
+    adopt,
+    require,
+)
 from validate.backends.tensorrt.fingerprint import fingerprint_path, sha256
 from validate.exceptions import JobError
 

@@ -11,10 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from validate.evidence import Evidence
-from validate.gate import decide
-from validate.policy import Policy
-from validate.results import (
+from validate.results.run import (
     Accuracy,
     BuildResult,
     Candidate,
@@ -25,6 +22,9 @@ from validate.results import (
     NodeCounts,
     Verdict,
 )
+from validate.verdict.decision import decide
+from validate.verdict.evidence import Evidence
+from validate.verdict.policy import Policy
 
 GO, NO_GO, INCONCLUSIVE = Decision.GO, Decision.NO_GO, Decision.INCONCLUSIVE
 MARGIN = 0.01

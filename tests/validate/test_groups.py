@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from validate.evidence import Champion, Evidence
-from validate.gate import decide
-from validate.groups import by_class, by_name, group_drops
-from validate.policy import Policy
-from validate.results import Accuracy, Candidate, Decision, IntegerKernels, Rule
-from validate.samples import SampleTable
-from validate.significance import tango_interval
+from validate.results.run import Accuracy, Candidate, Decision, IntegerKernels, Rule
+from validate.results.samples import SampleTable
+from validate.stats.intervals import tango_interval
 from validate.tasks.base import Metric
 from validate.tasks.detection import Detection
 from validate.tasks.segmentation import Segmentation
+from validate.verdict.decision import decide
+from validate.verdict.evidence import Champion, Evidence
+from validate.verdict.groups import by_class, by_name, group_drops
+from validate.verdict.policy import Policy
 
 Scores = NDArray[np.float64]
 TOP1 = Metric("top1", higher_is_better=True, is_rate=True)

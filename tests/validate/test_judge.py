@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from validate.comparison import (
+from validate.exceptions import UsageError
+from validate.layerwise.comparison import (
     Comparison,
     Execution,
     LayerDifference,
@@ -16,8 +17,14 @@ from validate.comparison import (
     RuntimeDifference,
     TensorDifference,
 )
-from validate.exceptions import UsageError
-from validate.judge import Limits, Override, Thresholds, by_growth, by_isolated, judge
+from validate.layerwise.thresholds import (
+    Limits,
+    Override,
+    Thresholds,
+    by_growth,
+    by_isolated,
+    judge,
+)
 from validate.settings import read_settings
 
 WHERE = Execution(model="m", runtime="r", device="d")

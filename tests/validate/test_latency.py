@@ -24,13 +24,29 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from validate import clocks
-from validate.benchmark import Request, baselines, run, specs_of
-from validate.benchmark_inputs import batches_of, random_samples, samples_from, signature_of
-from validate.clocks import Clocks, Load, Machine, busy_before, disturbances, pinned
 from validate.exceptions import JobError, UsageError
-from validate.latency import MIN_PAIRS, WallTimed, calls_of_rounds, measure, measure_together, order, ratio, summarize
-from validate.latency_report import LatencyReport
+from validate.latency import clocks
+from validate.latency.clocks import (
+    Clocks,
+    Load,
+    Machine,
+    busy_before,
+    disturbances,
+    pinned,
+)
+from validate.latency.command import BenchmarkRequest, baselines, benchmark_models, specs_of
+from validate.latency.inputs import batches_of, random_samples, samples_from, signature_of
+from validate.latency.report import LatencyReport
+from validate.latency.rounds import (
+    MIN_PAIRS,
+    WallTimed,
+    calls_of_rounds,
+    measure,
+    measure_together,
+    order,
+    ratio,
+    summarize,
+)
 
 BATCHES = [{"x": np.full((2, 1), i, np.float32)} for i in range(3)]
 
@@ -53,7 +69,7 @@ class World:
             runtime, device = f"runtime of {name}", "a device"
             input_names, output_names = ("x",), ("y",)
 
-            def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            def benchmark_models(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
                 world.calls.append((name, int(inputs["x"][0, 0])))
                 world.now += seconds * world.slow_down(world.now) * noise()
                 return {}
@@ -355,7 +371,7 @@ class TestMachine:
     def test_an_older_driver_is_asked_by_the_older_name(self, monkeypatch):
         asked = []
 
-        def run(command: list[str], **options: Any) -> Any:
+        def benchmark_models(command: list[str], **options: Any) -> Any:
             asked.append(command[2])
             if "clocks_event_reasons" in command[2]:
                 raise subprocess.CalledProcessError(2, command)
@@ -534,7 +550,7 @@ def test_specs_and_baselines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("float.onnx #2", False),
     ]
     pytest.importorskip("torch", reason="baselines of a PyTorch module")
-    monkeypatch.setattr("validate.benchmark.local_gpu", lambda: None)
+    monkeypatch.setattr("validate.latency.command.local_gpu", lambda: None)
     found = baselines(Path("float.onnx"), "net.py:Net", Path("int8.onnx"), Path("some.engine"))
     assert [s.name for s in found.specs] == [
         "ONNX Runtime FP32", "PyTorch eager", "PyTorch torch.compile", "ONNX Runtime FP16",
@@ -556,7 +572,7 @@ class TestBoundEngine:
     @pytest.fixture
     def engine(self, monkeypatch: pytest.MonkeyPatch) -> Any:
         pytest.importorskip("tensorrt_rtx", reason="the fake engine has TensorRT's types; pip install tensorrt-rtx")
-        torch = pytest.importorskip("torch", reason="engines run on PyTorch's tensors")
+        torch = pytest.importorskip("torch", reason="engines benchmark_models on PyTorch's tensors")
         made = fakes()
         monkeypatch.setattr("validate.backends.tensorrt.engine.DEVICE", "cpu")
         monkeypatch.setattr(torch.cuda, "Stream", made.FakeStream)
@@ -607,13 +623,15 @@ def test_on_a_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "        return x * self.n\n"
     )
     names = ["gpu.py:Plain", "gpu.py:Looks", "gpu.py:Remembers", "gpu.py:Plain"]
-    request = Request(specs_of(names, False), data=Path("data.npz"), batch_sizes=[2], runs=20, device="cuda")
-    found = run(request, "", Console())
+    request = BenchmarkRequest(specs_of(names, False), data=Path("data.npz"), batch_sizes=[2], runs=20, device="cuda")
+    found = benchmark_models(request, "", Console())
     models = found.batch_sizes[0].models
     assert [m.cuda_graph for m in models] == [True, False, False, True]
     assert models[1].note is not None and models[1].note.startswith("no CUDA graph: ")
     assert models[2].note == "no CUDA graph: on another batch it does not compute what the model does"
     assert all(0 < m.latency.p50_ms < 100 for m in models)
     assert found.batch_sizes[0].loads[-1].after.sm_mhz is not None
-    plain = run(Request(request.specs[:1], request.data, [2], 5, 1, "cuda", cuda_graph=False), "", Console())
+    plain = benchmark_models(
+        BenchmarkRequest(request.specs[:1], request.data, [2], 5, 1, "cuda", cuda_graph=False), "", Console()
+    )
     assert plain.batch_sizes[0].models[0].cuda_graph is False

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from validate.pareto import FLOAT, front, pareto_points
-from validate.results import (
+from validate.results.pareto import FLOAT, front, pareto_points
+from validate.results.run import (
     Accuracy,
     BuildResult,
     Candidate,

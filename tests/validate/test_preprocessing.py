@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from validate.data import UNION_BRANCHES, DataConfig, SampleStream
+from validate.data.preprocessing import ImagePreprocessing, NamedPreprocessing
+from validate.data.stream import UNION_BRANCHES, DataConfig, SampleStream
 from validate.exceptions import JobError, UsageError
-from validate.preprocessing import ImagePreprocessing, NamedPreprocessing
 from validate.settings import read_settings
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
@@ -281,7 +281,7 @@ def test_a_package_that_is_not_installed_is_named(
 ) -> None:
     import sys
 
-    from validate import preprocessing
+    from validate.data import preprocessing
 
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)

@@ -13,10 +13,17 @@ from pydantic import ValidationError
 from tests.validate.conftest import layer, speedup
 from validate.backends.tensorrt.fingerprint import Fingerprint, sha256
 from validate.backends.tensorrt.options import BuildOptions
-from validate.evidence import Engine, Evidence
-from validate.gate import decide
-from validate.policy import Policy
-from validate.results import Accuracy, Candidate, Clipping, Decision, Rule, Verdict
+from validate.results.run import (
+    Accuracy,
+    Candidate,
+    Clipping,
+    Decision,
+    Rule,
+    Verdict,
+)
+from validate.verdict.decision import decide
+from validate.verdict.evidence import Engine, Evidence
+from validate.verdict.policy import Policy
 
 GO, NO_GO, INCONCLUSIVE = Decision.GO, Decision.NO_GO, Decision.INCONCLUSIVE
 DECISIONS = {"pass": GO, "fail": NO_GO, "undecided": INCONCLUSIVE, "not_measured": INCONCLUSIVE}

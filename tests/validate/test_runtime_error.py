@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from validate.runtime_error import RuntimeErrors
+from validate.layerwise.rounding_floor import RuntimeErrors
 
 SAMPLES, SIZE = 64, 4000
 Array = NDArray[np.float32]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from validate.exceptions import JobError
-from validate.samples import SampleTable, paired_rows
+from validate.results.samples import SampleTable, paired_rows
 
 
 @pytest.fixture

@@ -16,13 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from validate.significance import (
-    Interval,
-    paired_interval,
-    samples_to_settle,
-    score_interval,
-    tango_interval,
-)
+from validate.stats.intervals import Interval, paired_interval, samples_to_settle, score_interval, tango_interval
 
 Float64 = NDArray[np.float64]
 

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from validate.statistics import MAX_BINS, NonFiniteError, Statistics
+from validate.stats.histograms import MAX_BINS, NonFiniteError, Statistics
 
 Float32 = NDArray[np.float32]
 

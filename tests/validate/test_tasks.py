@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from validate.exceptions import JobError
 from validate.tasks.base import Metric, Task, log_probability_error
 from validate.tasks.classification import Classification
-from validate.tasks.spec import TextRecognitionSpec
+from validate.tasks.settings import TextRecognitionSpec
 from validate.tasks.text_recognition import TextRecognition
 
 relaxed = settings(deadline=None, max_examples=200)

@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from validate.onnxfile import expose, force, roundings, serialize, with_shapes
-from validate.wiring import wiring
+from validate.backends.onnx_files import expose, force, roundings, serialize, with_shapes
+from validate.layerwise.provenance import wiring
 
 
 def model(graph: str, **initializers: NDArray[Any]) -> ir.Model:

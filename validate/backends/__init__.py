@@ -1,1 +1,49 @@
-"""What runs or builds a model: one module per runtime, behind the protocol in `base`."""
+"""What runs or builds a model: one module or package per runtime, behind the protocols of `base`.
+
+ONNX files, and what a user may name as a model, are here too.
+"""
+
+from __future__ import annotations
+
+from validate.backends.base import Backend, CannotForceError, Runnable
+from validate.backends.onnx_files import (
+    PLAN_KEY,
+    detach,
+    expose,
+    file_hash,
+    read_onnx,
+    roundings,
+    weight_bytes,
+    with_shapes,
+    write_onnx,
+)
+from validate.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeModel, cpu_name, write_optimized
+from validate.backends.opening import Options, kind_of, open_model, open_pytorch
+from validate.backends.pytorch import PyTorchBackend, from_reference
+from validate.backends.scopes import pair_with_onnx
+
+__all__ = [
+    "PLAN_KEY",
+    "Backend",
+    "CannotForceError",
+    "OnnxRuntimeBackend",
+    "OnnxRuntimeModel",
+    "Options",
+    "PyTorchBackend",
+    "Runnable",
+    "cpu_name",
+    "detach",
+    "expose",
+    "file_hash",
+    "from_reference",
+    "kind_of",
+    "open_model",
+    "open_pytorch",
+    "pair_with_onnx",
+    "read_onnx",
+    "roundings",
+    "weight_bytes",
+    "with_shapes",
+    "write_onnx",
+    "write_optimized",
+]

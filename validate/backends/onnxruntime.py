@@ -19,8 +19,15 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
+from validate.backends.onnx_files import (
+    DetachedModel,
+    detach,
+    expose,
+    force,
+    read_onnx,
+    with_shapes,
+)
 from validate.exceptions import JobError
-from validate.onnxfile import DetachedModel, detach, expose, force, read, with_shapes
 
 __all__ = ["Arithmetic", "Device", "OnnxRuntimeBackend", "OnnxRuntimeModel", "cpu_name", "write_optimized"]
 
@@ -163,7 +170,7 @@ class OnnxRuntimeBackend:
         device: Device = "cpu",
         threads: int = 0,
     ) -> None:
-        self.graph = with_shapes(read(model)) if isinstance(model, Path) else model
+        self.graph = with_shapes(read_onnx(model)) if isinstance(model, Path) else model
         self._arithmetic, self._device, self._threads = arithmetic, device, threads
         self.input_names = tuple(str(v.name) for v in self.graph.graph.inputs if not v.is_initializer())
         self.output_names = tuple(str(value.name) for value in self.graph.graph.outputs)

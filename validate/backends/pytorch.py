@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from validate.backends.onnxruntime import cpu_name
 from validate.backends.tracing import ModuleTrace, Shape, trace_module
 from validate.exceptions import JobError
-from validate.imports import load_object
+from validate.references import load_object
 
 if TYPE_CHECKING:
     import torch

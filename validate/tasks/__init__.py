@@ -1,1 +1,39 @@
-"""What a model is for: outputs and labels in, per-sample scores out. No model is run here."""
+"""What a model is for: outputs and labels in, a score for each sample out; one task a file.
+
+`TaskSpec` is the `task` section of a config. No model is run here.
+"""
+
+from __future__ import annotations
+
+from validate.tasks.agreement import Agreement, outputs_for, with_or_without_labels
+from validate.tasks.base import Answering, CountsLabels, LabelError, Metric, Outputs, Records, Task, Weights
+from validate.tasks.classification import Classification
+from validate.tasks.embedding import SentenceEmbedding
+from validate.tasks.regression import Regression
+from validate.tasks.segmentation import Segmentation
+from validate.tasks.settings import TaskSpec, metric_of
+from validate.tasks.text_recognition import TextRecognition
+from validate.tasks.tokens import TokenAccuracy, TokenLoss
+
+__all__ = [
+    "Agreement",
+    "Answering",
+    "Classification",
+    "CountsLabels",
+    "LabelError",
+    "Metric",
+    "Outputs",
+    "Records",
+    "Regression",
+    "Segmentation",
+    "SentenceEmbedding",
+    "Task",
+    "TaskSpec",
+    "TextRecognition",
+    "TokenAccuracy",
+    "TokenLoss",
+    "Weights",
+    "metric_of",
+    "outputs_for",
+    "with_or_without_labels",
+]

@@ -68,7 +68,7 @@ class Metric:
     A metric is the mean of one score per sample, or, where the field defines it otherwise (mAP, mIoU, Spearman,
     perplexity), a function of a record per sample: `aggregate`. Such a function is no mean of anything per sample, so
     that an interval of it comes from what the metric is without each sample, which is what weights are for: one sort of
-    the records serves them all. See `validate.aggregate`.
+    the records serves them all. See `validate.stats.jackknife`.
 
     Attributes:
         name: as people know it.

@@ -9,7 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from validate.tasks.base import Metric, Outputs, first_output, log_probability_error, parse_labels, shown
+from validate.tasks.base import (
+    Metric,
+    Outputs,
+    first_output,
+    log_probability_error,
+    parse_labels,
+    shown,
+)
 
 __all__ = ["Classification"]
 

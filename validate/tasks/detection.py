@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from validate.tasks.average_precision import IOU_THRESHOLDS, mean_average_precision
-from validate.tasks.base import ClassRecords, Metric, Outputs, Records, parse_labels, shown
+from validate.tasks.base import (
+    ClassRecords,
+    Metric,
+    Outputs,
+    Records,
+    parse_labels,
+    shown,
+)
 
 __all__ = ["BoxFormat", "Detection", "Detections", "OutputNames"]
 

@@ -9,7 +9,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from validate.tasks.base import Metric, Outputs, Records, Weights, first_output, parse_labels, shown
+from validate.tasks.base import (
+    Metric,
+    Outputs,
+    Records,
+    Weights,
+    first_output,
+    parse_labels,
+    shown,
+)
 
 __all__ = ["Pooling", "SentenceEmbedding"]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import log_softmax
 
-from validate.preprocessing import as_image
+from validate.data import as_image
 from validate.tasks.base import (
     ClassRecords,
     Metric,

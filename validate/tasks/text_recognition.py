@@ -8,7 +8,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from validate.tasks.base import Metric, Outputs, first_output, log_probability_error, parse_labels, ratio_of_sums, shown
+from validate.tasks.base import (
+    Metric,
+    Outputs,
+    first_output,
+    log_probability_error,
+    parse_labels,
+    ratio_of_sums,
+    shown,
+)
 
 __all__ = ["TextRecognition", "edit_distance"]
 

@@ -16,9 +16,9 @@ from onnx import numpy_helper
 
 from calibrate.graph.placement import Placement
 from calibrate.graph.prepare import prepare
-from calibrate.origin import Origin
-from calibrate.plan import FloatPrecision, Precision, QuantizationPlan
-from validate.onnxfile import serialize
+from calibrate.plan.origin import Origin
+from calibrate.plan.quantization_plan import FloatPrecision, Precision, QuantizationPlan
+from validate.backends.onnx_files import serialize
 
 Array = NDArray[Any]
 Parse = Callable[..., onnx.ModelProto]

@@ -13,13 +13,13 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from calibrate.graph.layout import keep_blocked
-from calibrate.observe import Observable, observable, observe
+from calibrate.observation.layout import keep_blocked
+from calibrate.observation.streaming import Observable, observable, observe
+from validate.backends.onnx_files import detach, expose, serialize
 from validate.backends.onnxruntime import write_optimized
-from validate.data import Batch
+from validate.data.stream import Batch
 from validate.exceptions import JobError
-from validate.onnxfile import detach, expose, serialize
-from validate.statistics import MAX_BINS, Statistics
+from validate.stats.histograms import MAX_BINS, Statistics
 
 Array = NDArray[Any]
 Outputs = dict[str, Array]

@@ -15,18 +15,18 @@ from calibrate.graph.apply import apply, count_nodes
 from calibrate.graph.check import check
 from calibrate.graph.placement import Placement, place
 from calibrate.graph.prepare import prepare
-from calibrate.model import export_torch
-from calibrate.observe import observable, observe
-from calibrate.origin import Origin
-from calibrate.plan import QuantizationRules
-from calibrate.planning import make_plan
+from calibrate.graph.torch_export import export_torch
+from calibrate.observation.streaming import observable, observe
+from calibrate.plan.origin import Origin
+from calibrate.plan.quantization_plan import QuantizationRules
+from calibrate.strategies.planning import make_plan
+from validate.backends.onnx_files import read_onnx, serialize, write_onnx
 from validate.backends.onnxruntime import OnnxRuntimeModel
 from validate.backends.tensorrt import build
-from validate.data import Batch
+from validate.data.stream import Batch
 from validate.exceptions import JobError
-from validate.imports import load_object, resolve_path
-from validate.onnxfile import read, serialize, write
-from validate.statistics import Statistics
+from validate.references import load_object, resolve_path
+from validate.stats.histograms import Statistics
 
 torch = pytest.importorskip("torch", reason="exports PyTorch models")
 torchvision = pytest.importorskip("torchvision", reason="exports torchvision's models")
@@ -117,7 +117,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         image = rng.standard_normal((2, 3, 64, 64)).astype(np.float32)
         inputs = {"tokens": rng.integers(0, 100, (2, 16))} if name == "encoder" else {"x": image}
         export_torch(f"{__file__}:{name}", inputs, path)
-    prepared = prepare(read(path))
+    prepared = prepare(read_onnx(path))
     placement = place(prepared)
     batch = Batch(inputs, [None, None], [b"0", b"1"], 0)
     statistics = observe(observable(prepared, placement.tensors()), [batch], lambda batch, outputs: None).statistics
@@ -193,7 +193,7 @@ def test_tensorrt_builds_what_the_plan_becomes(case: Case, tmp_path: Path, mixed
     assert serialize(case.prepared) == before
     assert check(deployed) == []
     path = tmp_path / "model.onnx"
-    write(deployed, path)
+    write_onnx(deployed, path)
     onnx.checker.check_model(str(path), full_check=True)
     nodes = count_nodes(plan, case.prepared)
     assert nodes.int8 == len(plan.int8_layers) > 0

@@ -15,8 +15,8 @@ from calibrate.graph.placement import Placement, place
 from calibrate.graph.precision import BF16_OPSET, float_precision
 from calibrate.graph.prepare import MIN_OPSET
 from calibrate.graph.qdq import representable
+from validate.backends.onnx_files import serialize
 from validate.backends.onnxruntime import OnnxRuntimeModel
-from validate.onnxfile import serialize
 
 FLOAT, HALF, BRAIN = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 TYPES = {"fp16": HALF, "bf16": BRAIN, "fp32": FLOAT}

@@ -19,11 +19,11 @@ from calibrate.graph.apply import apply, count_nodes
 from calibrate.graph.check import check
 from calibrate.graph.placement import place
 from calibrate.graph.precision import float_precision
-from calibrate.origin import Origin
-from calibrate.plan import FloatPrecision, Precision, QuantizationPlan
+from calibrate.plan.origin import Origin
+from calibrate.plan.quantization_plan import FloatPrecision, Precision, QuantizationPlan
+from validate.backends.onnx_files import serialize, write_onnx
 from validate.backends.onnxruntime import OnnxRuntimeModel
 from validate.backends.tensorrt import build
-from validate.onnxfile import serialize, write
 
 Array = NDArray[Any]
 Prepared = Callable[..., ir.Model]
@@ -191,7 +191,7 @@ def _with_outputs(model: ir.Model, names: tuple[str, ...]) -> ir.Model:
 @pytest.mark.parametrize("seed", range(6))
 def test_tensorrt_builds_it(model: ir.Model, make_plan: MakePlan, tmp_path: Path, seed: int) -> None:
     pytest.importorskip("tensorrt_rtx", reason="asks TensorRT's own builder; pip install tensorrt-rtx")
-    write(apply(random_plan(model, make_plan, seed), model, place(model)), tmp_path / "model.onnx")
+    write_onnx(apply(random_plan(model, make_plan, seed), model, place(model)), tmp_path / "model.onnx")
     shapes = {"x": (3, 8, 8), "tokens": (6,), "visible": (1, 6)}
     profile = {name: ((1, *shape), (2, *shape), (4, *shape)) for name, shape in shapes.items()}
     built = build(tmp_path / "model.onnx", profile, "8.9")
@@ -208,7 +208,7 @@ def test_tensorrt_builds_all_in_bf16(model: ir.Model, make_plan: MakePlan, tmp_p
     assert nodes.bf16 > nodes.fp32
     assert nodes.fp16 == 0
     assert (nodes.int8 > 0) == quantized
-    write(apply(plan, model, placement), tmp_path / "model.onnx")
+    write_onnx(apply(plan, model, placement), tmp_path / "model.onnx")
     shapes = {"x": (3, 8, 8), "tokens": (6,), "visible": (1, 6)}
     profile = {name: ((1, *shape), (2, *shape), (4, *shape)) for name, shape in shapes.items()}
     built = build(tmp_path / "model.onnx", profile, "8.9")
@@ -236,7 +236,7 @@ def test_tensorrt_builds_a_bf16_plan_of_what_it_refuses_in_bf16(
     placement = place(model)
     plan = make_plan(placement, layers={layer.node: "bf16" for layer in placement.layers}, float_precision="bf16")
     assert count_nodes(plan, model).bf16 == 1
-    write(apply(plan, model, placement), tmp_path / "model.onnx")
+    write_onnx(apply(plan, model, placement), tmp_path / "model.onnx")
     built = build(tmp_path / "model.onnx", {}, "8.9")
     assert built.ok, built.message
 
@@ -330,7 +330,7 @@ class TestWideNodes:
         y = OnnxRuntimeModel(serialize(apply(bf16, overflowing, placement, simulate=True))).run({"x": x})["y"]
         np.testing.assert_allclose(y, -x, rtol=2**-6)
         if build_is_here():
-            write(apply(wide, overflowing, placement), tmp_path / "model.onnx")
+            write_onnx(apply(wide, overflowing, placement), tmp_path / "model.onnx")
             built = build(tmp_path / "model.onnx", {"x": ((1, 4), (2, 4), (4, 4))}, "8.9")
             assert built.ok, built.message
 

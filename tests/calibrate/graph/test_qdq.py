@@ -13,12 +13,12 @@ from pydantic import ValidationError
 from calibrate.graph.apply import apply
 from calibrate.graph.placement import place
 from calibrate.graph.qdq import quantize_weight
-from calibrate.origin import Origin
-from calibrate.plan import QuantizationRules
-from calibrate.planning import make_plan as plan_from_statistics
+from calibrate.plan.origin import Origin
+from calibrate.plan.quantization_plan import QuantizationRules
+from calibrate.strategies.planning import make_plan as plan_from_statistics
+from validate.backends.onnx_files import serialize
 from validate.backends.onnxruntime import OnnxRuntimeModel
-from validate.onnxfile import serialize
-from validate.statistics import Statistics
+from validate.stats.histograms import Statistics
 
 IMAGE = "g (float[N, 4, 8, 8] x) => (float[N, C, 8, 8] y)"
 CONV = "Conv <pads = [1, 1, 1, 1]>"

@@ -17,13 +17,13 @@ from pydantic import ValidationError
 from calibrate.graph.apply import apply
 from calibrate.graph.check import check
 from calibrate.graph.placement import Placement, ResidualInput, place
-from calibrate.origin import Origin
-from calibrate.plan import Exclusion, QuantizationPlan, QuantizationRules
-from calibrate.planning import plan_of_scales
+from calibrate.plan.origin import Origin
+from calibrate.plan.quantization_plan import Exclusion, QuantizationPlan, QuantizationRules
+from calibrate.strategies.planning import plan_of_scales
+from validate.backends.onnx_files import serialize, write_onnx
 from validate.backends.onnxruntime import OnnxRuntimeModel
 from validate.backends.tensorrt import build
 from validate.exceptions import JobError
-from validate.onnxfile import serialize, write
 
 Array = NDArray[Any]
 Normal = Callable[..., NDArray[np.float32]]
@@ -357,7 +357,7 @@ def test_tensorrt_builds_it(
     result = quantized(model, wishes)
     assert check(result, placement.excluded) == []
     assert ("product" in {layer.node for layer in placement.layers}) == wishes.attention
-    write(result, tmp_path / "model.onnx")
+    write_onnx(result, tmp_path / "model.onnx")
     built = build(tmp_path / "model.onnx", {"x": ((1, 8, 4, 4), (2, 8, 4, 4), (4, 8, 4, 4))}, "8.9")
     assert built.ok, built.message
 

@@ -13,13 +13,13 @@ from calibrate.graph.apply import apply
 from calibrate.graph.placement import Placement, place
 from calibrate.graph.prepare import prepare
 from calibrate.graph.switch import SWITCHES, switchable
-from calibrate.observe import observable, observe
-from calibrate.origin import Origin
-from calibrate.plan import QuantizationPlan, QuantizationRules
-from calibrate.planning import make_plan
+from calibrate.observation.streaming import observable, observe
+from calibrate.plan.origin import Origin
+from calibrate.plan.quantization_plan import QuantizationPlan, QuantizationRules
+from calibrate.strategies.planning import make_plan
+from validate.backends.onnx_files import detach, read_onnx
 from validate.backends.onnxruntime import OnnxRuntimeModel
-from validate.data import Batch
-from validate.onnxfile import detach, read
+from validate.data.stream import Batch
 
 if TYPE_CHECKING:
     from tests.calibrate.graph.conftest import MakePlan, Parse
@@ -30,7 +30,7 @@ IMAGES = np.random.default_rng(0).normal(0, 1, (8, 3, 16, 16)).astype(np.float32
 
 @pytest.fixture(scope="module")
 def prepared(models: Models) -> tuple[ir.Model, Placement, QuantizationPlan]:
-    model = prepare(read(Path(models.good)))
+    model = prepare(read_onnx(Path(models.good)))
     placement = place(model)
     batch = Batch({"image": IMAGES}, [None] * 8, [b""] * 8, 0)
     observation = observe(observable(model, placement.tensors()), [batch], lambda batch, outputs: None)

@@ -15,7 +15,7 @@ import pytest
 
 from reports.tracking import Destination, log_results
 from validate.exceptions import JobError
-from validate.results import Results
+from validate.results.run import Results
 
 if TYPE_CHECKING:
     from tests.conftest import Snapshot

@@ -9,12 +9,16 @@ engine file with tensorrt_rtx 1.7 on a machine without a GPU; `tensorrt` 11 cann
 written, and its documentation is followed.
 """
 
+from __future__ import annotations
+
 from validate.backends.tensorrt.backend import TensorRTBackend
 from validate.backends.tensorrt.building import build, build_engine
+from validate.backends.tensorrt.command import adopt_engine, build_from_onnx
 from validate.backends.tensorrt.engine import TensorRTEngine
-from validate.backends.tensorrt.fingerprint import Fingerprint, adopt, require
+from validate.backends.tensorrt.fingerprint import Fingerprint, adopt, hardware_fits, require, sha256, version_fits
 from validate.backends.tensorrt.gpu import Gpu, local_gpu
 from validate.backends.tensorrt.inspection import Layer, parse_layers
+from validate.backends.tensorrt.layer_times import NodeTimes, node_times
 from validate.backends.tensorrt.library import Library, installed_libraries
 from validate.backends.tensorrt.options import BuildOptions, Profile
 
@@ -24,14 +28,21 @@ __all__ = [
     "Gpu",
     "Layer",
     "Library",
+    "NodeTimes",
     "Profile",
     "TensorRTBackend",
     "TensorRTEngine",
     "adopt",
+    "adopt_engine",
     "build",
     "build_engine",
+    "build_from_onnx",
+    "hardware_fits",
     "installed_libraries",
     "local_gpu",
+    "node_times",
     "parse_layers",
     "require",
+    "sha256",
+    "version_fits",
 ]

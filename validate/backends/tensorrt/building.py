@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from validate import onnxfile
+from validate.backends import onnx_files as onnxfile
 from validate.backends.tensorrt.fingerprint import Fingerprint, fingerprint_path, sha256
 from validate.backends.tensorrt.gpu import local_gpu
 from validate.backends.tensorrt.library import Library, UnavailableError, find_builder
@@ -77,7 +77,7 @@ def build_engine(
         KeyboardInterrupt: Ctrl-C was pressed; the build ends at its next step and nothing is written.
     """
     model, engine, profile, options = Path(model), Path(engine), profile or {}, options or BuildOptions()
-    graph = onnxfile.read(model)
+    graph = onnxfile.read_onnx(model)
     gpu = local_gpu()
     library, builder = find_builder(options.compute_capability, gpu)
     _require_supported(library, options)

@@ -1,0 +1,228 @@
+"""``python -m calibrate``: the command line. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+from enum import IntEnum
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from validate.console import guarded, step
+from validate.exceptions import first_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from calibrate.config import Config
+    from calibrate.journal import Journal
+    from reports.tracking import Destination
+    from validate.results import Results
+
+__all__ = ["ExitCode", "app"]
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Decide whether a neural network may be released in INT8 on NVIDIA GPUs, and at what price.",
+)  # fmt: skip
+
+_OURS = (
+    "results.json", "samples.parquet", "plan.json", "plans", "statistics.npz", "model.int8.onnx",
+    "model.int8.onnx.data", "illustrations.json", "report.html", "run.log",
+)  # fmt: skip
+
+
+ConfigArgument = Annotated[Path, typer.Argument(help="the job, in YAML", show_default=False)]
+OverridesOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key, e.g. policy.max_drop=0.01")
+]
+PlanArgument = Annotated[Path, typer.Argument(help="plan, as run and plan write it", show_default=False)]
+ModelArgument = Annotated[Path, typer.Argument(help="float ONNX model", show_default=False)]
+
+
+class ExitCode(IntEnum):
+    """What a release pipeline acts on."""
+
+    GO = 0
+    NO_GO = 1
+    USAGE = 2
+    INCONCLUSIVE = 3
+    FAILED = 4
+
+
+@app.callback()
+def main() -> None:
+    """Exit codes: 0 GO, 1 NO-GO, 2 bad usage or config, 3 INCONCLUSIVE, 4 the job failed.
+
+    Steps other than run end with 0, 2 or 4.
+    """
+
+
+@app.command()
+def run(
+    config: ConfigArgument,
+    overrides: OverridesOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="output folder [default: runs/NAME of the config]")
+    ] = None,
+) -> None:
+    """Calibrate, compare, put back to FP16, judge: the whole job."""
+    folder: Path | None = None
+
+    def job(console: Console) -> ExitCode:
+        nonlocal folder
+        settings = _config(config, overrides)
+        folder = output or Path("runs") / settings.name
+        _start_folder(folder)
+        return _run(settings, folder, console)
+
+    def interrupted() -> str:
+        if folder is not None and (folder / "results.json").exists():
+            return f"the results are in {folder}, but MLflow may lack some: python -m reports log {folder} sends them"
+        return "nothing was decided"
+
+    guarded(job, lambda: folder, interrupted)
+
+
+@app.command()
+def observe(
+    config: ConfigArgument,
+    overrides: OverridesOption = None,
+    output: Annotated[Path, typer.Option("--output", help="file to write")] = Path("statistics.npz"),
+) -> None:
+    """Write the statistics of the calibration set to a file."""
+    step(lambda console: _commands().observe(_config(config, overrides), output, console))
+
+
+@app.command()
+def plan(
+    config: ConfigArgument,
+    statistics: Annotated[list[Path], typer.Argument(help="what observe wrote; several are merged")],
+    overrides: OverridesOption = None,
+    output: Annotated[Path, typer.Option("--output", help="folder of the plans")] = Path("plans"),
+) -> None:
+    """Make a plan of statistics for every strategy of the config, without inference."""
+    step(lambda console: _commands().plan(_config(config, overrides), statistics, output, console))
+
+
+@app.command()
+def apply(
+    plan: PlanArgument,
+    model: ModelArgument,
+    output: Annotated[Path, typer.Option("--output", help="ONNX file to write")] = Path("model.int8.onnx"),
+) -> None:
+    """Write a plan into its float model, as Q/DQ nodes that TensorRT accepts."""
+    step(lambda console: _commands().apply(plan, model, output, console))
+
+
+@app.command()
+def inspect(model: ModelArgument) -> None:
+    """Show which nodes of a model can be quantized, which not, and why."""
+    step(lambda console: _commands().inspect(model, console))
+
+
+@app.command()
+def export_cache(
+    plan: PlanArgument,
+    tensorrt: Annotated[str, typer.Option("--tensorrt", help="version that will read it, e.g. 8.6.1")],
+    output: Annotated[Path, typer.Option("--output", help="file to write")] = Path("calibration.cache"),
+) -> None:
+    """Write a plan as a calibration cache for TensorRT 10 and older."""
+    step(lambda console: _commands().export_cache(plan, output, tensorrt, console))
+
+
+@app.command()
+def import_cache(
+    cache: Annotated[Path, typer.Argument(help="calibration cache of TensorRT 10 or older", show_default=False)],
+    model: ModelArgument,
+    output: Annotated[Path, typer.Option("--output", help="plan to write")] = Path("plan.json"),
+) -> None:
+    """Make a plan of a calibration cache and its float model."""
+    step(lambda console: _commands().import_cache(cache, model, output, console))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the config, for editors and checks."""
+    from calibrate.config import Config
+
+    print(json.dumps(Config.model_json_schema(), indent=2))
+
+
+def _config(path: Path, overrides: list[str] | None) -> Config:
+    from calibrate.config import load
+
+    return load(path, overrides or [])
+
+
+def _commands() -> ModuleType:
+    from calibrate.commands import steps as commands
+
+    return commands
+
+
+def _run(config: Config, folder: Path, console: Console) -> ExitCode:
+    from calibrate import pipeline
+    from calibrate.journal import Journal
+    from reports import tracking
+    from reports.terminal import run_summary
+
+    command = shlex.join(["python", "-m", "calibrate", *sys.argv[1:]])
+    console.print(f"[bold]calibrate[/] {config.name} -> {folder}", highlight=False)
+    with Journal(console) as journal:
+        results = pipeline.run(config, folder, command, journal)
+        with journal.stage("tracking", "log to MLflow", 1):
+            # Of the config itself, since results hold no password.
+            destination = tracking.Destination.of(results, config.tracking.uri)
+            hint = _track(results, folder, destination, config.tracking.retry_seconds, journal)
+    console.print(run_summary(results, folder, hint))
+    return ExitCode[results.verdict.decision.value]
+
+
+def _track(
+    results: Results, folder: Path, destination: Destination, retry_seconds: float, journal: Journal
+) -> str | None:
+    """Log to MLflow and say where to look. A server that fails costs a warning: the verdict is on disk and stands."""
+    from reports import tracking
+    from validate.passwords import without_passwords
+
+    later = f"python -m reports log {shlex.quote(str(folder))}"
+    try:
+        tracking.log_results(results, folder, destination, retry_seconds)
+    except Exception as error:  # whatever comes out of the clients of servers and of artifact stores
+        logging.getLogger(__name__).exception("MLflow did not take the results")
+        said = without_passwords(first_line(error))
+        journal.warn(f"{said}; nothing is lost: {later} sends them")
+        return None
+    return tracking.ui_command(destination.uri)
+
+
+def _start_folder(folder: Path) -> None:
+    """Empty the folder of an earlier run's files, so that no stale verdict can be read, and start its log.
+
+    Its evaluations stay: they are named by all that they depend on, and a run that was killed goes on from them.
+    """
+    import shutil
+
+    from validate.exceptions import UsageError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()) and not (folder / "run.log").is_file():
+            raise UsageError(f"output folder {folder} holds files that no run wrote; name a new one with --output")
+        for name in _OURS:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"output folder {folder} cannot be written: {error.strerror}") from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    for package in ("calibrate", "reports", "validate"):
+        logging.getLogger(package).setLevel(logging.INFO)
+    logging.captureWarnings(True)

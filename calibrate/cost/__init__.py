@@ -1,0 +1,17 @@
+"""What a plan costs to run on the target: measured on its GPU, estimated by a roofline, or counted in MACs.
+
+`price` picks the best of the three that there is; the search makes this cost small.
+"""
+
+from __future__ import annotations
+
+from calibrate.cost.pricing import Pricing, price
+from calibrate.cost.roofline import multiply_accumulates
+from calibrate.cost.settings import TargetConfig
+
+__all__ = [
+    "Pricing",
+    "TargetConfig",
+    "multiply_accumulates",
+    "price",
+]

@@ -1,0 +1,53 @@
+"""The user's PyTorch model, as an ONNX file."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from validate.exceptions import JobError, first_line
+from validate.references import load_object
+
+__all__ = ["export_torch"]
+
+
+def export_torch(reference: str, inputs: Mapping[str, NDArray[Any]], path: Path) -> None:
+    """Export the nn.Module that ``module:name`` returns, with a dynamic batch axis.
+
+    Args:
+        reference: called without arguments.
+        inputs: a batch by input name, in the order of ``forward()``; it fixes the other axes.
+        path: of the ONNX file to write.
+
+    Raises:
+        JobError: PyTorch is not installed, or the exporter refuses the module.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise JobError("model.torch needs PyTorch; pip install -e '.[torch]'") from error
+    module = load_object(reference, Path())()
+    if not isinstance(module, torch.nn.Module):
+        raise JobError(f"{reference} returns {type(module).__name__}, not a torch.nn.Module")
+    tensors = tuple(torch.from_numpy(array) for array in inputs.values())
+    # A batch of one would be taken for a constant by torch.export.
+    examples = tuple(torch.cat([t, t]) if len(t) == 1 else t for t in tensors)
+    batch = torch.export.Dim("batch", min=1)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module.eval(), examples, dynamo=True, input_names=list(inputs), verbose=False,
+                dynamic_shapes=tuple({0: batch} for _ in examples),
+            )  # fmt: skip
+    except torch.onnx.OnnxExporterError as error:
+        cause = error.__cause__ or error  # the exporter's own message only counts its steps
+        raise JobError(f"PyTorch cannot export {reference} to ONNX: {first_line(cause)}") from error
+    assert program is not None  # dynamo=True returns a program
+    program.save(str(path))

@@ -1,0 +1,180 @@
+"""Times the float model, what else there is to beat, and the candidates in turns on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from calibrate.cost import TargetConfig
+from calibrate.graph import apply
+from calibrate.loading import Inputs
+from calibrate.measurement.settings import LatencyConfig
+from calibrate.plan import QuantizationPlan
+from validate.backends import write_onnx
+from validate.backends.tensorrt import BuildOptions, build_engine, local_gpu
+from validate.exceptions import JobError
+from validate.latency import (
+    Batches,
+    Spec,
+    Timed,
+    Timing,
+    available_cpus,
+    interleave,
+    load,
+    pinned,
+    ratio,
+    summarize,
+    torch_threads,
+    warm_up,
+)
+from validate.results import Candidate, Latency, Speedup
+
+__all__ = ["Times", "time_models"]
+
+_BATCHES = 4
+"""Of inputs, that calls go round."""
+_ENGINE = "TensorRT FP32"
+_ORT, _ORT_FP16 = "ONNX Runtime FP32", "ONNX Runtime FP16"
+_EAGER, _COMPILED = "PyTorch eager", "PyTorch torch.compile"
+
+
+@dataclass(frozen=True)
+class Times:
+    """What was timed in turns, the float model first.
+
+    Attributes:
+        timings: of baselines and candidates, by name.
+        absent: why others were not timed, by name.
+        on_target: this machine is what the model will run on.
+    """
+
+    timings: dict[str, Timing] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    on_target: bool = False
+
+    def of_reference(self) -> tuple[Latency | None, str | None]:
+        """Return how long the float model takes, or why that is not known."""
+        return self._latency(_ORT if _ORT in {*self.timings, *self.absent} else _ENGINE)
+
+    def add_to(self, candidate: Candidate) -> Candidate:
+        """Return the candidate with its latency, and with how much faster it is than each baseline.
+
+        A baseline is what was timed and is no candidate. Its time over the candidate's is above 1 where INT8 is faster.
+        """
+        latency, reason = self._latency(candidate.name)
+        speedups = list(candidate.speedups)
+        for name, timing in self.timings.items():
+            if latency is not None and name.startswith(("ONNX Runtime ", "PyTorch ", "TensorRT ")):
+                found = ratio(self.timings[candidate.name].p50s_ms, timing.p50s_ms)
+                speedups.append(
+                    Speedup(
+                        against=name, value=found.value, ci_low=found.ci_low, ci_high=found.ci_high,
+                        confidence=found.confidence, basis="measured", on_target=self.on_target,
+                        source=f"{latency.runtime} on {latency.device}, batch size {latency.batch_size}",
+                    )
+                )  # fmt: skip
+        return candidate.model_copy(update={"latency": latency, "latency_reason": reason, "speedups": speedups})
+
+    def _latency(self, name: str) -> tuple[Latency | None, str | None]:
+        if name in self.timings:
+            return self.timings[name].latency, None
+        return None, self.absent.get(name, "it was not timed")
+
+
+def time_models(
+    latency: LatencyConfig,
+    target: TargetConfig,
+    torch: str | None,
+    inputs: Inputs,
+    plans: Sequence[QuantizationPlan],
+    folder: Path,
+) -> Times:
+    """Time the plans' files in `folder`, and the float model in all the ways that this machine and config have.
+
+    On a machine with the target's kind of GPU they are TensorRT engines, and FP16 is what they are held against;
+    elsewhere ONNX Runtime's own kernels on the CPU, which say nothing about a GPU.
+    """
+    names = [_ORT, *(plan.name for plan in plans)]
+    if latency.runs == 0:
+        return Times(absent=dict.fromkeys(names, "latency.runs is 0 in the config"))
+    batches = _batches(latency.batch_size, inputs)
+    gpu = local_gpu() if target.device == "gpu" else None
+    absent: dict[str, str] = {}
+    if gpu is not None:
+        specs = _engines(inputs, plans, batches, folder, absent)
+        if specs:
+            specs += _modules(torch, latency.torch_compile)
+            timings = _in_turns(specs, "cuda", "fp16", batches, latency.runs, absent)
+            return Times(timings, absent, on_target=target.is_gpu(gpu.name, gpu.compute_capability))
+    fp16 = folder / "fp16.onnx"
+    write_onnx(apply(plans[0].in_float("fp16", _ORT_FP16), inputs.model.prepared, inputs.model.placement), fp16)
+    specs = [Spec(_ORT, str(inputs.model.path)), Spec(_ORT_FP16, str(fp16)), *_modules(torch, latency.torch_compile)]
+    specs += [Spec(plan.name, str(folder / plan.name / "model.int8.onnx")) for plan in plans]
+    timings = _in_turns(specs, "cpu", "fp32", batches, latency.runs, absent)
+    return Times(timings, absent, on_target=target.device == "cpu")
+
+
+def _batches(batch_size: int, inputs: Inputs) -> Batches:
+    size, each = inputs.rows_of_a_call(batch_size), inputs.calibration.preparation.rows
+    stream = inputs.calibration.limited(_BATCHES * size // each)
+    rows = [{k: v[i : i + 1] for k, v in b.inputs.items()} for b in stream.batches() for i in range(len(b) * each)]
+    # Samples may differ in shape from batch to batch, and a call has one shape: that of the first.
+    alike = [row for row in rows if all(row[name].shape == array.shape for name, array in rows[0].items())]
+    groups = [[alike[(first + i) % len(alike)] for i in range(size)] for first in range(0, len(alike), size)]
+    return [{name: np.concatenate([sample[name] for sample in group]) for name in group[0]} for group in groups]
+
+
+def _modules(torch: str | None, torch_compile: bool) -> list[Spec]:
+    if torch is None:
+        return []
+    compiled = [Spec(_COMPILED, torch, compiled=True)] if torch_compile else []
+    return [Spec(_EAGER, torch), *compiled]
+
+
+def _engines(
+    inputs: Inputs, plans: Sequence[QuantizationPlan], batches: Batches, folder: Path, absent: dict[str, str]
+) -> list[Spec]:
+    """Build an engine of every plan, and of the model in FP32 and FP16; `absent` gets what cannot be built."""
+    profile = {name: (array.shape, array.shape, array.shape) for name, array in batches[0].items()}
+    specs = []
+    for plan in (plans[0].in_float("fp32", _ENGINE), plans[0].in_float("fp16", "TensorRT FP16"), *plans):
+        path = folder / "engines" / f"{plan.name}.onnx"
+        path.parent.mkdir(exist_ok=True)
+        write_onnx(apply(plan, inputs.model.prepared, inputs.model.placement), path)
+        engine = path.with_suffix(".engine")
+        try:
+            build_engine(path, engine, profile, BuildOptions())
+        except JobError as error:
+            absent[plan.name] = str(error)
+        else:
+            specs.append(Spec(plan.name, str(engine)))
+    return specs
+
+
+def _in_turns(
+    specs: Sequence[Spec], device: Literal["cpu", "cuda"], precision: str, batches: Batches, runs: int,
+    absent: dict[str, str],
+) -> dict[str, Timing]:  # fmt: skip
+    """Load what can be loaded, and time it; `absent` gets the rest."""
+    timed: dict[str, Timed] = {}
+    with ExitStack() as stack:
+        threads = available_cpus()
+        stack.enter_context(pinned(threads))
+        if any("PyTorch" in spec.name for spec in specs):
+            stack.enter_context(torch_threads(threads))
+        for spec in specs:
+            try:
+                timed[spec.name] = load(spec, device, threads, precision, cuda_graph=True).timed(batches)
+                warm_up(timed[spec.name], len(batches))
+            except JobError as error:  # a candidate that this machine cannot run may still run on the target
+                absent[spec.name] = str(error)
+                timed.pop(spec.name, None)
+        if not timed:
+            return {}
+        size = len(next(iter(batches[0].values())))
+        return summarize(timed, [interleave(timed, len(batches), runs)], size)

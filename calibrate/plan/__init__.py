@@ -1,0 +1,22 @@
+"""The quantization plan: scales, precisions and weight edits, as data.
+
+Where a plan comes from (`Origin`), and the calibration caches of TensorRT 10 and older, belong to it.
+"""
+
+from __future__ import annotations
+
+from calibrate.plan.calibration_cache import companion, read_cache, write_cache
+from calibrate.plan.origin import Origin
+from calibrate.plan.quantization_plan import Exclusion, FloatPrecision, Precision, QuantizationPlan, QuantizationRules
+
+__all__ = [
+    "Exclusion",
+    "FloatPrecision",
+    "Origin",
+    "Precision",
+    "QuantizationPlan",
+    "QuantizationRules",
+    "companion",
+    "read_cache",
+    "write_cache",
+]

@@ -1,0 +1,128 @@
+"""A quantization plan: the unit of experiment. Data only; `calibrate.graph` turns it into an ONNX file."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
+
+from calibrate.plan.origin import Origin
+from validate.exceptions import JobError
+
+__all__ = ["Exclusion", "FloatPrecision", "Precision", "QuantizationPlan", "QuantizationRules"]
+
+Precision = Literal["int8", "fp16", "bf16", "fp32"]
+FloatPrecision = Literal["fp16", "bf16", "fp32"]
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Exclusion(_Data):
+    """Nodes that are to stay in float: they get their float inputs even where an int8 node shares them."""
+
+    names: list[str] = Field(default=[], description="node names")
+    patterns: list[str] = Field(default=[], description="regular expressions, searched for in node names")
+    op_types: list[str] = Field(default=[], description="ONNX operators, e.g. Gemm")
+
+    @field_validator("patterns")
+    @classmethod
+    def _regular(cls, patterns: list[str]) -> list[str]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+        return patterns
+
+
+class QuantizationRules(_Data):
+    """What the user decides of a plan; the rest follows from the model and the data."""
+
+    float_precision: FloatPrecision = Field(
+        default="fp32", description="type of everything that is not int8, and of the float side of int8 layers"
+    )
+    weights: Literal["per_channel", "per_tensor"] = Field(
+        default="per_channel", description="one weight scale per output channel, or one in all"
+    )
+    attention: bool = Field(
+        default=False, description="quantize products of two activations too, as in attention (MatMul)"
+    )
+    exclude: Exclusion = Field(default=Exclusion(), description="nodes that stay in float")
+
+
+class QuantizationPlan(QuantizationRules):
+    """A scale per tensor and a precision per layer, for one model.
+
+    Symmetric int8, zero point 0: ``q = clip(round_half_even(x / scale), -128, 127)``, ``scale = threshold / 127``.
+    Weights have no scales here: they are a function of the weights themselves (their largest |w|).
+    """
+
+    name: str
+    strategy: str = Field(description="what chose the scales")
+    origin: Origin = Field(description="what the plan was made from")
+    scales: dict[str, float] = Field(description="activation scale by tensor name, per tensor")
+    layers: dict[str, Precision] = Field(
+        description="precision of every layer that could be int8, by node name, in topological order"
+    )
+    wide_nodes: frozenset[str] = Field(
+        default=frozenset(),
+        description="nodes whose values leave FP16's range, or that need a constant which FP16 rounds to 0, so that "
+        "they are fp32 where they would be fp16: layers, the float side of int8 layers, and any other node",
+    )
+
+    @field_validator("scales")
+    @classmethod
+    def _positive(cls, scales: dict[str, float]) -> dict[str, float]:
+        for tensor, scale in scales.items():
+            if not (math.isfinite(scale) and scale > 0):
+                raise ValueError(f"the scale of {tensor} is {scale}; it must be positive and finite")
+        return scales
+
+    @field_serializer("wide_nodes")
+    def _in_order(self, names: frozenset[str]) -> list[str]:
+        return sorted(names)  # or equal plans would have different hashes
+
+    @property
+    def int8_layers(self) -> frozenset[str]:
+        """Names of the layers that are computed in int8."""
+        return frozenset(name for name, precision in self.layers.items() if precision == "int8")
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of everything that decides the file that the plan makes; its name and its data do not."""
+        undecided = set() if self.wide_nodes else {"wide_nodes"}  # and plans from before they were there keep theirs
+        content = self.model_dump_json(exclude={"name", "origin"} | undecided) + self.origin.model_sha256
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def with_layers(self, names: frozenset[str], precision: Precision, name: str) -> QuantizationPlan:
+        """Return the plan called `name` with those layers in another precision."""
+        layers = {layer: precision if layer in names else old for layer, old in self.layers.items()}
+        return self.model_copy(update={"name": name, "layers": layers})
+
+    def in_float(self, precision: FloatPrecision, name: str) -> QuantizationPlan:
+        """Return the plan called `name` with the whole model in one float type."""
+        return self.with_layers(self.int8_layers, precision, name).model_copy(update={"float_precision": precision})
+
+    def write(self, path: Path) -> None:
+        """Write as JSON."""
+        path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> QuantizationPlan:
+        """Read what `write` wrote. Raises JobError where the file is not a plan, or one of another version."""
+        try:
+            plan = cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise JobError(f"plan {path} cannot be read: {error.strerror}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise JobError(f"{path} is not a plan: {f'{where}: ' if where else ''}{first['msg']}") from error
+        plan.origin.require_version(f"plan {path}")
+        return plan

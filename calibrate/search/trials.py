@@ -1,0 +1,283 @@
+"""Fallback at work: ranks the layers of a plan on the bench, judges plans for the search, and records each trial."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.graph import layer_precisions
+from calibrate.measurement import Bench, Evaluated, Stop
+from calibrate.plan import Precision, QuantizationPlan
+from calibrate.search.ladder import (
+    Budget,
+    CostOf,
+    Layers,
+    Tried,
+    ladder,
+    search,
+)
+from calibrate.search.sensitivity import effects_of_layers, ranking_samples
+from calibrate.search.settings import FallbackConfig
+from calibrate.search.target import Target, changed
+from validate.accuracy import candidate_accuracy
+from validate.exceptions import JobError
+from validate.results import Accuracy, Candidate, Search, Trial, Verdict
+from validate.stats import paired_interval
+
+__all__ = ["Outcome", "Trials", "fallback_can_help", "search_plans"]
+
+_FEWEST = 10
+"""Calibration samples below which nothing is searched."""
+_LOOKS = 8
+"""In how many parts of the judging samples a trial may be stopped."""
+_SAFER = 8.0
+"""By how much the plan that is tried where the found one misses the verdict cuts the effects that are left."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search found.
+
+    Attributes:
+        plans: to be judged on the validation samples one after the other: what it found, or what came closest, and a
+            safer one. Both are known before the validation samples are looked at.
+        search: how it went, for the results.
+    """
+
+    plans: list[QuantizationPlan]
+    search: Search
+
+
+@dataclass
+class Trials:
+    """Puts layers of one plan back to float until a target is met.
+
+    Attributes:
+        bench: measures plans.
+        plan: the candidate that missed the target.
+        target: of the search.
+        settings: of the search.
+        records: every trial, as the results show it.
+    """
+
+    bench: Bench
+    plan: QuantizationPlan
+    target: Target
+    settings: FallbackConfig
+    records: list[Trial] = field(default_factory=list)
+
+    def run(self) -> Outcome:
+        """Rank, search, and return what was found."""
+        layers = [name for name, precision in self.plan.layers.items() if precision == "int8"]
+        pool = min(self.settings.samples, len(self.bench.calibration.order))
+        samples = ranking_samples(len(layers), pool)
+        with self.bench.journal.stage("rank", f"rank {len(layers)} layers", len(layers)) as advance:
+            of_layer = self.bench.errors_alone(self.plan, samples, advance)
+            alone = {layer: of_layer(layer) for layer in layers}
+        effects = effects_of_layers(layers, lambda layer, index: alone[layer].values[index], range(len(samples)))
+        finite = _finite(effects)
+        judging = self.bench.judging(samples)
+        jury = _Jury(self, effects, judging)
+        spent = sum(errors.seconds for errors in alone.values()) + jury.seconds
+        budget = Budget(self.settings.evaluations - jury.passes, self.settings.minutes or math.inf, spent)
+        found = search(ladder(finite, self._cost), finite, self._cost, jury, budget)
+        self.bench.forget()
+        # Where nothing met the target, the last that was judged came closest: each left less than the one before.
+        best = found.layers or next(reversed(found.tried), frozenset())
+        ended = found.ended
+        if self.records[0].meets_target:
+            ended += "; on the judging samples the plan all in int8 meets the target"
+        plans = [self.mixed(layers) for layers in (best, _safer(best, finite, self._cost)) if layers]
+        return Outcome(plans, Search(
+            target=self._sentence(), precision=self.settings.precision, effects=effects, ranking_samples=pool,
+            ranked_on=len(samples), ranking_passes=(len(layers) + 1) * len(samples) / pool,
+            judging_samples=len(judging), judging_passes=jury.passes + found.passes, screened=len(found.screened),
+            trials=self.records, ended=ended,
+        ))  # fmt: skip
+
+    def mixed(self, back: Layers) -> QuantizationPlan:
+        """Return the plan with these layers in float, named by them."""
+        name = f"{self.plan.name}+{len(back)}{self.settings.precision}"
+        mixed = self.plan.with_layers(back, self.settings.precision, name)
+        same = {trial.plan_hash: trial.name for trial in self.records}
+        alike = [trial for trial in self.records if trial.name.split("-try")[0] == name]
+        unique = same.get(mixed.hash, f"{name}-try{len(alike) + 1}" if alike else name)
+        return mixed.model_copy(update={"name": unique})
+
+    def reference(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the float model's scores on calibration samples."""
+        scores = self.bench.calibration_scores
+        assert scores is not None  # see `fallback_can_help`
+        found: NDArray[np.float64] = scores[samples]
+        return found
+
+    def record(
+        self, plan: QuantizationPlan, back: Sequence[str], judging: NDArray[np.int64], scores: NDArray[np.float64]
+    ) -> bool:
+        """Keep a trial for the results, and return whether it meets the target."""
+        metric, expected = self.bench.inputs.task.metric, self.reference(judging[: len(scores)])
+        stopped = len(scores) < len(judging)
+        meets = not stopped and self.target.met(expected, scores)
+        self.records.append(
+            Trial(
+                name=plan.name, plan_hash=plan.hash, float_layers=list(back),
+                accuracy=candidate_accuracy(metric, expected, scores, self.target.confidence or 0.95),
+                stopped_early=stopped, meets_target=meets, cost=self.bench.cost(plan),
+            )
+        )  # fmt: skip
+        return meets
+
+    def _cost(self, back: Layers) -> float:
+        int8, floats = self._precisions
+        return self.bench.pricing.plans.cost({**int8, **{layer: floats[layer] for layer in back}}).value
+
+    @cached_property
+    def _precisions(self) -> tuple[dict[str, Precision], dict[str, Precision]]:
+        """What the layers are computed in by the plan, and with all of them back: the search asks very often."""
+        prepared, plan = self.bench.inputs.model.prepared, self.plan
+        back = plan.with_layers(plan.int8_layers, self.settings.precision, plan.name)
+        return layer_precisions(prepared, plan), layer_precisions(prepared, back)
+
+    def _sentence(self) -> str:
+        metric, target = self.bench.inputs.task.metric, self.target
+        margin = f"{100 * target.margin:.4g} percentage points" if metric.is_rate else f"{target.margin:.4g}"
+        sure = ""
+        if target.confidence is not None:
+            sure = f", with {100 * target.confidence:.4g}% confidence on {target.samples} samples"
+        return f"{metric.name} at most {margin} worse than the float model{sure}"
+
+
+class _Jury:
+    """Screens and judges plans on the calibration samples that did not rank; see `calibrate.search.ladder.Trier`.
+
+    It begins with the plan itself, all in int8, until enough samples have changed to screen by.
+    """
+
+    def __init__(self, trials: Trials, effects: Mapping[str, float], judging: NDArray[np.int64]) -> None:
+        self._trials, self._effects, self._judging = trials, effects, judging
+        begun = self._scores(trials.plan, trials.target.enough, "until enough changed")
+        first = begun.values
+        trials.record(trials.plan, [], judging, first)
+        number = trials.target.screened(trials.reference(judging[: len(first)]), first)
+        self._seen = judging[:number]
+        self._reference = trials.reference(self._seen)
+        self._changed = changed(self._reference, first[:number])
+        self.passes = len(first) / len(judging)
+        """Runs over the judging samples that it took to begin."""
+        self.seconds = begun.seconds
+        """What they took."""
+        self.screen_passes = len(self._changed) / len(judging)
+
+    def screen(self, layers: Layers) -> Tried:
+        """See `Trier`."""
+        if not len(self._changed):  # nothing to tell plans apart by: the ladder alone decides
+            return Tried(True, 0.0, 0.0)
+        bench, plan = self._trials.bench, self._trials.plan
+        screened = bench.screen(plan, layers, self._seen[self._changed])
+        scores = self._reference.copy()
+        scores[self._changed] = screened.values
+        return Tried(self._trials.target.met(self._reference, scores), self.screen_passes, screened.seconds)
+
+    def judge(self, layers: Layers) -> Tried:
+        """See `Trier`."""
+        trials, total, plan = self._trials, len(self._judging), self._trials.mixed(layers)
+        judged = self._scores(plan, partial(trials.target.hopeless, total=total), "until hopeless")
+        back = [layer for layer in self._effects if layer in layers]
+        meets = trials.record(plan, back, self._judging, judged.values)
+        return Tried(meets, len(judged.values) / total, judged.seconds)
+
+    def _scores(self, plan: QuantizationPlan, stop: Stop, rule: str) -> Evaluated:
+        bench, total = self._trials.bench, len(self._judging)
+        with bench.journal.stage("trials", f"try {plan.name}", total) as advance:
+            looks = np.linspace(0, total, _LOOKS + 1)[1:-1].astype(int).tolist()
+            return bench.judge(plan, self._judging, stop, looks, advance, {"stop": rule, **self._trials.target.key})
+
+
+def _finite(effects: Mapping[str, float]) -> dict[str, float]:
+    """Return the effects, those of layers that break the model by themselves far above all others instead of infinite.
+
+    Else nothing would be left of the others beside them.
+    """
+    broken = 1e3 * sum(effect for effect in effects.values() if math.isfinite(effect)) + 1.0
+    return {name: effect if math.isfinite(effect) else broken for name, effect in effects.items()}
+
+
+def fallback_can_help(max_drop: float, bench: Bench, candidate: Candidate, verdict: Verdict, confidence: float) -> bool:
+    """Tell whether layers in float could turn the verdict into a GO, and warn where that cannot be found out.
+
+    Not where something else than accuracy holds it up, not where the samples are so few that even a candidate
+    without a single changed score would stay undecided, and not where no samples can judge the trials.
+    """
+    missed = {rule.outcome for rule in verdict.rules if rule.name.startswith("accuracy")} & {"fail", "undecided"}
+    if not missed and math.isfinite(candidate.accuracy.drop):  # a model that INT8 breaks has no number to judge
+        return False
+    samples, warn = len(bench.scores), bench.journal.warn
+    metric = bench.inputs.task.metric
+    if metric.is_rate and metric.is_mean:
+        unchanged = paired_interval(np.zeros(samples), confidence, metric.largest_difference)
+        if unchanged.high >= max_drop:
+            warn(
+                f"no layers were put back to float: with {samples} validation samples even a candidate without a "
+                f"single changed answer has an interval up to {unchanged.high:.4f}, beyond policy.max_drop "
+                f"{max_drop:g}; give more samples"
+            )
+            return False
+    if len(bench.calibration.order) < _FEWEST:
+        warn(f"no layers were put back to float: fewer than {_FEWEST} calibration samples can rank and judge nothing")
+        return False
+    try:
+        labelled = bench.calibration_scores is not None
+    except JobError as error:
+        warn(f"no layers were put back to float: the calibration samples' labels cannot judge trials ({error})")
+        return False
+    if not labelled:
+        warn(
+            "no layers were put back to float: the calibration samples have no labels, so that they cannot judge "
+            "trials, and the validation samples are for the verdict alone; give the calibration set the label column"
+        )
+        return False
+    return True
+
+
+def search_plans(
+    settings: FallbackConfig,
+    max_drop: float,
+    bench: Bench,
+    plan: QuantizationPlan,
+    reference: Accuracy,
+    confidence: float,
+) -> Outcome:
+    """Look for the fastest plan that meets the target on calibration samples; no validation sample is run here.
+
+    Args:
+        settings: of the search.
+        max_drop: the policy's margin, in the metric's unit.
+        bench: measures plans.
+        plan: which missed the target.
+        reference: the float model's.
+        confidence: of the verdict on what is found.
+    """
+    margin = settings.max_drop or max_drop
+    if settings.max_relative_drop is not None:
+        margin = settings.max_relative_drop * abs(reference.value)
+    target = Target(bench.inputs.task.metric, margin, settings.confidence or confidence, len(bench.scores))
+    return Trials(bench, plan, target, settings).run()
+
+
+def _safer(found: Layers, effects: Mapping[str, float], cost: CostOf) -> Layers | None:
+    """Return the layers to put back where those that were found turn out not to be enough; None if it is all.
+
+    The next rungs above them, until an eighth of the remaining effects is left.
+    """
+    left = {name: effect for name, effect in effects.items() if name not in found}
+    if len(left) < 2:
+        return None
+    base = ladder(left, lambda more: cost(found | more))
+    wanted = base[0].remaining / _SAFER
+    rung = next((rung for rung in base[1:] if rung.remaining <= wanted), base[-1])
+    return found | rung.layers if rung.layers else None

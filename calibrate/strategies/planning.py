@@ -1,0 +1,140 @@
+"""Statistics and a strategy in, a plan out; no inference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from calibrate.graph import Placement
+from calibrate.observation import Observation
+from calibrate.plan import Origin, QuantizationPlan, QuantizationRules
+from calibrate.strategies.auto import auto
+from calibrate.strategies.entropy import entropy
+from calibrate.strategies.minmax import minmax
+from calibrate.strategies.mse import mse
+from calibrate.strategies.percentile import percentile
+from calibrate.strategies.settings import PercentileStrategy, Strategy
+from validate.stats import Statistics
+
+__all__ = [
+    "SETTLED",
+    "Settling",
+    "make_plan",
+    "plan_of_scales",
+    "scale_changes",
+    "strategy_name",
+    "threshold_function",
+    "unquantizable",
+]
+
+_LEVELS = 127
+SETTLED = 0.1
+"""Relative change of a scale that is too small to matter."""
+
+
+def strategy_name(strategy: Strategy) -> str:
+    """Return the name by which a strategy appears in results, e.g. ``percentile-99.99``."""
+    if isinstance(strategy, PercentileStrategy):
+        return f"percentile-{strategy.percentile!r}".removesuffix(".0")
+    return strategy
+
+
+def make_plan(
+    strategy: Strategy,
+    statistics: Mapping[str, Statistics],
+    placement: Placement,
+    origin: Origin,
+    rules: QuantizationRules,
+) -> QuantizationPlan:
+    """Return the plan with every layer in int8 whose activations have a range."""
+    threshold = threshold_function(strategy)
+    dead = unquantizable(statistics)
+    scales = {name: threshold(s) / _LEVELS for name, s in statistics.items() if name not in dead}
+    return plan_of_scales(strategy_name(strategy), scales, placement, origin, rules)
+
+
+def plan_of_scales(
+    strategy: str, scales: Mapping[str, float], placement: Placement, origin: Origin, rules: QuantizationRules
+) -> QuantizationPlan:
+    """Return the plan with every layer in int8 that has all its scales.
+
+    Tensors that a Concat joins share the widest of their scales.
+    """
+    shared = dict(scales)
+    for group in placement.scale_groups():
+        members = group & shared.keys()
+        shared |= dict.fromkeys(members, max((shared[name] for name in members), default=0.0))
+    blocked = {layer.node for layer in placement.layers if not shared.keys() >= set(layer.activations)}
+    blocked |= {residual.fused_into for residual in placement.residuals if residual.tensor not in shared}
+    return QuantizationPlan(
+        name=strategy,
+        strategy=strategy,
+        origin=origin,
+        scales=shared,
+        layers={layer.node: rules.float_precision if layer.node in blocked else "int8" for layer in placement.layers},
+        **{name: getattr(rules, name) for name in QuantizationRules.model_fields},
+    )
+
+
+def unquantizable(statistics: Mapping[str, Statistics]) -> dict[str, str]:
+    """Return the tensors for which no scale exists, and why; their layers stay in float."""
+    return {
+        name: "was zero for every calibration sample" if s.count else "was computed for no calibration sample"
+        for name, s in statistics.items()
+        if s.amax == 0
+    }
+
+
+@dataclass(frozen=True)
+class Settling:
+    """By how much the scales of a plan changed over the last doubling of the samples, relative to what they are.
+
+    Attributes:
+        median, most, worst: over the tensors: the 50th and the 90th percentile, and the maximum; NaN where there
+            was only one batch, so that nothing can be said.
+        tensor: the one that changed most.
+    """
+
+    median: float
+    most: float
+    worst: float
+    tensor: str
+
+    @property
+    def settled(self) -> bool:
+        """Nine in ten tensors changed by at most `SETTLED`."""
+        return self.most <= SETTLED
+
+    def __str__(self) -> str:
+        if math.isnan(self.most):
+            return "all samples are in one batch, so that it is not known if the scales had settled"
+        return (
+            f"from half of the samples to all, one scale in ten still changed by more than {self.most:.0%} "
+            f"(median {self.median:.1%}, most {self.worst:.0%} at tensor {self.tensor})"
+        )
+
+
+def scale_changes(plan: QuantizationPlan, strategy: Strategy, observation: Observation) -> Settling:
+    """Return how a plan's scales differ from those that half of its samples give."""
+    half, rest = observation.halves
+    if not any(s.count for s in rest.values()):
+        return Settling(math.nan, math.nan, math.nan, "")
+    threshold = threshold_function(strategy)
+    scale = {name: threshold(s) / _LEVELS for name, s in observation.statistics.items() if name in plan.scales}
+    # A tensor that half of the samples did not reach had no scale then: all of it is new.
+    changes = {n: abs(threshold(half[n]) / _LEVELS / scale[n] - 1) if half[n].count else 1.0 for n in scale}
+    median, most = np.quantile(list(changes.values()), [0.5, 0.9])
+    tensor = max(changes, key=lambda name: changes[name])
+    return Settling(float(median), float(most), changes[tensor], tensor)
+
+
+def threshold_function(strategy: Strategy) -> Callable[[Statistics], float]:
+    """Return what gives the largest |x| that is not clipped, in the tensor's unit; 127 times the scale."""
+    if isinstance(strategy, PercentileStrategy):
+        percent = strategy.percentile
+        # A percentile of a mostly-zero tensor is 0, which is no scale: nothing is clipped then.
+        return lambda statistics: percentile(statistics, percent) or minmax(statistics)
+    return {"minmax": minmax, "entropy": entropy, "mse": mse, "auto": auto}[strategy]

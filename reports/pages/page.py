@@ -1,0 +1,82 @@
+"""What every HTML page has in common: one self-contained file that opens from disk, needs no network, loads nothing.
+
+Text out of models and data sets is escaped wherever it goes, and the page's content security policy permits no
+script but the two that it was written with, and no connection at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from reports import format as fmt
+from reports.figures import Figure
+
+__all__ = ["render", "write"]
+
+
+def render(
+    template: str, figures: Mapping[str, Figure], filters: Mapping[str, Callable[..., Any]], **content: Any
+) -> str:
+    """Return a page. The same content and versions give the same page.
+
+    Args:
+        template: its file in ``reports/templates``; it extends ``base.html.jinja``.
+        figures: by the name that they have in the template.
+        filters: of the template, beside those that all pages have.
+        content: what the template is filled with.
+    """
+    environment = _environment()
+    environment.filters.update(filters)
+    plotly = importlib.import_module("plotly.offline")  # untyped, and 5 MB: imported where it is used
+    return environment.get_template(template).render(
+        figures=figures,
+        plotlyjs=Markup(plotly.get_plotlyjs()),  # noqa: S704 - a constant of the package
+        **content,
+    )
+
+
+def write(page: str, path: Path) -> None:
+    """Write a page, whole or not at all: a reader never sees half a file."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(page, encoding="utf-8", newline="\n")
+    partial.replace(path)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("reports", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # Before escaping, and only what is not yet known to be HTML.
+        finalize=lambda value: fmt.printable(value) if type(value) is str else value,
+    )
+    environment.filters.update(
+        count=fmt.count,
+        csp_hash=_csp_hash,
+        db=lambda value: fmt.minus(fmt.decibels(value)),
+        file_name=fmt.file_name,
+        moment=fmt.moment,
+        significant=lambda value: fmt.minus(fmt.significant(value)),
+        yaml=_yaml,
+    )
+    return environment
+
+
+def _csp_hash(script: str) -> str:
+    """Return the source expression that permits exactly this script."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _yaml(data: Mapping[str, Any]) -> str:
+    text: str = importlib.import_module("yaml").safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+    return text

@@ -1,0 +1,13 @@
+"""What a release pipeline asks for: judge results again, show the verdict, register the model.
+
+JUnit XML and Markdown are written here; the registry is MLflow's.
+"""
+
+from __future__ import annotations
+
+from reports.release.release import ReleaseRequest, release
+
+__all__ = [
+    "ReleaseRequest",
+    "release",
+]

@@ -1,0 +1,21 @@
+"""What the command lines print: results as tables and panels of rich.
+
+One module per kind of result.
+"""
+
+from __future__ import annotations
+
+from reports.terminal.comparison import blame, comparison_summary
+from reports.terminal.evaluation import evaluation_summary
+from reports.terminal.latency import latency_summary
+from reports.terminal.run import candidates_table, run_summary, verdict_panel
+
+__all__ = [
+    "blame",
+    "candidates_table",
+    "comparison_summary",
+    "evaluation_summary",
+    "latency_summary",
+    "run_summary",
+    "verdict_panel",
+]

@@ -1,0 +1,145 @@
+"""Runs a model over a split and scores every sample."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from validate.backends import Runnable
+from validate.data import Batch
+from validate.exceptions import JobError
+from validate.results import Accuracy, CandidateAccuracy
+from validate.stats import drop_interval
+from validate.tasks import Agreement, LabelError, Metric, Outputs, Task, outputs_for
+
+__all__ = [
+    "OutputStore",
+    "accuracy",
+    "batch_scores",
+    "candidate_accuracy",
+    "evaluate",
+    "reference_errors",
+    "stored_scores",
+]
+
+OnBatch = Callable[[int], None]
+"""Called with the number of samples just done; drives progress bars."""
+
+
+class OutputStore:
+    """The reference's outputs on the selection samples, kept on disk, so that it runs over them only once."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="calibrate-")
+        self._files: list[Path] = []
+        self._names: list[str] = []
+
+    def append(self, outputs: Outputs) -> None:
+        """Add one batch of outputs."""
+        path = Path(self._folder.name) / f"{len(self._files)}.npz"
+        np.savez(path, *outputs.values())
+        self._names = list(outputs)
+        self._files.append(path)
+
+    def __iter__(self) -> Iterator[Outputs]:
+        for path in self._files:
+            with np.load(path, allow_pickle=False) as arrays:
+                yield dict(zip(self._names, arrays.values(), strict=True))
+
+
+def evaluate(
+    model: Runnable, task: Task, batches: Iterable[Batch], on_batch: OnBatch, is_reference: bool = False
+) -> NDArray[np.float64]:
+    """Return the task's score of every sample, shape (n,), or its record, shape (n, k).
+
+    Where there are no labels, the reference comes first: what it answers is what others are held against.
+
+    Raises JobError where a label cannot be used.
+    """
+    scores: list[NDArray[np.float64]] = []
+    for batch in batches:
+        scores.append(batch_scores(task, batch, model.run(batch.inputs), is_reference))
+        on_batch(len(batch))
+    return np.concatenate(scores)
+
+
+def stored_scores(task: Task, batches: Iterable[Batch], outputs: Iterable[Outputs]) -> NDArray[np.float64]:
+    """Return the task's score, or record, of every sample from the reference's stored outputs; see `evaluate`."""
+    return np.concatenate([batch_scores(task, *both, is_reference=True) for both in zip(batches, outputs, strict=True)])
+
+
+def reference_errors(
+    model: Runnable, task: Task, batches: Iterable[Batch], reference: Iterable[Outputs], on_batch: OnBatch
+) -> NDArray[np.float64]:
+    """Return the task's error against the stored reference outputs of every sample, shape (n,).
+
+    A sample whose outputs are not finite has an infinite error, so that it can never look good.
+    """
+    errors: list[NDArray[np.float64]] = []
+    for batch, expected in zip(batches, reference, strict=True):
+        outputs = model.run(batch.inputs)
+        errors.append(_per_sample(task, batch, partial(task.errors, outputs, expected), 1))
+        on_batch(len(batch))
+    values = np.concatenate(errors)
+    return np.where(np.isnan(values), np.inf, values)
+
+
+def batch_scores(task: Task, batch: Batch, outputs: Outputs, is_reference: bool) -> NDArray[np.float64]:
+    """Return the task's scores, or records, of the samples of one batch; see `evaluate`."""
+    outputs = outputs_for(task, outputs, batch.inputs)
+    labels: Sequence[Any] = batch.labels
+    if isinstance(task, Agreement):
+        labels = batch.contents
+        if is_reference:
+            task.learn(outputs, labels)
+    return _per_sample(task, batch, partial(task.scores, outputs, labels), 1 if task.metric.is_mean else 2)
+
+
+def _per_sample(
+    task: Task, batch: Batch, call: Callable[[], NDArray[np.float64]], dimensions: int
+) -> NDArray[np.float64]:
+    """Return what the task says of each sample. Raises JobError where it cannot, or says less or more."""
+    where = f"task {task.name} cannot score sample {batch.first} and following"
+    try:
+        values = np.asarray(call(), np.float64)
+    except LabelError as error:
+        raise JobError(
+            f"task {task.name} cannot use the label of sample {batch.first + error.place}: {error}"
+        ) from error
+    except ValueError as error:
+        raise JobError(f"{where}: {error}") from error
+    except Exception as error:  # it may be the user's code: anything may come out of it
+        raise JobError(f"{where}: {type(error).__name__}: {error}") from error
+    if values.ndim != dimensions or len(values) != len(batch):
+        wanted = "one number" if dimensions == 1 else "one record"
+        raise JobError(f"{where}: it gives shape {values.shape} for {len(batch)} samples, not {wanted} for each")
+    return values
+
+
+def accuracy(metric: Metric, scores: NDArray[np.float64]) -> Accuracy:
+    """Return the metric over all scores or records."""
+    return Accuracy(
+        metric=metric.name, higher_is_better=metric.higher_is_better, is_rate=metric.is_rate,
+        is_agreement=metric.is_agreement, value=metric.value(scores), n=len(scores),
+    )  # fmt: skip
+
+
+def candidate_accuracy(
+    metric: Metric, reference: NDArray[np.float64], scores: NDArray[np.float64], confidence: float
+) -> CandidateAccuracy:
+    """Return the metric of a candidate with its drop against the reference, paired sample by sample."""
+    if reference.shape != scores.shape:
+        raise JobError(f"{len(reference)} samples of the reference cannot be paired with {len(scores)}")
+    interval = drop_interval(metric, reference, scores, confidence)
+    summary: dict[str, Any] = accuracy(metric, scores).model_dump()
+    return CandidateAccuracy(
+        **summary, drop=metric.drop(reference, scores), ci_low=interval.low, ci_high=interval.high,
+        confidence=confidence, method=interval.method,
+        deviation=float(metric.worsening(reference, scores).std()) if metric.is_mean else None,
+    )  # fmt: skip

@@ -1,0 +1,76 @@
+"""What ``python -m validate benchmark`` found, as data: ``latency.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from validate.exceptions import JobError, UsageError
+from validate.latency.clocks import Clocks, Machine
+from validate.latency.rounds import Timing
+from validate.results import Number, Record
+
+__all__ = ["BatchTimings", "LatencyReport", "ModelTiming", "Watched"]
+
+REPORT_VERSION = 1
+
+
+class ModelTiming(Timing):
+    """A model's timing, and how it came about."""
+
+    name: str
+    model: str = Field(description="file or module")
+    timing: str = Field(description="what is in a time")
+    cuda_graph: bool | None = Field(description="calls were replayed as a CUDA graph; null where that does not apply")
+    note: str | None = Field(description="why it was no CUDA graph")
+
+
+class Watched(Record):
+    """What the machine did while the models were timed."""
+
+    before: Clocks = Field(description="when the models were warm")
+    after: Clocks = Field(description="when the last call was done")
+    others: Number | None = Field(description="share of the CPUs' time that others took in between, in [0, 1]")
+
+
+class BatchTimings(Record):
+    """All models at one batch size, timed in turns."""
+
+    batch_size: int = Field(ge=1)
+    batches: int = Field(ge=1, description="different input batches that were cycled through")
+    loads: list[Watched] = Field(description="each time that the models were loaded")
+    models: list[ModelTiming] = Field(description="the baseline first")
+
+
+class LatencyReport(Record):
+    """A whole benchmark."""
+
+    schema_version: int = REPORT_VERSION
+    created: str = Field(description="ISO 8601, UTC")
+    command: str
+    inputs: str = Field(description="what the models were timed on")
+    machine: Machine
+    batch_sizes: list[BatchTimings]
+    warnings: list[str] = Field(description="what disturbed the measurement")
+    notes: list[str] = Field(description="what the numbers are and are not")
+    environment: dict[str, str]
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, whole or not at all. Raises UsageError where the file cannot be written."""
+        partial = path.with_suffix(".partial")
+        try:
+            partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+
+    @classmethod
+    def read(cls, path: Path) -> LatencyReport:
+        """Read what `write` wrote. Raises JobError where it is something else."""
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise JobError(f"{path} cannot be read: {error.strerror}") from error
+        except (ValidationError, UnicodeDecodeError) as error:
+            raise JobError(f"{path} is not what validate benchmark writes") from error

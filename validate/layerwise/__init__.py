@@ -1,0 +1,40 @@
+"""Layer by layer: how far is each tensor from the reference, and which layer is to blame?
+
+The comparison is data; thresholds judge it afterwards, without inference.
+"""
+
+from __future__ import annotations
+
+from validate.layerwise.command import CompareRequest, compare_files
+from validate.layerwise.comparator import compare, subjects_of
+from validate.layerwise.comparison import (
+    Comparison,
+    Execution,
+    LayerDifference,
+    QuantizedInput,
+    TensorDifference,
+    Unpaired,
+)
+from validate.layerwise.pairing import pair
+from validate.layerwise.tensor_errors import TensorErrors
+from validate.layerwise.thresholds import Judgement, Thresholds, by_growth, by_isolated, judge
+
+__all__ = [
+    "CompareRequest",
+    "Comparison",
+    "Execution",
+    "Judgement",
+    "LayerDifference",
+    "QuantizedInput",
+    "TensorDifference",
+    "TensorErrors",
+    "Thresholds",
+    "Unpaired",
+    "by_growth",
+    "by_isolated",
+    "compare",
+    "compare_files",
+    "judge",
+    "pair",
+    "subjects_of",
+]

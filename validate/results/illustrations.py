@@ -1,0 +1,109 @@
+"""What a run keeps for people beside its results: histograms, convergence, pictures. Nothing is decided by it.
+
+``illustrations.json`` lies beside ``results.json``; a report is as right without it, and says what it cannot show.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from validate.exceptions import JobError
+from validate.results.run import Number, Record
+
+__all__ = [
+    "ILLUSTRATIONS",
+    "Convergence",
+    "ConvergencePoint",
+    "Histogram",
+    "Illustrations",
+    "TensorHistogram",
+    "Threshold",
+    "WorstSample",
+]
+
+ILLUSTRATIONS = "illustrations.json"
+"""Name of the file."""
+
+
+class Histogram(Record):
+    """Counts of |x| in bins of one width from 0."""
+
+    width: float = Field(gt=0, description="of a bin, in the tensor's unit")
+    counts: list[int]
+
+
+class Threshold(Record):
+    """Where a candidate clips a tensor."""
+
+    candidate: str
+    value: float = Field(gt=0, description="127 times the scale, in the tensor's unit")
+    clipped_share: float = Field(ge=0, le=1, description="share of the calibration values that INT8 clips")
+
+
+class TensorHistogram(Record):
+    """An activation on the calibration samples, in few enough bins to be drawn."""
+
+    tensor: str
+    layers: list[str] = Field(description="layers that read it, in topological order")
+    amax: float = Field(ge=0, description="largest |x|")
+    histogram: Histogram
+    thresholds: list[Threshold] = Field(description="of each strategy, the lowest first")
+
+
+class ConvergencePoint(Record):
+    """How far the scales of the first samples are from those of all, relative to these."""
+
+    samples: int = Field(ge=1)
+    median: Number = Field(description="over the tensors")
+    most: Number = Field(description="90th percentile over the tensors")
+
+
+class Convergence(Record):
+    """How a strategy's scales settled as samples came in."""
+
+    strategy: str
+    tensors: int = Field(ge=1, description="tensors that were followed")
+    settled: float = Field(gt=0, description="change that is too small to matter")
+    points: list[ConvergencePoint] = Field(description="at every doubling of the samples, before the last")
+
+
+class WorstSample(Record):
+    """A validation sample whose score the selected candidate lowered."""
+
+    index: int = Field(ge=0, description="position in the validation set")
+    label: str | None
+    slice: str | None
+    reference: Number = Field(description="score of the float model")
+    candidate: Number = Field(description="score of the candidate")
+    picture: str | None = Field(default=None, pattern=r"^[A-Za-z0-9+/]+=*$", description="a small JPEG, in base64")
+    text: str | None = Field(default=None, description="what a text input says, or why there is no picture")
+
+
+class Illustrations(Record):
+    """All of it, about one candidate."""
+
+    plan_hash: str = Field(description="of the candidate that it is about")
+    histograms: list[TensorHistogram] = Field(description="inputs of the layers that INT8 hurts most, worst first")
+    convergence: list[Convergence]
+    worst_samples: list[WorstSample] = Field(description="the largest loss first")
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, whole or not at all."""
+        partial = path.with_suffix(".partial")
+        partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Illustrations:
+        """Read what `write` wrote. Raises JobError where the file is not that."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise JobError(f"{path} cannot be read: {error.strerror}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise JobError(
+                f"{path} holds no illustrations: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+            ) from error

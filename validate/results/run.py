@@ -1,0 +1,383 @@
+"""What a run found, as data. Everything downstream (gate, report, tracking) reads only these types.
+
+``results.json`` is `Results` written by pydantic; its JSON Schema is ``validate/results/results.schema.json``.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, WithJsonSchema, field_validator
+
+from validate.exceptions import UsageError
+from validate.passwords import Published
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Accuracy",
+    "BuildResult",
+    "Candidate",
+    "CandidateAccuracy",
+    "Clipping",
+    "Cost",
+    "Decision",
+    "ForwardPasses",
+    "IntegerKernels",
+    "Latency",
+    "LayerError",
+    "ModelInfo",
+    "NodeCounts",
+    "ParetoPoint",
+    "Reference",
+    "Results",
+    "Rule",
+    "Search",
+    "Speedup",
+    "Trial",
+    "Verdict",
+]
+
+SCHEMA_VERSION: Final = 2
+
+Number = Annotated[
+    float,
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": ["NaN", "Infinity", "-Infinity"]}]}, mode="serialization"),
+]
+"""A float that may be NaN or infinite; see `Record` for how JSON holds it."""
+
+
+class Record(BaseModel):
+    """Base of every result: immutable, and strict about unknown keys so that a typo cannot hide.
+
+    NaN and infinities are written as JSON strings, since JSON has no number for them and ``null`` would
+    read as "not measured".
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", protected_namespaces=())
+
+
+class Decision(StrEnum):
+    """The three ways in which a run that measured something can end."""
+
+    GO = "GO"
+    NO_GO = "NO_GO"
+    INCONCLUSIVE = "INCONCLUSIVE"
+
+
+class ModelInfo(Record):
+    """The float model as the user gave it (a PyTorch model: as it was exported)."""
+
+    path: str
+    sha256: str = Field(description="SHA-256 of the ONNX file and of its external data, in that order")
+    nodes: int = Field(ge=0, description="nodes of the prepared graph, subgraphs not counted")
+    parameters: int = Field(ge=0, description="elements of all float initializers")
+
+
+class Latency(Record):
+    """Wall time of one inference call of `batch_size` samples, in milliseconds."""
+
+    runtime: str = Field(description="library and version that ran it")
+    device: str = Field(description="hardware that it ran on; says nothing about any other hardware")
+    batch_size: int = Field(ge=1)
+    runs: int = Field(ge=1, description="timed calls, warm-up excluded")
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    p99_low_ms: Number | None = Field(
+        default=None, description="lower 95% confidence bound of p99, of calls that are independent; null if too few"
+    )
+    p99_high_ms: Number | None = Field(default=None, description="upper bound; it takes 368 calls")
+
+
+class Accuracy(Record):
+    """The task's metric over the validation set."""
+
+    metric: str
+    higher_is_better: bool
+    is_rate: bool = Field(description="the metric is a share in [0, 1], shown to people in percent")
+    is_agreement: bool = Field(
+        default=False, description="labels were the float model's own answers: agreement with it, and not accuracy"
+    )
+    value: Number
+    n: int = Field(ge=0, description="samples scored")
+
+
+class CandidateAccuracy(Accuracy):
+    """Accuracy of a candidate, paired sample by sample with the float reference."""
+
+    drop: Number = Field(description="how much worse than the reference; positive is worse, whatever the metric")
+    ci_low: Number = Field(description="lower confidence bound of `drop`")
+    ci_high: Number = Field(description="upper confidence bound of `drop`")
+    confidence: float = Field(gt=0, lt=1, description="two-sided confidence of the interval")
+    method: str = Field(description="how the interval was computed")
+    deviation: Number | None = Field(
+        default=None, description="standard deviation of the samples' differences; null where the metric is no mean"
+    )
+
+
+class IntegerKernels(Record):
+    """The same Q/DQ file with this CPU's integer kernels in place of float simulation."""
+
+    runtime: str
+    accuracy: CandidateAccuracy
+    difference: Number = Field(
+        description="metric with integer kernels minus metric in float simulation; a property of this CPU"
+    )
+
+
+class Cost(Record):
+    """What a model costs to run on the target, and how that is known; only costs of one basis compare."""
+
+    basis: Literal["measured", "estimate", "multiply-accumulates"]
+    value: float = Field(ge=0, description="in `unit`; lower is faster")
+    unit: str = Field(description="ms, or the equivalent of an INT8 multiply-accumulate")
+    source: str = Field(description="what it was measured on or estimated for, and how, e.g. roofline of an NVIDIA L4")
+
+
+class Speedup(Record):
+    """How many times as fast as another model a candidate is; above 1 it is faster."""
+
+    against: str = Field(description="what it is held against, e.g. FP16, or ONNX Runtime FP32")
+    value: Number = Field(description="time, or cost, of the other over that of the candidate")
+    ci_low: Number | None = Field(default=None, description="lower confidence bound; null for what is no measurement")
+    ci_high: Number | None = None
+    confidence: float | None = Field(default=None, description="two-sided confidence of the interval")
+    basis: Literal["measured", "estimate", "multiply-accumulates"]
+    on_target: bool = Field(description="measured on what the model will run on, or estimated for it")
+    source: str = Field(description="what it was measured on or estimated for, and how")
+
+
+class NodeCounts(Record):
+    """How many nodes of the prepared graph are computed in which precision."""
+
+    int8: int = Field(ge=0)
+    fp16: int = Field(ge=0)
+    bf16: int = Field(default=0, ge=0)
+    fp32: int = Field(ge=0)
+
+
+class BuildResult(Record):
+    """What a real TensorRT builder said to the candidate's file."""
+
+    ok: bool | None = Field(description="null where the check was not made; `message` says why")
+    backend: str | None
+    version: str | None
+    message: str
+    seconds: float | None = None
+
+
+class LayerError(Record):
+    """How far one layer's output is from the float reference when both models run whole."""
+
+    node: str
+    op_type: str
+    tensor: str
+    depth: int = Field(ge=0, description="position in topological order")
+    precision: Literal["int8", "fp16", "bf16", "fp32"]
+    sqnr_db: Number = Field(
+        description="10 log10(sum ref^2 / sum (ref - x)^2); inf where equal, -inf where only the reference is zero"
+    )
+    isolated_sqnr_db: Number = Field(description="the same where the layer is fed the float model's values")
+    clipped_share: Number = Field(description="share of an input's calibration values that INT8 clips; 0 in float")
+    scale: float | None = Field(default=None, description="of the input that is clipped most; null in float")
+    latency_ms: float | None = Field(default=None, description="measured, of this layer alone; null where it was not")
+
+
+class Clipping(Record):
+    """How much INT8 clips of the activations that a plan quantizes: the share of the worst one."""
+
+    share: Number = Field(description="of its float values; counted in bins, rounded up by at most one bin")
+    tensor: str
+    split: Literal["validation"]
+    samples: int = Field(ge=0)
+
+
+class Candidate(Record):
+    """One plan and all that was measured of it."""
+
+    name: str
+    strategy: str
+    plan: str = Field(description="path of the plan, relative to results.json")
+    plan_hash: str
+    float_layers: list[str] = Field(description="layers that fallback put back to float, worst first")
+    selection_error: Number | None = Field(
+        description="mean task error against the float outputs on the selection samples; picks among strategies, and "
+        "is null for what fallback made"
+    )
+    accuracy: CandidateAccuracy
+    integer_kernels: IntegerKernels | None = None
+    latency: Latency | None
+    latency_reason: str | None = Field(default=None, description="why `latency` is null")
+    cost: Cost
+    int8_mac_share: float = Field(ge=0, le=1, description="share of the layers' multiply-accumulates in int8")
+    speedups: list[Speedup] = Field(default=[], description="against every baseline that it was held against")
+    nodes: NodeCounts
+    size_bytes: int = Field(ge=0)
+    tensorrt_build: BuildResult
+    layers: list[LayerError]
+    clipping: Clipping | None = Field(
+        default=None, description="on validation samples; null where no policy asked for it"
+    )
+
+
+class Reference(Record):
+    """The float model, as given."""
+
+    accuracy: Accuracy
+    latency: Latency | None
+    latency_reason: str | None = None
+
+
+class Trial(Record):
+    """A plan that fallback judged, in order."""
+
+    name: str
+    plan_hash: str
+    float_layers: list[str] = Field(description="layers in float, worst first")
+    accuracy: CandidateAccuracy = Field(description="on the samples that were judged")
+    stopped_early: bool = Field(
+        description="not all samples ran: it was out of reach of the target, or, all in int8, had shown what it changes"
+    )
+    meets_target: bool
+    cost: Cost
+
+
+class Search(Record):
+    """How fallback looked for the fastest plan that meets the target."""
+
+    target: str = Field(description="a sentence")
+    precision: str = Field(description="what the layers went back to")
+    effects: dict[str, Number] = Field(description="estimated task error of every layer alone in int8, worst first")
+    ranking_samples: int = Field(ge=0, description="calibration samples that could rank")
+    ranked_on: int = Field(ge=0, description="of these, how many did")
+    ranking_passes: float = Field(ge=0, description="runs of any model by ranking, in runs over all ranking samples")
+    judging_samples: int = Field(ge=0, description="calibration samples that judged; none of them ranked")
+    screened: int = Field(default=0, ge=0, description="plans that were tried on the samples alone that int8 changes")
+    judging_passes: float = Field(ge=0, description="runs over all judging samples; one stopped early is a part of one")
+    trials: list[Trial]
+    ended: str = Field(description="why it ended there, a sentence")
+
+
+class ParetoPoint(Record):
+    """A model in the plane of accuracy and speed."""
+
+    name: str
+    value: Number = Field(description="of the metric")
+    drop: Number
+    ci_low: Number
+    ci_high: Number
+    cost: Cost
+    latency_ms: float | None = Field(description="measured p50 on this machine, where it was")
+    size_bytes: int | None
+    int8_mac_share: float
+    on_front: bool = Field(description="none is both more accurate and faster")
+
+
+class Rule(Record):
+    """One rule of the policy, applied."""
+
+    name: str
+    outcome: Literal["pass", "fail", "undecided", "not_measured"]
+    message: str
+    value: Number | None = Field(default=None, description="what was measured, in `unit`; null where nothing was")
+    threshold: Number | None = Field(default=None, description="what the policy asks for, in `unit`")
+    unit: str = Field(default="", description="empty for the task's metric, shares and ratios")
+    optional: bool = Field(default=False, description="the policy lets it go unmeasured")
+
+    @property
+    def holds_up(self) -> bool:
+        """Whether there can be no GO because of it."""
+        return self.outcome != "pass" and not (self.outcome == "not_measured" and self.optional)
+
+
+class Verdict(Record):
+    """The decision, with the reasons that a release engineer reads."""
+
+    decision: Decision
+    reasons: list[str]
+    rules: list[Rule]
+
+
+class ForwardPasses(Record):
+    """How often a stage ran models over samples. Every run over data counts, of any model; timed calls do not."""
+
+    stage: str
+    passes: int = Field(ge=0)
+    samples: int = Field(ge=0, description="samples over all passes together")
+
+
+class Results(Record):
+    """A whole run."""
+
+    schema_version: Literal[2] = SCHEMA_VERSION
+    created: str = Field(description="ISO 8601, UTC")
+    command: Published[str] = Field(description="the command that made this")
+    model: ModelInfo
+    task: str
+    data: Published[dict[str, Any]] = Field(description="per split: source, samples, digest of the contents")
+    overlap: int | None = Field(
+        default=None, ge=0, description="validation samples that are calibration samples too; null where not counted"
+    )
+    reference: Reference
+    candidates: list[Candidate]
+    selected: str | None = Field(description="name of the candidate that the verdict is about")
+    search: Search | None = Field(description="null where no layers were put back")
+    samples_sha256: str | None = Field(
+        default=None, description="SHA-256 of the samples.parquet beside it; null in results of older versions"
+    )
+    pareto: list[ParetoPoint] = Field(description="every model that was judged on all samples, the fastest first")
+    verdict: Verdict
+    environment: dict[str, str]
+    timings: dict[str, float] = Field(description="seconds per stage")
+    forward_passes: list[ForwardPasses]
+    warnings: list[str] = Field(description="what the run noticed and the user should know")
+    config: Published[dict[str, Any]] = Field(
+        description="the config as it was used, overrides applied; passwords in URIs are taken out"
+    )
+
+    @field_validator("selected")
+    @classmethod
+    def _is_a_candidate(cls, selected: str | None, info: ValidationInfo) -> str | None:
+        names = [candidate.name for candidate in info.data.get("candidates", [])]
+        if selected is not None and selected not in names:
+            raise ValueError(f"no candidate is called {selected}; there are {', '.join(names) or 'none'}")
+        return selected
+
+    @property
+    def selected_candidate(self) -> Candidate | None:
+        """The candidate that the verdict is about."""
+        return None if self.selected is None else self.candidate(self.selected)
+
+    def candidate(self, name: str) -> Candidate:
+        """Return the candidate called `name`; `KeyError` where there is none."""
+        for candidate in self.candidates:
+            if candidate.name == name:
+                return candidate
+        raise KeyError(name)
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, whole or not at all: a reader never sees half a file."""
+        partial = path.with_suffix(".partial")
+        partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        """Read ``results.json``, or the one in a folder. Raises UsageError where it is none, or of another version."""
+        path = path / "results.json" if path.is_dir() else path
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise UsageError(f"results {path} cannot be read: {error.strerror}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            if where == "schema_version":
+                raise UsageError(
+                    f"{path} has schema_version {first['input']}, and this version reads {SCHEMA_VERSION}; take the "
+                    "version that wrote it, or run again"
+                ) from error
+            message = first["msg"].removeprefix("Value error, ")
+            raise UsageError(f"{path} is not the results.json of a run: {where}: {message}") from error

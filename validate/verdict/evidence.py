@@ -1,0 +1,108 @@
+"""What a verdict is made on, as data: one candidate's measurements, and what belongs to it beside results.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from validate.backends.tensorrt import Fingerprint, sha256
+from validate.exceptions import JobError
+from validate.results import Accuracy, Candidate, Results, SampleTable
+from validate.tasks import Metric
+
+__all__ = ["Champion", "Engine", "Evidence"]
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The model that is live, to be compared with.
+
+    Attributes:
+        name: as people know it, with its version.
+        accuracy: of its run; None where it cannot be compared with.
+        scores: its scores, as the reference of a table of its own; None where it cannot be compared with.
+        problem: why it cannot; empty where it can.
+        is_absent: nothing is live yet, which a policy may allow.
+        model_sha256: of the float model that it was made of.
+        plan_hash: of its plan.
+    """
+
+    name: str
+    accuracy: Accuracy | None = None
+    scores: SampleTable | None = None
+    problem: str = ""
+    is_absent: bool = False
+    model_sha256: str = ""
+    plan_hash: str = ""
+
+    @classmethod
+    def of(cls, name: str, results: Results, samples: SampleTable | None, no_samples: str) -> Champion:
+        """Return the selected candidate of a run, by what integer kernels scored where they are what runs.
+
+        `no_samples` says why there are no samples.
+        """
+        selected = results.selected_candidate
+        if samples is None:
+            return cls(name, problem=f"of its run, {no_samples}")
+        if selected is None or selected.name not in samples.candidates:
+            return cls(name, problem="the samples.parquet of its run has no scores of it")
+        scores = samples.kernels.get(selected.name, samples.candidates[selected.name])
+        alone = SampleTable(samples.contents, samples.labels, samples.slices, scores, {})
+        return cls(
+            name, selected.accuracy, alone, model_sha256=results.model.sha256, plan_hash=selected.plan_hash
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A TensorRT engine file.
+
+    Attributes:
+        path: of the file.
+        size_bytes: of the file.
+        fingerprint: what was written when it was built; None where it cannot be had.
+        problem: why it cannot, or why the file is not the one that it was written for; empty where nothing is wrong.
+    """
+
+    path: Path
+    size_bytes: int
+    fingerprint: Fingerprint | None
+    problem: str = ""
+
+    @classmethod
+    def at(cls, path: Path) -> Engine:
+        """Return what is known of an engine file; it is read, not run. Raises JobError where it cannot be read."""
+        digest, size = sha256(path), path.stat().st_size
+        try:
+            fingerprint = Fingerprint.read(path)
+        except JobError as error:
+            return cls(path, size, None, str(error))
+        changed = digest != fingerprint.engine_sha256
+        return cls(path, size, fingerprint, "its SHA-256 is not that of its fingerprint" if changed else "")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that is known of one candidate.
+
+    Attributes:
+        reference: accuracy of the float model.
+        candidate: what was measured of it.
+        metric: how the accuracy is made of the samples' scores; None where it is not known.
+        model_sha256: of the float model.
+        overlap: validation samples that are calibration samples too; None where they were not counted.
+        samples: scores of every sample; None where they are not at hand.
+        no_samples: why they are not.
+        champion: the model to hold it against; None where that is not asked for.
+        engine: built from the candidate's file; None where none was given.
+    """
+
+    reference: Accuracy
+    candidate: Candidate
+    metric: Metric | None = None
+    model_sha256: str = ""
+    overlap: int | None = None
+    samples: SampleTable | None = None
+    no_samples: str = "there is no samples.parquet beside the results"
+    champion: Champion | None = None
+    engine: Engine | None = None

@@ -1,0 +1,238 @@
+"""Rules of a policy that are about speed, size, layers, data and the engine. None runs anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Literal
+
+from validate.backends.tensorrt import hardware_fits, version_fits
+from validate.results import Candidate, Rule, Speedup
+from validate.verdict.evidence import Engine, Evidence
+from validate.verdict.policy import EnginePolicy, LatencyPolicy, SpeedupPolicy
+
+__all__ = [
+    "clipping_rule",
+    "engine_rules",
+    "fp16_not_known",
+    "latency_rule",
+    "model_size_rule",
+    "not_faster_than_fp16",
+    "overlap_rule",
+    "speedup_rule",
+    "worst_layer_rule",
+]
+
+_TELLING = 1.05
+"""By how much an estimate has to differ from 1 to tell anything."""
+_P99_CALLS = 368
+"""Fewest calls of which the slowest is above the 99th percentile in 97.5% of cases: 0.99^368 < 0.025."""
+_TRUST = {"measured": 0, "estimate": 1, "multiply-accumulates": 2}
+
+
+def speedup_rule(against: str, wanted: SpeedupPolicy, candidate: Candidate) -> Rule:
+    """Hold the speed-up on the target against the least that is wanted; a measurement by its interval."""
+    name, wish = f"speed-up against {against}", f"the policy asks for {wanted.at_least:g}"
+    found = _speedup(candidate, against)
+    rule = partial(Rule, name=name, threshold=wanted.at_least)
+    if found is None or math.isnan(found.value):
+        message = f"the {name} was not measured on the target{_elsewhere(candidate, against)}, and {wish}"
+        return rule(outcome="not_measured", message=message)
+    if found.basis != "measured" and not (wanted.estimate and found.basis == "estimate"):
+        kind = "only estimated" if found.basis == "estimate" else "not measured"
+        message = f"the {name} was {kind} ({_said(found)}), and {wish}, measured on the target"
+        return rule(outcome="not_measured", message=message)
+    low = found.value if found.ci_low is None else found.ci_low
+    high = found.value if found.ci_high is None else found.ci_high
+    outcome: Literal["pass", "fail", "undecided"] = "undecided"
+    if low >= wanted.at_least:
+        outcome = "pass"
+    elif high < wanted.at_least:
+        outcome = "fail"
+    return rule(outcome=outcome, value=found.value, message=f"the {name} is {_said(found)}; {wish}")
+
+
+def not_faster_than_fp16(candidate: Candidate) -> str | None:
+    """Return a sentence where INT8 is not faster than FP16 on the target, as far as is known; else None."""
+    found = _speedup(candidate, "FP16")
+    if found is None or (found.value / _TELLING if found.ci_low is None else found.ci_low) > 1:
+        return None
+    if found.value > 1:
+        return f"INT8 is not shown to be faster than FP16: the speed-up is {_said(found)}"
+    return f"INT8 is not faster than FP16: the speed-up is {_said(found)}"
+
+
+def fp16_not_known(candidate: Candidate) -> str | None:
+    """Return a sentence where it is not known how fast INT8 is against FP16 on the target; else None."""
+    if _speedup(candidate, "FP16") is not None:
+        return None
+    why = _elsewhere(candidate, "FP16") or "; nothing was measured or estimated for it"
+    return f"how fast INT8 is against FP16 on the target is not known{why}"
+
+
+def _elsewhere(candidate: Candidate, against: str) -> str:
+    """Return what is known of another machine, or of no machine; empty where that is nothing."""
+    found = next((speedup for speedup in candidate.speedups if _is_of(speedup, against)), None)
+    return "" if found is None else f"; {_said(found)} says nothing of the target"
+
+
+def _speedup(candidate: Candidate, against: str) -> Speedup | None:
+    """Return the speed-up on the target that is known best: measured before estimated before counted.
+
+    Models that were timed whole, in turns, come before a sum of the times of their layers, which has no interval.
+    """
+    known = [speedup for speedup in candidate.speedups if speedup.on_target and _is_of(speedup, against)]
+    return min(known, key=lambda speedup: (_TRUST[speedup.basis], speedup.ci_low is None), default=None)
+
+
+def _is_of(speedup: Speedup, against: str) -> bool:
+    """Tell whether it is against that precision, in any runtime: FP16, TensorRT FP16."""
+    return speedup.against.split()[-1:] == [against]
+
+
+def _said(speedup: Speedup) -> str:
+    between = "" if speedup.ci_low is None else f", between {speedup.ci_low:.3g} and {speedup.ci_high:.3g}"
+    kind = "counted, no measurement" if speedup.basis == "multiply-accumulates" else speedup.basis
+    return f"{speedup.value:.3g}{between} ({kind}: {speedup.source})"
+
+
+def latency_rule(wanted: LatencyPolicy, candidate: Candidate) -> Rule:
+    """Hold the 99th percentile of a call's time against its ceiling, by its confidence interval."""
+    name, wish = "latency p99", f"the policy allows {wanted.p99_ms:g} ms"
+    found = candidate.latency
+    on_target = any(s.on_target for s in candidate.speedups if s.basis == "measured")
+    problem = None
+    if found is None:
+        problem = f"latency was not measured ({candidate.latency_reason or 'no reason is known'})"
+    elif not math.isfinite(found.p99_ms):
+        problem = f"the latency of {found.device} is not a number"
+    elif wanted.device is not None and found.device.casefold() != wanted.device.casefold():
+        problem = f"latency was measured on {found.device}, not on {wanted.device}"
+    elif wanted.device is None and not on_target:
+        problem = f"latency was measured on {found.device}, which is not the target"
+    elif wanted.batch_size not in (None, found.batch_size):
+        problem = f"latency was measured with batch size {found.batch_size}, not {wanted.batch_size}"
+    if problem is not None or found is None:
+        return Rule(
+            name=name, outcome="not_measured", threshold=wanted.p99_ms, unit="ms", message=f"{problem}; {wish}"
+        )  # fmt: skip
+    low, high = found.p99_low_ms or 0.0, found.p99_high_ms or math.inf
+    outcome: Literal["pass", "fail", "undecided"] = "undecided"
+    if high <= wanted.p99_ms:
+        outcome = "pass"
+    elif low > wanted.p99_ms:
+        outcome = "fail"
+    sure = f"between {low:.4g} and {high:.4g} ms"
+    if not math.isfinite(high):
+        sure = f"as far as so few can tell (it takes {_P99_CALLS} or more: latency.runs)"
+    return Rule(
+        name=name, outcome=outcome, value=found.p99_ms, threshold=wanted.p99_ms, unit="ms",
+        message=f"99 of 100 calls take at most {found.p99_ms:.4g} ms, {sure} ({found.runs} calls of batch size "
+        f"{found.batch_size}, {found.runtime} on {found.device}); {wish}",
+    )  # fmt: skip
+
+
+def model_size_rule(most: int, candidate: Candidate) -> Rule:
+    """Hold the size of the ONNX file, with its external data, against its ceiling."""
+    return _size_rule("model size", "the model's file", candidate.size_bytes, most)
+
+
+def _size_rule(name: str, what: str, size: int, most: int) -> Rule:
+    if size == 0:
+        return Rule(
+            name=name, outcome="not_measured", threshold=most, unit="bytes",
+            message=f"{what} is empty; the policy allows {most:,} bytes",
+        )  # fmt: skip
+    return Rule(
+        name=name, outcome="pass" if size <= most else "fail", value=size, threshold=most, unit="bytes",
+        message=f"{what} has {size:,} bytes; the policy allows {most:,}",
+    )  # fmt: skip
+
+
+def worst_layer_rule(least: float, candidate: Candidate) -> Rule:
+    """Hold the lowest SQNR of all layers, in the model that runs whole, against its floor.
+
+    A layer whose reference is all zero has no SQNR (-inf) where the candidate is not zero, which fails.
+    """
+    name, wish = "worst layer", f"the policy asks for {least:g} dB of every layer"
+    measured = [layer for layer in candidate.layers if not math.isnan(layer.sqnr_db)]
+    if len(measured) < len(candidate.layers) or not measured:
+        unknown = [layer.node for layer in candidate.layers if math.isnan(layer.sqnr_db)]
+        what = f"of {', '.join(unknown[:3])} could not be measured" if unknown else "was measured of no layer"
+        return Rule(name=name, outcome="not_measured", threshold=least, unit="dB", message=f"the SQNR {what}; {wish}")
+    worst = min(measured, key=lambda layer: layer.sqnr_db)
+    return Rule(
+        name=name, outcome="pass" if worst.sqnr_db >= least else "fail", value=worst.sqnr_db, threshold=least,
+        unit="dB", message=f"the lowest SQNR of a layer is {worst.sqnr_db:.4g} dB, of {worst.node}; {wish}",
+    )  # fmt: skip
+
+
+def clipping_rule(most: float, candidate: Candidate) -> Rule:
+    """Hold the clipped share of the worst activation, on validation samples, against its ceiling."""
+    name, wish, found = "clipped activations", f"the policy allows {100 * most:.4g}%", candidate.clipping
+    if found is None or found.samples == 0 or math.isnan(found.share):
+        return Rule(
+            name=name, outcome="not_measured", threshold=most,
+            message="the share of clipped activations was not measured on validation samples (the share of each layer "
+            f"is of calibration samples); run with policy.max_clipped_share in the config; {wish}",
+        )  # fmt: skip
+    return Rule(
+        name=name, outcome="pass" if found.share <= most else "fail", value=found.share, threshold=most,
+        message=f"INT8 clips up to {100 * found.share:.4g}% of an activation's values, of {found.tensor}, on "
+        f"{found.samples} {found.split} samples; {wish}",
+    )  # fmt: skip
+
+
+def overlap_rule(most: int, overlap: int | None) -> Rule:
+    """Hold the number of validation samples that scales were found on against its ceiling."""
+    name, wish = "calibration leakage", f"the policy allows {most}"
+    if overlap is None:
+        return Rule(
+            name=name, outcome="not_measured", threshold=most, unit="samples",
+            message=f"samples in both sets were not counted by the version that made these results; {wish}",
+        )  # fmt: skip
+    return Rule(
+        name=name, outcome="pass" if overlap <= most else "fail", value=overlap, threshold=most, unit="samples",
+        message=f"{overlap} validation samples are calibration samples too; {wish}",
+    )  # fmt: skip
+
+
+def engine_rules(wanted: EnginePolicy, evidence: Evidence) -> Iterator[Rule]:
+    """Hold an engine against the deployment target and the candidate that it should have been built from."""
+    name, engine = "engine fingerprint", evidence.engine
+    if engine is None:
+        yield Rule(name=name, outcome="not_measured", message="no engine was given; name the file with --engine")
+    elif engine.fingerprint is None:
+        yield Rule(name=name, outcome="not_measured", message=engine.problem)
+    elif problems := list(_mismatches(wanted, engine, evidence.candidate)):
+        yield Rule(name=name, outcome="fail", message=f"{engine.path.name}: {'; '.join(problems)}")
+    else:
+        found = engine.fingerprint
+        target = found.gpu or f"compute capability {found.compute_capability or '8.0 and later'}"
+        yield Rule(
+            name=name, outcome="pass", message=f"{engine.path.name}: {found.flavour} {found.version}, for {target}"
+        )
+    if wanted.max_bytes is not None:
+        if engine is None:
+            yield Rule(
+                name="engine size", outcome="not_measured", threshold=wanted.max_bytes, unit="bytes",
+                message="no engine was given; name the file with --engine",
+            )  # fmt: skip
+        else:
+            yield _size_rule("engine size", engine.path.name, engine.size_bytes, wanted.max_bytes)
+
+
+def _mismatches(wanted: EnginePolicy, engine: Engine, candidate: Candidate) -> Iterator[str]:
+    found = engine.fingerprint
+    assert found is not None
+    if engine.problem:
+        yield engine.problem
+    if found.plan_sha256 != candidate.plan_hash:
+        made = f"plan {found.plan_sha256[:12]}" if found.plan_sha256 else "a model without a plan"
+        yield f"it was built from {made}, and the candidate's plan is {candidate.plan_hash[:12]}"
+    if wanted.compute_capability and not hardware_fits(found, wanted.gpu, wanted.compute_capability):
+        built = f"{found.gpu or 'a GPU'} (compute capability {found.compute_capability or '8.0 or later'})"
+        yield f"it was built for {built}, and the target is {wanted.gpu or 'one'} of {wanted.compute_capability}"
+    if wanted.tensorrt and not version_fits(found, wanted.tensorrt):
+        yield f"it was built by {found.flavour} {found.version}, and the target has {wanted.tensorrt}"
