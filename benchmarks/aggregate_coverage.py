@@ -124,9 +124,14 @@ def _bootstrap(metric: Any, reference: Records, candidate: Records) -> tuple[flo
         return np.asarray(found.reshape(indices.shape[:-1]))
 
     found = stats.bootstrap(
-        (np.arange(n),), drops, vectorized=True, confidence_level=CONFIDENCE, n_resamples=_RESAMPLES, method="BCa",
+        (np.arange(n),),
+        drops,
+        vectorized=True,
+        confidence_level=CONFIDENCE,
+        n_resamples=_RESAMPLES,
+        method="BCa",
         rng=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
+    ).confidence_interval
     return float(found.low), float(found.high)
 
 

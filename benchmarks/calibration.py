@@ -61,9 +61,13 @@ def export(folder: Path) -> None:
     torch.manual_seed(0)
     model = torchvision.models.resnet18().eval()
     program = torch.onnx.export(
-        model, (torch.zeros(2, 3, 224, 224),), dynamo=True, input_names=["image"], verbose=False,
+        model,
+        (torch.zeros(2, 3, 224, 224),),
+        dynamo=True,
+        input_names=["image"],
+        verbose=False,
         dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-    )  # fmt: skip
+    )
     assert program is not None
     program.save(str(folder / "resnet18.onnx"))
 
@@ -77,10 +81,15 @@ def ours(model: Path, images: Images) -> int:
     float_model, source = _observable(model)
     observation = observe(source, _batches(source, images), lambda batch, outputs: None)
     plans = [
-        make_plan(PercentileStrategy(percentile=s) if isinstance(s, float) else s,  # type: ignore[arg-type]
-                  observation.statistics, float_model.placement, Origin(model_sha256=""), QuantizationRules())
+        make_plan(
+            PercentileStrategy(percentile=s) if isinstance(s, float) else s,  # type: ignore[arg-type]
+            observation.statistics,
+            float_model.placement,
+            Origin(model_sha256=""),
+            QuantizationRules(),
+        )
         for s in STRATEGIES
-    ]  # fmt: skip
+    ]
     return sum(len(plan.scales) for plan in plans)
 
 
@@ -99,11 +108,16 @@ def onnxruntime_calibrator(method: str, model: Path, images: Images) -> int:
 
     options = {"entropy": {"num_bins": 2048, "num_quantized_bins": 128}, "percentile": {"percentile": 99.999}}
     calibrator = create_calibrator(
-        str(model), ["Conv", "Gemm", "MatMul", "Add"], str(model.with_suffix(f".{method}.augmented.onnx")),
-        {"minmax": CalibrationMethod.MinMax, "percentile": CalibrationMethod.Percentile,
-         "entropy": CalibrationMethod.Entropy}[method],
+        str(model),
+        ["Conv", "Gemm", "MatMul", "Add"],
+        str(model.with_suffix(f".{method}.augmented.onnx")),
+        {
+            "minmax": CalibrationMethod.MinMax,
+            "percentile": CalibrationMethod.Percentile,
+            "entropy": CalibrationMethod.Entropy,
+        }[method],
         extra_options=options.get(method, {}),
-    )  # fmt: skip
+    )
     calibrator.collect_data(Reader())
     return len(calibrator.compute_data().data)
 
@@ -112,8 +126,12 @@ def modelopt(method: str, model: Path, images: Images) -> int:
     """Quantize with NVIDIA ModelOpt."""
     from modelopt.onnx.quantization import quantize
 
-    quantize(str(model), calibration_data={"image": np.concatenate(list(images))}, calibration_method=method,
-             output_path=str(model.with_suffix(".modelopt.onnx")))  # fmt: skip
+    quantize(
+        str(model),
+        calibration_data={"image": np.concatenate(list(images))},
+        calibration_method=method,
+        output_path=str(model.with_suffix(".modelopt.onnx")),
+    )
     return 0
 
 
@@ -188,8 +206,11 @@ def command(tool: str, model: Path, images: int) -> dict[str, float]:
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, __file__, "--tool", tool, "--model", str(model), "--images", str(images)],
-        capture_output=True, text=True, check=False, preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+    )
     seconds = time.perf_counter() - started
     if done.returncode:
         sys.exit(f"{tool} failed: {done.stderr.strip().splitlines()[-1]}")

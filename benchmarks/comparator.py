@@ -4,7 +4,8 @@
     python benchmarks/comparator.py
 
 40 tensors of 0.8 MB (float32), in memory, in one process. Polygraphy compares with its default
-`CompareFunc.simple()`; ours computes all metrics of `validate.layerwise.tensor_errors`. Numba's compilation is excluded.
+`CompareFunc.simple()`; ours computes all metrics of `validate.layerwise.tensor_errors`. Numba's
+compilation is excluded.
 """
 
 from __future__ import annotations

@@ -265,9 +265,12 @@ def _first_prefix(case: Case, order: Sequence[str]) -> Layers | None:
 
 
 METHODS: dict[str, Callable[[Case], Layers | None]] = {
-    "ours": lambda case: ours(case, "layers"), "ours (MACs)": lambda case: ours(case, "MACs"),
-    "exhaustive": exhaustive, "NNCF": nncf, "AIMET": aimet,
-}  # fmt: skip
+    "ours": lambda case: ours(case, "layers"),
+    "ours (MACs)": lambda case: ours(case, "MACs"),
+    "exhaustive": exhaustive,
+    "NNCF": nncf,
+    "AIMET": aimet,
+}
 
 
 def main() -> None:

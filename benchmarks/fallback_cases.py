@@ -30,9 +30,14 @@ def ocr(folder: Path) -> None:
     calibration, _ = _stacked(inputs.calibration.limited(RANKING).batches())
     judging, labels = _stacked(inputs.validation.limited(JUDGING).batches())
     _write(
-        folder, inputs.model.prepared, "minmax", "per_channel", calibration, judging,
+        folder,
+        inputs.model.prepared,
+        "minmax",
+        "per_channel",
+        calibration,
+        judging,
         {"kind": "text", "characters": inputs.task.characters, "labels": labels, "relative_margin": 0.01},
-    )  # fmt: skip
+    )
 
 
 def efficientnet(folder: Path) -> None:
@@ -80,14 +85,22 @@ def minilm(folder: Path) -> None:
         documents = _run(prepare(read_onnx(folder / "model.onnx")), tokens(bodies[RANKING:]))
         np.save(folder / "documents.npy", documents)
         _write(
-            folder, prepare(read_onnx(folder / "model.onnx")), "minmax", "per_tensor", calibration, judging,
+            folder,
+            prepare(read_onnx(folder / "model.onnx")),
+            "minmax",
+            "per_tensor",
+            calibration,
+            judging,
             {"kind": "retrieval", "labels": list(range(JUDGING)), "margin": 0.01},
-        )  # fmt: skip
+        )
 
 
 CASES: dict[str, Callable[[Path], None]] = {
-    "ocr": ocr, "efficientnet": efficientnet, "minilm": minilm, "planted": planted,
-}  # fmt: skip
+    "ocr": ocr,
+    "efficientnet": efficientnet,
+    "minilm": minilm,
+    "planted": planted,
+}
 
 _TOKENS = 48
 _ENCODER = """
@@ -119,9 +132,15 @@ def _efficientnet(folder: Path, weights: str, ruined: int) -> None:
     calibration, _ = _stacked(inputs.calibration.limited(RANKING).batches())
     judging, labels = _stacked(inputs.validation.limited(JUDGING).batches())
     _write(
-        folder, inputs.model.prepared, "minmax", weights, calibration, judging,
-        {"kind": "classes", "labels": labels, "margin": 0.01}, ruined,
-    )  # fmt: skip
+        folder,
+        inputs.model.prepared,
+        "minmax",
+        weights,
+        calibration,
+        judging,
+        {"kind": "classes", "labels": labels, "margin": 0.01},
+        ruined,
+    )
 
 
 def _documentation() -> Any:
@@ -233,9 +252,15 @@ def _run(prepared: Any, inputs: Arrays) -> np.ndarray[Any, Any]:
 
 
 def _write(
-    folder: Path, prepared: Any, strategy: str, weights: str, calibration: Arrays, judging: Arrays,
-    about: dict[str, Any], ruined: int = 0,
-) -> None:  # fmt: skip
+    folder: Path,
+    prepared: Any,
+    strategy: str,
+    weights: str,
+    calibration: Arrays,
+    judging: Arrays,
+    about: dict[str, Any],
+    ruined: int = 0,
+) -> None:
     """Calibrate, plan all layers in int8, and write the switchable graph with what it takes to judge it."""
     from calibrate.cost import multiply_accumulates
     from calibrate.graph import place, switchable

@@ -150,9 +150,15 @@ def bootstrap_coverage(setting: Setting, studies: int = STUDIES) -> tuple[Covera
     drawn, parts = setting.studies(studies), []
     for first in range(0, len(drawn), _CHUNK):
         result = stats.bootstrap(
-            (drawn[first : first + _CHUNK],), np.mean, axis=1, confidence_level=CONFIDENCE, n_resamples=_RESAMPLES,
-            method="BCa", batch=100, rng=np.random.default_rng(first),
-        )  # fmt: skip
+            (drawn[first : first + _CHUNK],),
+            np.mean,
+            axis=1,
+            confidence_level=CONFIDENCE,
+            n_resamples=_RESAMPLES,
+            method="BCa",
+            batch=100,
+            rng=np.random.default_rng(first),
+        )
         parts.append(np.c_[result.confidence_interval.low, result.confidence_interval.high])
     intervals = np.concatenate(parts)
     width = float(np.nanmedian(intervals[:, 1] - intervals[:, 0]))

@@ -3,7 +3,7 @@
     python benchmarks/latency_gpu.py                        # on a machine with an NVIDIA GPU
     python benchmarks/latency_gpu.py --model resnet18 --device cpu --runs 6 --batch-sizes 1
 
-All are timed in turns by the product's own means (`validate/latency/runners.py`, `validate/latency/rounds.py`), the first twice,
+All are timed in turns by the product's own means (`validate/latency/runners.py`, `rounds.py`), the first twice,
 as a test of the method. The tables of the last run stand in docs/latency.md.
 """
 

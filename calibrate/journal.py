@@ -25,9 +25,13 @@ class Journal:
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
-            SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}"), BarColumn(bar_width=24),
-            MofNCompleteColumn(), TimeElapsedColumn(), console=console,
-        )  # fmt: skip
+            SpinnerColumn(finished_text="[green]✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+        )
         self.timings: dict[str, float] = defaultdict(float)
         self.warnings: list[str] = []
         self._passes: dict[str, int] = defaultdict(int)

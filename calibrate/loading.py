@@ -137,12 +137,13 @@ def load_inputs(job: Job, rules: QuantizationRules, folder: Path) -> Inputs:
     reference = OnnxRuntimeModel(path)
     batch_size = reference.fixed_batch or job.data.batch_size
     return Inputs(
-        load_model(path, rules, model, job.model.torch), reference,
+        load_model(path, rules, model, job.model.torch),
+        reference,
         with_or_without_labels(job.task.make(reference.metadata), job.data.label is not None),
         job.data.stream("calibration", reference.input_names, batch_size),
         job.data.stream("validation", reference.input_names, batch_size),
         _preprocessing_hash(job.data),
-    )  # fmt: skip
+    )
 
 
 def onnx_file(job: Job, folder: Path) -> Path:

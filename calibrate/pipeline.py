@@ -111,9 +111,19 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
             config.target, config.latency.batch_size, config.fallback.precision, inputs, plans[0], folder, journal
         )
         bench = Bench(
-            config.target, config.compare_samples, inputs, journal, scores, outputs, seen_calibration, seen_validation, evaluations, pricing,
-            observation.statistics, folder,
-        )  # fmt: skip
+            config.target,
+            config.compare_samples,
+            inputs,
+            journal,
+            scores,
+            outputs,
+            seen_calibration,
+            seen_validation,
+            evaluations,
+            pricing,
+            observation.statistics,
+            folder,
+        )
         looks = verdict_confidences(config)
         candidates = [bench.candidate(plan, [], looks[0]) for plan in plans]
         reference = Reference(accuracy=accuracy(inputs.task.metric, scores), latency=None)
@@ -151,13 +161,17 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
 
         # 6. All that the policy asks about is known now, and the selected candidate is judged by all of it.
         samples = SampleTable(
-            [content.hex() for content in seen_validation.order], seen_validation.classes, seen_validation.slices,
-            scores, bench.candidate_scores, bench.kernel_scores,
-        )  # fmt: skip
+            [content.hex() for content in seen_validation.order],
+            seen_validation.classes,
+            seen_validation.slices,
+            scores,
+            bench.candidate_scores,
+            bench.kernel_scores,
+        )
         selected = next(candidate for candidate in candidates if candidate.name == selected.name)
         evidence = Evidence(
             reference.accuracy, selected, inputs.task.metric, inputs.model.info.sha256, overlap, samples
-        )  # fmt: skip
+        )
         verdict = decide(config.policy.of_a_run(), evidence)
         if search is None and config.fallback.evaluations:
             _warn_of_rules_beside_accuracy(verdict, journal)
@@ -193,9 +207,11 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
 
 
 def observe_calibration_set(
-    inputs: Inputs, watch: Callable[[Iterable[Batch]], Iterator[Batch]], journal: Journal,
+    inputs: Inputs,
+    watch: Callable[[Iterable[Batch]], Iterator[Batch]],
+    journal: Journal,
     on_doubling: OnDoubling | None = None,
-) -> tuple[Observation, OutputStore]:  # fmt: skip
+) -> tuple[Observation, OutputStore]:
     """Return the statistics of every tensor that a plan may quantize, and the prepared float model's outputs.
 
     Raises JobError where the prepared model does not compute what the given one does.
@@ -317,9 +333,11 @@ def _describe(stream: SampleStream, seen: Seen) -> dict[str, Any]:
     """Return what results say of a split."""
     source = stream.source.model_dump(exclude_none=True, exclude_defaults=True)
     return {
-        "source": source, "samples": len(seen.order), "digest": seen.digest(),
+        "source": source,
+        "samples": len(seen.order),
+        "digest": seen.digest(),
         "preprocessing": stream.preparation.description,
-    }  # fmt: skip
+    }
 
 
 def _write(results: Results, plans: list[QuantizationPlan], candidates: Path, output: Path) -> None:

@@ -1,3 +1,3 @@
-from reports.commands.reports import app
+from reports.commands import reports_app
 
-app(prog_name="python -m reports")
+reports_app(prog_name="python -m reports")

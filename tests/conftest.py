@@ -268,9 +268,14 @@ def gate(clean_environment: dict[str, str], tmp_path: Path) -> Gate:
         (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy), encoding="utf-8")
         command = [sys.executable, "-m", "validate", "gate", "--policy", "policy.yaml", *map(str, arguments)]
         return subprocess.run(
-            command, cwd=tmp_path, env=clean_environment | environment, capture_output=True, text=True, timeout=600,
+            command,
+            cwd=tmp_path,
+            env=clean_environment | environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
             check=False,
-        )  # fmt: skip
+        )
 
     return run
 

@@ -76,5 +76,6 @@ def test_what_is_committed_was_run_in_order_and_is_small(path: Path) -> None:
 
 def test_both_tutorials_are_there() -> None:
     assert [path.name for path in NOTEBOOKS] == [
-        "calibrate_and_read_a_result.ipynb", "compare_experiments_in_mlflow.ipynb",
-    ]  # fmt: skip
+        "calibrate_and_read_a_result.ipynb",
+        "compare_experiments_in_mlflow.ipynb",
+    ]

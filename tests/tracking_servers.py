@@ -55,12 +55,27 @@ class TrackingServer:
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(
                 [
-                    sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
-                    "--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db",
-                    "--artifacts-destination", str(self.folder / "files"),
+                    sys.executable,
+                    "-m",
+                    "mlflow",
+                    "server",
+                    "--host",
+                    "127.0.0.1",
+                    "--port",
+                    str(self.port),
+                    "--workers",
+                    "1",
+                    "--backend-store-uri",
+                    f"sqlite:///{self.folder}/mlflow.db",
+                    "--artifacts-destination",
+                    str(self.folder / "files"),
                 ],
-                cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                cwd=self.folder,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         deadline = time.monotonic() + 180
         while not answers(f"{self.address}/health"):
             assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "log").read_text()

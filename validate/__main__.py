@@ -10,4 +10,4 @@ from importlib.metadata import entry_points
 found = entry_points(group="int8_gate.command_lines", name="validate")
 if not found:
     sys.exit("error: python -m validate needs the package to be installed: pip install -e .")
-next(iter(found)).load()()
+next(iter(found)).load()(prog_name="python -m validate")

@@ -11,9 +11,19 @@ from validate.backends import cpu_name
 __all__ = ["environment"]
 
 _PACKAGES = (
-    "int8-gate", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxscript", "torch", "tensorrt",
-    "tensorrt-rtx", "datasets", "mlflow",
-)  # fmt: skip
+    "int8-gate",
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxscript",
+    "torch",
+    "tensorrt",
+    "tensorrt-rtx",
+    "datasets",
+    "mlflow",
+)
 
 
 def environment() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What every job has: a model, data, a task and a policy. Each section of a config is defined once, and read from here."""
+"""What every job has: a model, data, a task and a policy; the sections that all configs share, defined once."""
 
 from __future__ import annotations
 

@@ -27,14 +27,24 @@ if TYPE_CHECKING:
 __all__ = ["ExitCode", "app"]
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     help="Decide whether a neural network may be released in INT8 on NVIDIA GPUs, and at what price.",
-)  # fmt: skip
+)
 
 _OURS = (
-    "results.json", "samples.parquet", "plan.json", "plans", "statistics.npz", "model.int8.onnx",
-    "model.int8.onnx.data", "illustrations.json", "report.html", "run.log",
-)  # fmt: skip
+    "results.json",
+    "samples.parquet",
+    "plan.json",
+    "plans",
+    "statistics.npz",
+    "model.int8.onnx",
+    "model.int8.onnx.data",
+    "illustrations.json",
+    "report.html",
+    "run.log",
+)
 
 
 ConfigArgument = Annotated[Path, typer.Argument(help="the job, in YAML", show_default=False)]

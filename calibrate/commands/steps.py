@@ -1,4 +1,4 @@
-"""The steps of a run, each alone: observe, plan, apply, inspect, and calibration caches. `calibrate.commands.app` calls these.
+"""The steps of a run, each alone: observe, plan, apply, inspect, and calibration caches.
 
 What one step writes, the next one reads, and each refuses what is for another model, or from another version of us.
 """
@@ -85,8 +85,9 @@ def apply(path: Path, model_path: Path, output: Path, console: Console) -> None:
     console.print(
         f"{output}: {len(made.int8_layers)} of {len(made.layers)} layers in int8; "
         f"trtexec --onnx={output} --stronglyTyped",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def inspect(model_path: Path, console: Console) -> None:
@@ -116,8 +117,9 @@ def inspect(model_path: Path, console: Console) -> None:
         f"{len(placement.layers)} of {model.info.nodes} nodes can be int8, {len(placement.left_in_float)} more are of "
         f"their kind but stay in float, and {others} are of kinds that have no int8 or follow their inputs "
         f"({len(placement.tensors())} activations would be quantized)",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def export_cache(path: Path, output: Path, tensorrt: str, console: Console) -> None:
@@ -127,14 +129,16 @@ def export_cache(path: Path, output: Path, tensorrt: str, console: Console) -> N
     console.print(
         f"{output}: {len(made.scales)} scales for TensorRT {tensorrt}, {companion(output).name} says what from; "
         f"trtexec --onnx=MODEL --int8 --calib={output}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        highlight=False,
+        soft_wrap=True,
+    )
     if back := [name for name, precision in made.layers.items() if precision != "int8"]:
         specs = ",".join(f"{name}:{made.layers[name]}" for name in back)
         console.print(
             f"a cache holds no precisions; add --precisionConstraints=obey --layerPrecisions={specs}",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def import_cache(path: Path, model_path: Path, output: Path, console: Console) -> None:
@@ -158,8 +162,9 @@ def import_cache(path: Path, model_path: Path, output: Path, console: Console) -
     console.print(
         f"{output}: {len(made.int8_layers)} of {len(made.layers)} layers in int8"
         + (f"; no scale for {len(missing)} activations, as {missing[0]}" if missing else ""),
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _require_layers(made: QuantizationPlan, model: FloatModel, path: Path) -> None:

@@ -12,15 +12,56 @@ from calibrate.cost.shapes import Shape, multiply_accumulates_of, tensor_shapes
 
 __all__ = ["Fused", "Operation", "Operations", "fused", "operations"]
 
-_POINTWISE = frozenset({
-    "Abs", "Add", "BatchNormalization", "Cast", "Ceil", "Clip", "Cos", "Div", "Elu", "Equal", "Erf", "Exp", "Floor",
-    "Gelu", "Greater", "HardSigmoid", "HardSwish", "LeakyRelu", "Less", "Log", "Max", "Min", "Mish", "Mul", "Neg",
-    "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt",
-    "Sub", "Swish", "Tanh", "ThresholdedRelu", "Where",
-})  # fmt: skip
+_POINTWISE = frozenset(
+    {
+        "Abs",
+        "Add",
+        "BatchNormalization",
+        "Cast",
+        "Ceil",
+        "Clip",
+        "Cos",
+        "Div",
+        "Elu",
+        "Equal",
+        "Erf",
+        "Exp",
+        "Floor",
+        "Gelu",
+        "Greater",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "Less",
+        "Log",
+        "Max",
+        "Min",
+        "Mish",
+        "Mul",
+        "Neg",
+        "PRelu",
+        "Pow",
+        "Reciprocal",
+        "Relu",
+        "Round",
+        "Selu",
+        "Sigmoid",
+        "Sign",
+        "Sin",
+        "Softplus",
+        "Softsign",
+        "Sqrt",
+        "Sub",
+        "Swish",
+        "Tanh",
+        "ThresholdedRelu",
+        "Where",
+    }
+)
 _VIEWS = frozenset({"Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
-_COMMUTES = frozenset({"Concat", "DepthToSpace", "Expand", "Gather", "MaxPool", "Slice", "SpaceToDepth", "Split",
-                       "Tile", "Transpose"})  # fmt: skip
+_COMMUTES = frozenset(
+    {"Concat", "DepthToSpace", "Expand", "Gather", "MaxPool", "Slice", "SpaceToDepth", "Split", "Tile", "Transpose"}
+)
 """Their output holds values of their input and no others, so that it is the same whether quantized before or after."""
 _READS_WHAT_IT_WRITES = frozenset({"Gather", "GatherElements", "GatherND", "Slice"})
 

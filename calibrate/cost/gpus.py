@@ -50,38 +50,63 @@ class Gpu:
 
 GPUS = (
     Gpu(
-        "T4", "7.5", {"int8": 130, "fp16": 65, "fp32": 8.1}, 320,
+        "T4",
+        "7.5",
+        {"int8": 130, "fp16": 65, "fp32": 8.1},
+        320,
         "NVIDIA T4 Tensor Core GPU datasheet, nvidia.com/en-us/data-center/tesla-t4",
     ),
     Gpu(
-        "A10", "8.6", {"int8": 250, "fp16": 125, "bf16": 125, "fp32": 62.5}, 600,
+        "A10",
+        "8.6",
+        {"int8": 250, "fp16": 125, "bf16": 125, "fp32": 62.5},
+        600,
         "NVIDIA A10 Tensor Core GPU datasheet, nvidia.com/en-us/data-center/products/a10-gpu",
     ),
     Gpu(
-        "L4", "8.9", {"int8": 242.5, "fp16": 121, "bf16": 121, "fp32": 60}, 300,
+        "L4",
+        "8.9",
+        {"int8": 242.5, "fp16": 121, "bf16": 121, "fp32": 60},
+        300,
         "NVIDIA L4 Tensor Core GPU datasheet, nvidia.com/en-us/data-center/l4",
     ),
     Gpu(
-        "A100 SXM 80GB", "8.0", {"int8": 624, "fp16": 312, "bf16": 312, "fp32": 156}, 2039,
+        "A100 SXM 80GB",
+        "8.0",
+        {"int8": 624, "fp16": 312, "bf16": 312, "fp32": 156},
+        2039,
         "NVIDIA A100 Tensor Core GPU datasheet, nvidia-a100-datasheet-us-nvidia-1758950-r4",
     ),
     Gpu(
-        "A100 SXM 40GB", "8.0", {"int8": 624, "fp16": 312, "bf16": 312, "fp32": 156}, 1555,
+        "A100 SXM 40GB",
+        "8.0",
+        {"int8": 624, "fp16": 312, "bf16": 312, "fp32": 156},
+        1555,
         "NVIDIA A100 Tensor Core GPU datasheet, nvidia-a100-datasheet-us-nvidia-1758950-r4",
     ),
     Gpu(
-        "H100 SXM", "9.0", {"int8": 1979, "fp16": 989.5, "bf16": 989.5, "fp32": 494.5}, 3350,
-        "NVIDIA H100 Tensor Core GPU datasheet, nvidia.com/en-us/data-center/h100", frozenset({"80gb", "hbm3"}),
+        "H100 SXM",
+        "9.0",
+        {"int8": 1979, "fp16": 989.5, "bf16": 989.5, "fp32": 494.5},
+        3350,
+        "NVIDIA H100 Tensor Core GPU datasheet, nvidia.com/en-us/data-center/h100",
+        frozenset({"80gb", "hbm3"}),
     ),
     Gpu(
-        "H100 PCIe", "9.0", {"int8": 1513, "fp16": 756.5, "bf16": 756.5, "fp32": 378}, 2000,
+        "H100 PCIe",
+        "9.0",
+        {"int8": 1513, "fp16": 756.5, "bf16": 756.5, "fp32": 378},
+        2000,
         "NVIDIA H100 Tensor Core GPU datasheet, nvidia.com/en-us/data-center/h100",
     ),
     Gpu(
-        "RTX 4090", "8.9", {"int8": 660.6, "fp16": 330.3, "bf16": 165.2, "fp32": 82.6}, 1008,
+        "RTX 4090",
+        "8.9",
+        {"int8": 660.6, "fp16": 330.3, "bf16": 165.2, "fp32": 82.6},
+        1008,
         "NVIDIA Ada GPU Architecture whitepaper, appendix A",
     ),
-)  # fmt: skip
+)
 """The first of a compute capability stands for all GPUs that have it."""
 
 _VARIANT = re.compile(r"sxm|pcie|\d+gb")

@@ -179,7 +179,7 @@ def kernels_of(model: ir.Model, placement: Placement, shapes: Mapping[str, tuple
         follows=np.array([k >= 0 and (starts[k].pointwise or starts[k].commutes) for _, k, _ in flat], bool),
         needs=needs,
         may=np.array([wishes.get((kernel, name)) is not None for name, kernel, _ in flat], bool),
-    )  # fmt: skip
+    )
 
 
 def _wishes(

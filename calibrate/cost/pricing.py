@@ -56,11 +56,14 @@ class Pricing:
         """Return how much faster a plan of that cost is than the model in FP32 and in FP16."""
         return [
             Speedup(
-                against=name, value=other.value / cost.value if cost.value else 1.0, basis=cost.basis,
-                on_target=cost.basis != "multiply-accumulates", source=cost.source,
+                against=name,
+                value=other.value / cost.value if cost.value else 1.0,
+                basis=cost.basis,
+                on_target=cost.basis != "multiply-accumulates",
+                source=cost.source,
             )
             for name, other in (("FP32", self.float32), ("FP16", self.float16))
-        ]  # fmt: skip
+        ]
 
 
 def price(
@@ -122,9 +125,15 @@ def _gpu(target: TargetConfig, journal: Journal) -> Gpu | None:
 
 
 def _measured(
-    model: FloatModel, kernels: Kernels, macs: Mapping[str, int], batch: Arrays, plan: QuantizationPlan, gpu: Gpu,
-    precision: FloatPrecision, folder: Path,
-) -> Pricing:  # fmt: skip
+    model: FloatModel,
+    kernels: Kernels,
+    macs: Mapping[str, int],
+    batch: Arrays,
+    plan: QuantizationPlan,
+    gpu: Gpu,
+    precision: FloatPrecision,
+    folder: Path,
+) -> Pricing:
     """Build the model all int8, and whole in each float type that is asked about, and time their layers.
 
     Not seen at work: no machine of ours could run an engine. `validate.backends.tensorrt` says what it follows.

@@ -80,9 +80,9 @@ class MacCost:
     """Multiply-accumulates of the layers, each weighed by how long a tensor core takes for it.
 
     INT8 is 1, FP16 and BF16 are 2 and FP32 is 4: the ratio of the dense peak rates of every data-center GPU in
-    `calibrate.cost.gpus` since Ampere (A100: INT8 624, FP16 312, TF32 156), where TensorRT computes FP32 in TF32 unless it
-    is told not to. A T4 has no TF32, and there FP32 would be 16. It knows nothing of memory, so that it makes more of
-    INT8 than INT8 is worth.
+    `calibrate.cost.gpus` since Ampere (A100: INT8 624, FP16 312, TF32 156), where TensorRT computes FP32 in TF32
+    unless it is told not to. A T4 has no TF32, and there FP32 would be 16. It knows nothing of memory, so that it makes
+    more of INT8 than INT8 is worth.
 
     Attributes:
         macs: by layer; see `multiply_accumulates`.

@@ -29,9 +29,11 @@ class TargetConfig(Section):
         "default: any with the compute capability",
     )
     compute_capability: str = Field(
-        default_factory=_capability, pattern=r"^\d+\.\d+$", coerce_numbers_to_str=True,
+        default_factory=_capability,
+        pattern=r"^\d+\.\d+$",
+        coerce_numbers_to_str=True,
         description="GPU that TensorRT-RTX builds for, ahead of time; default: that of gpu, else 8.9",
-    )  # fmt: skip
+    )
 
     @field_validator("gpu")
     @classmethod

@@ -16,10 +16,22 @@ from calibrate.graph.placement import COMPUTE_OPS, CONVOLUTIONS, is_residual, we
 
 __all__ = ["check"]
 
-_FUSES_INTO_CONVOLUTION = frozenset({
-    "BatchNormalization", "Clip", "Elu", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "Relu", "Selu",
-    "Sigmoid", "Softplus", "Tanh",
-})  # fmt: skip
+_FUSES_INTO_CONVOLUTION = frozenset(
+    {
+        "BatchNormalization",
+        "Clip",
+        "Elu",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "PRelu",
+        "Relu",
+        "Selu",
+        "Sigmoid",
+        "Softplus",
+        "Tanh",
+    }
+)
 
 
 def check(model: ir.Model, excluded: Collection[str] = ()) -> list[str]:

@@ -13,9 +13,15 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from calibrate.plan import FloatPrecision, Precision, QuantizationPlan
 
 __all__ = [
-    "BF16_OPSET", "FORMATS", "FloatFormat", "assign_precision", "float_precision", "is_always_fp32", "layer_precisions",
+    "BF16_OPSET",
+    "FORMATS",
+    "FloatFormat",
+    "assign_precision",
+    "float_precision",
+    "is_always_fp32",
+    "layer_precisions",
     "precision_of",
-]  # fmt: skip
+]
 
 BF16_OPSET = 22
 """First opset in which convolutions and pooling take bfloat16."""
@@ -38,46 +44,119 @@ class FloatFormat:
 
 FORMATS: dict[FloatPrecision, FloatFormat] = {
     "fp16": FloatFormat(
-        ir.DataType.FLOAT16, np.dtype(np.float16),
-        float(np.finfo(np.float16).smallest_subnormal), float(np.finfo(np.float16).max),
+        ir.DataType.FLOAT16,
+        np.dtype(np.float16),
+        float(np.finfo(np.float16).smallest_subnormal),
+        float(np.finfo(np.float16).max),
     ),
-    "bf16": FloatFormat(
-        ir.DataType.BFLOAT16, np.dtype(ml_dtypes.bfloat16), 2.0**-126, (2 - 2.0**-7) * 2.0**127
-    ),
+    "bf16": FloatFormat(ir.DataType.BFLOAT16, np.dtype(ml_dtypes.bfloat16), 2.0**-126, (2 - 2.0**-7) * 2.0**127),
     "fp32": FloatFormat(
         ir.DataType.FLOAT, np.dtype(np.float32), float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
     ),
-}  # fmt: skip
+}
 
-_FP32_ONLY = frozenset({
-    "Cast", "CastLike", "Celu", "ConstantOfShape", "DynamicQuantizeLinear", "EyeLike", "IsInf",
-    "MeanVarianceNormalization", "NonMaxSuppression", "QLinearConv", "QLinearMatMul", "RandomNormal",
-    "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Range", "Resize", "TfIdfVectorizer", "Upsample",
-})  # fmt: skip
+_FP32_ONLY = frozenset(
+    {
+        "Cast",
+        "CastLike",
+        "Celu",
+        "ConstantOfShape",
+        "DynamicQuantizeLinear",
+        "EyeLike",
+        "IsInf",
+        "MeanVarianceNormalization",
+        "NonMaxSuppression",
+        "QLinearConv",
+        "QLinearMatMul",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+        "Range",
+        "Resize",
+        "TfIdfVectorizer",
+        "Upsample",
+    }
+)
 """Ops whose output type is an attribute, or with float inputs that ONNX fixes to float32, and the one that the builder
 of TensorRT-RTX 1.7 takes in no other type (MeanVarianceNormalization)."""
 
-_NO_BF16_IN_ONNX = frozenset({
-    "Compress", "ConcatFromSequence", "Einsum", "OneHot", "Optional", "OptionalGetElement", "OptionalHasElement",
-    "ReverseSequence", "Scatter", "SequenceAt", "SequenceConstruct", "SequenceInsert", "SequenceMap", "Shrink",
-    "SplitToSequence", "TopK", "Unique",
-})  # fmt: skip
+_NO_BF16_IN_ONNX = frozenset(
+    {
+        "Compress",
+        "ConcatFromSequence",
+        "Einsum",
+        "OneHot",
+        "Optional",
+        "OptionalGetElement",
+        "OptionalHasElement",
+        "ReverseSequence",
+        "Scatter",
+        "SequenceAt",
+        "SequenceConstruct",
+        "SequenceInsert",
+        "SequenceMap",
+        "Shrink",
+        "SplitToSequence",
+        "TopK",
+        "Unique",
+    }
+)
 """By its schemas at `BF16_OPSET`."""
 
-_NO_BF16_IN_TENSORRT = frozenset({
-    "ConvTranspose", "GRU", "GlobalLpPool", "HardSwish", "LpNormalization", "LpPool", "Mish",
-})  # fmt: skip
+_NO_BF16_IN_TENSORRT = frozenset(
+    {
+        "ConvTranspose",
+        "GRU",
+        "GlobalLpPool",
+        "HardSwish",
+        "LpNormalization",
+        "LpPool",
+        "Mish",
+    }
+)
 """By the builder of TensorRT-RTX 1.7, which takes all of them in fp16."""
 
-_KEEPS_ROUNDED = frozenset({
-    # The product of an int8 and a scale is not rounded: TensorRT fuses it into the layer.
-    "DequantizeLinear",
-    # What these give is one of the values that they take, or its negative: rounded already.
-    "Abs", "Clip", "Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "GatherElements", "GatherND",
-    "GlobalMaxPool", "Identity", "Max", "MaxPool", "Min", "Neg", "Pad", "ReduceMax", "ReduceMin", "Relu", "Reshape",
-    "ScatterElements", "ScatterND", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "TopK", "Transpose", "Trilu",
-    "Unsqueeze", "Where",
-})  # fmt: skip
+_KEEPS_ROUNDED = frozenset(
+    {
+        # The product of an int8 and a scale is not rounded: TensorRT fuses it into the layer.
+        "DequantizeLinear",
+        # What these give is one of the values that they take, or its negative: rounded already.
+        "Abs",
+        "Clip",
+        "Concat",
+        "DepthToSpace",
+        "Dropout",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "GlobalMaxPool",
+        "Identity",
+        "Max",
+        "MaxPool",
+        "Min",
+        "Neg",
+        "Pad",
+        "ReduceMax",
+        "ReduceMin",
+        "Relu",
+        "Reshape",
+        "ScatterElements",
+        "ScatterND",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "TopK",
+        "Transpose",
+        "Trilu",
+        "Unsqueeze",
+        "Where",
+    }
+)
 """Ops whose output a simulation need not round."""
 
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)

@@ -43,9 +43,13 @@ def export_torch(reference: str, inputs: Mapping[str, NDArray[Any]], path: Path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                module.eval(), examples, dynamo=True, input_names=list(inputs), verbose=False,
+                module.eval(),
+                examples,
+                dynamo=True,
+                input_names=list(inputs),
+                verbose=False,
                 dynamic_shapes=tuple({0: batch} for _ in examples),
-            )  # fmt: skip
+            )
     except torch.onnx.OnnxExporterError as error:
         cause = error.__cause__ or error  # the exporter's own message only counts its steps
         raise JobError(f"PyTorch cannot export {reference} to ONNX: {first_line(cause)}") from error

@@ -167,9 +167,14 @@ class Bench:
         return self._sessions[plan.hash]
 
     def judge(
-        self, plan: QuantizationPlan, judging: NDArray[np.int64],
-        stop: Stop, looks: Sequence[int], advance: Callable[[int], None], rule: Mapping[str, Any],
-    ) -> Evaluated:  # fmt: skip
+        self,
+        plan: QuantizationPlan,
+        judging: NDArray[np.int64],
+        stop: Stop,
+        looks: Sequence[int],
+        advance: Callable[[int], None],
+        rule: Mapping[str, Any],
+    ) -> Evaluated:
         """Return the scores of a plan on calibration samples that have labels, or on the first until it is to stop.
 
         Args:
@@ -237,14 +242,24 @@ class Bench:
                 advance(1)
         cost = self.cost(plan)
         return Candidate(
-            name=plan.name, strategy=plan.strategy, plan=f"plans/{plan.name}.json", plan_hash=plan.hash,
-            float_layers=float_layers, selection_error=error, accuracy=accuracy, integer_kernels=kernels,
-            latency=None, latency_reason="not timed yet", cost=cost, int8_mac_share=self.pricing.int8_share(plan),
+            name=plan.name,
+            strategy=plan.strategy,
+            plan=f"plans/{plan.name}.json",
+            plan_hash=plan.hash,
+            float_layers=float_layers,
+            selection_error=error,
+            accuracy=accuracy,
+            integer_kernels=kernels,
+            latency=None,
+            latency_reason="not timed yet",
+            cost=cost,
+            int8_mac_share=self.pricing.int8_share(plan),
             speedups=self.pricing.speedups(cost),
             nodes=count_nodes(plan, inputs.model.prepared),
             size_bytes=sum(file.stat().st_size for file in path.parent.iterdir()),
-            tensorrt_build=tensorrt_build, layers=layers,
-        )  # fmt: skip
+            tensorrt_build=tensorrt_build,
+            layers=layers,
+        )
 
     def _simulated(self, plan: QuantizationPlan) -> ir.Model:
         return apply(plan, self.inputs.model.prepared, self.inputs.model.placement, simulate=True)
@@ -259,9 +274,13 @@ class Bench:
         return self.evaluations.get("select", compute, plan=plan.hash).values
 
     def _accuracy(
-        self, plan: QuantizationPlan, model: Callable[[], OnnxRuntimeModel], confidence: float, stage: str,
+        self,
+        plan: QuantizationPlan,
+        model: Callable[[], OnnxRuntimeModel],
+        confidence: float,
+        stage: str,
         advance: Callable[[int], None],
-    ) -> CandidateAccuracy:  # fmt: skip
+    ) -> CandidateAccuracy:
         task = self.inputs.task
 
         def compute() -> NDArray[np.float64]:
@@ -273,17 +292,22 @@ class Bench:
         return candidate_accuracy(task.metric, self.scores, scores, confidence)
 
     def _integer_kernels(
-        self, plan: QuantizationPlan, path: Path, simulated: CandidateAccuracy, confidence: float,
+        self,
+        plan: QuantizationPlan,
+        path: Path,
+        simulated: CandidateAccuracy,
+        confidence: float,
         advance: Callable[[int], None],
-    ) -> IntegerKernels | None:  # fmt: skip
+    ) -> IntegerKernels | None:
         if self.target.device != "cpu":
             return None
         model = OnnxRuntimeModel(path, "integer")
         accuracy = self._accuracy(plan, lambda: model, confidence, "integer_kernels", advance)
         return IntegerKernels(
-            runtime=f"{model.runtime} on {model.device}", accuracy=accuracy,
+            runtime=f"{model.runtime} on {model.device}",
+            accuracy=accuracy,
             difference=accuracy.value - simulated.value,
-        )  # fmt: skip
+        )
 
     def _layers(self, plan: QuantizationPlan, simulated: ir.Model) -> list[LayerError]:
         prepared, placement = self.inputs.model.prepared, self.inputs.model.placement
@@ -300,11 +324,17 @@ class Bench:
         clipped = {name: clipped_share(self.statistics[name], scale) for name, scale in scales.items()}
         worst = max(clipped, key=lambda name: clipped[name], default=None)
         return LayerError(
-            node=layer.node, op_type=layer.op_type, tensor=layer.output, precision=precision, depth=found.depth,
-            sqnr_db=_sqnr(found.accumulated), isolated_sqnr_db=_sqnr(found.isolated),
-            clipped_share=clipped[worst] if worst else 0.0, scale=scales[worst] if worst else None,
+            node=layer.node,
+            op_type=layer.op_type,
+            tensor=layer.output,
+            precision=precision,
+            depth=found.depth,
+            sqnr_db=_sqnr(found.accumulated),
+            isolated_sqnr_db=_sqnr(found.isolated),
+            clipped_share=clipped[worst] if worst else 0.0,
+            scale=scales[worst] if worst else None,
             latency_ms=self.pricing.plans.layer_ms(layer.node, precision),
-        )  # fmt: skip
+        )
 
 
 def _sqnr(difference: TensorDifference | None) -> float:

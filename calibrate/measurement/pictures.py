@@ -136,7 +136,7 @@ def worst_samples(
             index=i, reference=float(reference[i]), candidate=float(candidate[i]), **_shown(rows.get(i, {}), stream)
         )
         for i in order
-    ]  # fmt: skip
+    ]
 
 
 def _shown(row: Mapping[str, Any], stream: SampleStream) -> dict[str, str | None]:
@@ -161,7 +161,7 @@ def picture(value: Any) -> str | None:
     """Return a small JPEG in base64 of what a row holds, or None where that is no image.
 
     Args:
-        value: an image as `validate.data.preprocessing.as_image` takes it, and turned no more than there; or an array of
+        value: an image as `validate.data.as_image` takes it, and turned no more than there; or an array of
             shape (height, width), (channels, height, width) or (height, width, channels) with 1, 3 or 4 channels, of
             bytes as they are, and of other numbers stretched from the least to the largest.
     """

@@ -73,11 +73,16 @@ class Times:
                 found = ratio(self.timings[candidate.name].p50s_ms, timing.p50s_ms)
                 speedups.append(
                     Speedup(
-                        against=name, value=found.value, ci_low=found.ci_low, ci_high=found.ci_high,
-                        confidence=found.confidence, basis="measured", on_target=self.on_target,
+                        against=name,
+                        value=found.value,
+                        ci_low=found.ci_low,
+                        ci_high=found.ci_high,
+                        confidence=found.confidence,
+                        basis="measured",
+                        on_target=self.on_target,
                         source=f"{latency.runtime} on {latency.device}, batch size {latency.batch_size}",
                     )
-                )  # fmt: skip
+                )
         return candidate.model_copy(update={"latency": latency, "latency_reason": reason, "speedups": speedups})
 
     def _latency(self, name: str) -> tuple[Latency | None, str | None]:
@@ -157,9 +162,13 @@ def _engines(
 
 
 def _in_turns(
-    specs: Sequence[Spec], device: Literal["cpu", "cuda"], precision: str, batches: Batches, runs: int,
+    specs: Sequence[Spec],
+    device: Literal["cpu", "cuda"],
+    precision: str,
+    batches: Batches,
+    runs: int,
     absent: dict[str, str],
-) -> dict[str, Timing]:  # fmt: skip
+) -> dict[str, Timing]:
     """Load what can be loaded, and time it; `absent` gets the rest."""
     timed: dict[str, Timed] = {}
     with ExitStack() as stack:

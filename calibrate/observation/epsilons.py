@@ -10,11 +10,39 @@ from calibrate.graph import FORMATS
 
 __all__ = ["nodes_that_need_epsilons"]
 
-_STAYS_SMALL = frozenset({
-    "Abs", "Add", "Clip", "Concat", "Expand", "Flatten", "Gather", "Identity", "Max", "Mean", "Min", "Mul", "Neg",
-    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Slice", "Split", "Sqrt", "Squeeze", "Sub",
-    "Sum", "Tile", "Transpose", "Unsqueeze", "Where",
-})  # fmt: skip
+_STAYS_SMALL = frozenset(
+    {
+        "Abs",
+        "Add",
+        "Clip",
+        "Concat",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "Identity",
+        "Max",
+        "Mean",
+        "Min",
+        "Mul",
+        "Neg",
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceMin",
+        "ReduceSum",
+        "Relu",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Sum",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    }
+)
 """Ops that may give a tiny number where they take one."""
 
 _ROUNDED_TO_0 = FORMATS["fp16"].smallest / 2

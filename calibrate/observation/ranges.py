@@ -29,10 +29,27 @@ too wide costs a node's speed, and one that is too narrow costs the answer: an i
 _BOUNDS = frozenset({"Clip", "Max", "Min"})
 """Ops to which a constant beyond FP16's range is a bound that nothing reaches, also when it is rounded to 65504."""
 
-_PASSES_MASKS = frozenset({
-    "Add", "Cast", "Concat", "Expand", "Gather", "Identity", "Mul", "Reshape", "ScatterND", "Slice", "Squeeze", "Sub",
-    "Tile", "Transpose", "Trilu", "Unsqueeze", "Where",
-})  # fmt: skip
+_PASSES_MASKS = frozenset(
+    {
+        "Add",
+        "Cast",
+        "Concat",
+        "Expand",
+        "Gather",
+        "Identity",
+        "Mul",
+        "Reshape",
+        "ScatterND",
+        "Slice",
+        "Squeeze",
+        "Sub",
+        "Tile",
+        "Transpose",
+        "Trilu",
+        "Unsqueeze",
+        "Where",
+    }
+)
 """Ops through which an attention mask goes from its constant to the Softmax."""
 
 
@@ -52,7 +69,7 @@ def observe_ranges(prepared: ir.Model, batches: Iterable[Batch]) -> dict[str, tu
     """Return the exact minimum and maximum of every float activation, inputs among them; (inf, -inf) of no value.
 
     Only the two numbers leave the graph, so that memory is that of plain inference. Subgraphs (If, Loop, Scan) are
-    not looked into, as they stay float32. NaN is no number to compare; `calibrate.observation.streaming` is what finds it.
+    not looked into, as they stay float32. NaN is no number to compare; `observe` is what finds it.
 
     Every tensor of the graph counts, also a pre-activation that only a fused activation reads. A GPU computes that in
     its accumulator, in float32, and does not store it, if it fuses; but nothing promises that, and -inf from an
@@ -153,11 +170,15 @@ def _masks(prepared: ir.Model, constants: set[ir.Value]) -> set[ir.Value]:
     for node in reversed(nodes):
         for value in node.outputs:
             readers = [use.node for use in value.uses()]
-            if readers and not value.is_graph_output() and all(
-                reader.op_type == "Softmax"
-                or (reader.op_type in _PASSES_MASKS and all(output in only_softmax for output in reader.outputs))
-                for reader in readers
-            ):  # fmt: skip
+            if (
+                readers
+                and not value.is_graph_output()
+                and all(
+                    reader.op_type == "Softmax"
+                    or (reader.op_type in _PASSES_MASKS and all(output in only_softmax for output in reader.outputs))
+                    for reader in readers
+                )
+            ):
                 only_softmax.add(value)
     masks: set[ir.Value] = set()
     for node in nodes:

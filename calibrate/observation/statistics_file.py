@@ -25,9 +25,16 @@ __all__ = ["StoredStatistics", "merged", "read_statistics", "write_statistics"]
 
 
 _DAMAGED = (
-    AttributeError, EOFError, KeyError, RuntimeError, TypeError, ValueError, tokenize.TokenError, zipfile.BadZipFile,
+    AttributeError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
     zlib.error,
-)  # fmt: skip
+)
 """What numpy and zipfile raise on a file that is something else, or has a bit flipped."""
 
 

@@ -109,9 +109,13 @@ def observable(prepared: ir.Model, tensors: Sequence[str], threads: int = 1) -> 
 
 
 def observe(
-    source: Observable, batches: Iterable[Batch], on_batch: Callable[[Batch, Outputs], None], workers: int = 1,
-    split: str = "calibration", on_doubling: OnDoubling | None = None,
-) -> Observation:  # fmt: skip
+    source: Observable,
+    batches: Iterable[Batch],
+    on_batch: Callable[[Batch, Outputs], None],
+    workers: int = 1,
+    split: str = "calibration",
+    on_doubling: OnDoubling | None = None,
+) -> Observation:
     """Return the statistics of every tensor over the batches, in constant memory.
 
     Statistics do not depend on the order of the batches, so that each worker keeps its own and they are merged:

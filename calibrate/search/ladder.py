@@ -1,6 +1,6 @@
 """Searches the fastest plan that meets a target, by putting layers back to float. Sees a small protocol, no framework.
 
-Layers are ranked once (`calibrate.search.sensitivity`); a ladder of plans follows from the effects and from what each plan
+Layers are ranked once (`sensitivity.py`); a ladder of plans follows from the effects and from what each plan
 costs. The samples that make the difference are those whose score INT8 changes, a few in a hundred of all: on them
 alone, plans are screened at little cost, and what they let through is judged on all samples.
 """

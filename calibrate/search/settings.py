@@ -18,10 +18,11 @@ class FallbackConfig(Section):
     """
 
     evaluations: float = Field(
-        default=3, ge=0,
+        default=3,
+        ge=0,
         description="runs over the judging samples that all trials may take together, that of the plan all in int8 "
         "with them; one that is stopped early counts as the part that it ran; 0 turns fallback off",
-    )  # fmt: skip
+    )
     minutes: float | None = Field(
         default=None,
         gt=0,

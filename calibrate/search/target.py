@@ -55,9 +55,12 @@ class Target:
         The metric is known by its name: how it is computed is the task's, which evaluations are kept by anyhow.
         """
         return {
-            "metric": self.metric.name, "higher_is_better": self.metric.higher_is_better, "margin": self.margin,
-            "confidence": self.confidence, "samples": self.samples,
-        }  # fmt: skip
+            "metric": self.metric.name,
+            "higher_is_better": self.metric.higher_is_better,
+            "margin": self.margin,
+            "confidence": self.confidence,
+            "samples": self.samples,
+        }
 
     def met(self, reference: NDArray[np.float64], scores: NDArray[np.float64]) -> bool:
         """Tell whether the target is met; on samples that are too few for an interval, by the drop itself."""

@@ -93,12 +93,22 @@ class Trials:
         if self.records[0].meets_target:
             ended += "; on the judging samples the plan all in int8 meets the target"
         plans = [self.mixed(layers) for layers in (best, _safer(best, finite, self._cost)) if layers]
-        return Outcome(plans, Search(
-            target=self._sentence(), precision=self.settings.precision, effects=effects, ranking_samples=pool,
-            ranked_on=len(samples), ranking_passes=(len(layers) + 1) * len(samples) / pool,
-            judging_samples=len(judging), judging_passes=jury.passes + found.passes, screened=len(found.screened),
-            trials=self.records, ended=ended,
-        ))  # fmt: skip
+        return Outcome(
+            plans,
+            Search(
+                target=self._sentence(),
+                precision=self.settings.precision,
+                effects=effects,
+                ranking_samples=pool,
+                ranked_on=len(samples),
+                ranking_passes=(len(layers) + 1) * len(samples) / pool,
+                judging_samples=len(judging),
+                judging_passes=jury.passes + found.passes,
+                screened=len(found.screened),
+                trials=self.records,
+                ended=ended,
+            ),
+        )
 
     def mixed(self, back: Layers) -> QuantizationPlan:
         """Return the plan with these layers in float, named by them."""
@@ -125,11 +135,15 @@ class Trials:
         meets = not stopped and self.target.met(expected, scores)
         self.records.append(
             Trial(
-                name=plan.name, plan_hash=plan.hash, float_layers=list(back),
+                name=plan.name,
+                plan_hash=plan.hash,
+                float_layers=list(back),
                 accuracy=candidate_accuracy(metric, expected, scores, self.target.confidence or 0.95),
-                stopped_early=stopped, meets_target=meets, cost=self.bench.cost(plan),
+                stopped_early=stopped,
+                meets_target=meets,
+                cost=self.bench.cost(plan),
             )
-        )  # fmt: skip
+        )
         return meets
 
     def _cost(self, back: Layers) -> float:

@@ -18,7 +18,7 @@ _TENSORS = 64
 
 
 class ScaleHistory:
-    """Notes thresholds while calibration samples come in, for `calibrate.observation.streaming.observe`'s `on_doubling`.
+    """Notes thresholds while calibration samples come in, for `calibrate.observation.observe`'s `on_doubling`.
 
     Args:
         strategies: of the run.

@@ -38,12 +38,16 @@ class QuantizationConfig(QuantizationRules):
     )
     strategies: list[Strategy] = Field(
         default=[
-            "minmax", PercentileStrategy(percentile=99.9), PercentileStrategy(percentile=99.99),
-            PercentileStrategy(percentile=99.999), "entropy", "mse",
+            "minmax",
+            PercentileStrategy(percentile=99.9),
+            PercentileStrategy(percentile=99.99),
+            PercentileStrategy(percentile=99.999),
+            "entropy",
+            "mse",
         ],
         min_length=1,
         description="each gives one candidate; a percentile is written {percentile: 99.99}",
-    )  # fmt: skip
+    )
 
     @field_validator("strategies")
     @classmethod

@@ -2,3 +2,8 @@
 
 They are here because they show what they find: `reports` is the lowest package that may run `validate` and print.
 """
+
+from reports.commands.reports import app as reports_app
+from reports.commands.validate import app as validate_app
+
+__all__ = ["reports_app", "validate_app"]

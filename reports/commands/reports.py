@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     help="Show the results of a run again, without running anything.",
-)  # fmt: skip
+)
 
 ResultsArgument = Annotated[
     Path, typer.Argument(metavar="RESULTS", help="results.json, or the folder that a run wrote", show_default=False)

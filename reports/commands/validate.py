@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     help="Compare and judge models: ONNX files, PyTorch modules and TensorRT engines.",
-)  # fmt: skip
+)
 
 PASSED, FAILED_THRESHOLDS = 0, 1
 DECISIONS = {"GO": 0, "NO_GO": 1, "INCONCLUSIVE": 3}
@@ -102,9 +104,17 @@ def compare(
                 "compare needs two models and --data, or --rejudge with the folder of an earlier comparison"
             )
         request = CompareRequest(
-            reference=reference, candidate=candidate, data=data, split=split.value, samples=samples,
-            batch_size=batch_size, runtime=runtime, device=device.value, precision=precision.value, mapping=mapping,
-        )  # fmt: skip
+            reference=reference,
+            candidate=candidate,
+            data=data,
+            split=split.value,
+            samples=samples,
+            batch_size=batch_size,
+            runtime=runtime,
+            device=device.value,
+            precision=precision.value,
+            mapping=mapping,
+        )
         try:
             found = compare_files(request, command, console)
         except NothingComparedError as error:
@@ -230,10 +240,16 @@ def benchmark(
         if sizes is not None and not all(size.isascii() and size.isdigit() and int(size) for size in sizes):
             raise UsageError(f"--batch-sizes {batch_sizes} should be numbers from 1 on, with commas, such as 1,8")
         request = BenchmarkRequest(
-            specs=specs_of(models, compiled), data=data, batch_sizes=None if sizes is None else [int(x) for x in sizes],
-            runs=runs, loads=loads, device=device.value, precision=precision.value, threads=threads,
+            specs=specs_of(models, compiled),
+            data=data,
+            batch_sizes=None if sizes is None else [int(x) for x in sizes],
+            runs=runs,
+            loads=loads,
+            device=device.value,
+            precision=precision.value,
+            threads=threads,
             cuda_graph=cuda_graph,
-        )  # fmt: skip
+        )
         report = benchmark_models(request, shlex.join(["python", "-m", "validate", *sys.argv[1:]]), console)
         report.write(output)
         console.print(latency_summary(report, output))
@@ -258,7 +274,8 @@ def gate(
     baseline: Annotated[
         str | None,
         typer.Option(
-            "--baseline", metavar="[NAME@]ALIAS",
+            "--baseline",
+            metavar="[NAME@]ALIAS",
             help="compare with the registered model that holds an alias, e.g. champion; NAME is that of --register, or "
             "of the run's config",
         ),
@@ -269,11 +286,12 @@ def gate(
     register: Annotated[
         str | None,
         typer.Option(
-            "--register", metavar="NAME",
+            "--register",
+            metavar="NAME",
             help="make the model a version of this registered model, and on GO its champion",
         ),
     ] = None,
-) -> None:  # fmt: skip
+) -> None:
     """Judge the results of a run by a policy, without running anything again. Exits 0 GO, 1 NO-GO, 3 INCONCLUSIVE."""
 
     def job(console: Console) -> int:
@@ -283,9 +301,16 @@ def gate(
         if policy is None:
             raise UsageError("gate needs --policy with a YAML file; see docs/gate.md")
         request = ReleaseRequest(
-            results=results, mlflow_run=mlflow_run, tracking_uri=tracking_uri, policy=policy, baseline=baseline,
-            engine=engine, junit=junit, markdown=markdown, register=register,
-        )  # fmt: skip
+            results=results,
+            mlflow_run=mlflow_run,
+            tracking_uri=tracking_uri,
+            policy=policy,
+            baseline=baseline,
+            engine=engine,
+            junit=junit,
+            markdown=markdown,
+            register=register,
+        )
         return DECISIONS[release(request, console).value]
 
     guarded(job, lambda: None, lambda: "nothing was decided")

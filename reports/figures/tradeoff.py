@@ -70,10 +70,17 @@ def pareto_figure(results: Results) -> Figure:
     allowed = margin(results)
     if allowed is not None:
         level = scale * (accuracy.value - allowed if higher else accuracy.value + allowed)
-        shapes.append({
-            "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": level, "y1": level,
-            "line": {"color": _MARGIN, "width": 1.5, "dash": "dash"},
-        })  # fmt: skip
+        shapes.append(
+            {
+                "type": "line",
+                "xref": "paper",
+                "x0": 0,
+                "x1": 1,
+                "y0": level,
+                "y1": level,
+                "line": {"color": _MARGIN, "width": 1.5, "dash": "dash"},
+            }
+        )
         # On its worse side and at the costly end, where models are rare.
         labels.append({**_label("the policy's margin", 1.0, level, "right", -9 if higher else 9), "xref": "paper"})
     labels += [
@@ -81,7 +88,7 @@ def pareto_figure(results: Results) -> Figure:
             plot_text(fmt.shorten(point.name, 24)), point.cost.value, scale * point.value, anchor, 18 if higher else -18
         )
         for point, anchor in _named(points, results.selected)
-    ]  # fmt: skip
+    ]
     return {
         "data": [trace for trace in (steps, *reversed(traces)) if trace["x"]],
         "layout": layout(

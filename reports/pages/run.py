@@ -20,11 +20,11 @@ from reports import format as fmt
 from reports.figures import (
     MUTED,
     Figure,
+    activation_figure,
     colours,
     comparable,
     convergence_figure,
     drop_figure,
-    input_figure,
     margin,
     pareto_figure,
     sqnr_figure,
@@ -269,7 +269,7 @@ def _figures(results: Results, illustrations: Illustrations | None) -> dict[str,
     lines = {name: {"color": colour, "dash": dashes[name]} for name, colour in colours(results).items()}
     if any(curve.points for curve in illustrations.convergence):
         figures["convergence"] = convergence_figure(illustrations.convergence, lines)
-    return figures | {f"histogram-{i}": input_figure(x, lines) for i, x in enumerate(illustrations.histograms)}
+    return figures | {f"histogram-{i}": activation_figure(x, lines) for i, x in enumerate(illustrations.histograms)}
 
 
 def _points(results: Results) -> list[tuple[ParetoPoint, float | None]]:

@@ -96,10 +96,15 @@ def changes(metric: Metric, groups: Mapping[str, Paired]) -> list[GroupChange]:
         worse = metric.worsening(*map(metric.each, both))
         rows.append(
             GroupChange(
-                name, int(usable.sum()), metric.value(both[0]), metric.value(both[1]), metric.drop(*both),
-                int((worse > 0).sum()), int((worse < 0).sum()),
+                name,
+                int(usable.sum()),
+                metric.value(both[0]),
+                metric.value(both[1]),
+                metric.drop(*both),
+                int((worse > 0).sum()),
+                int((worse < 0).sum()),
             )
-        )  # fmt: skip
+        )
     if len(rows) < 2 or np.median([row.samples for row in rows]) < 2:
         return []
     return sorted(rows, key=lambda row: (-row.drop, row.name))

@@ -119,10 +119,11 @@ class Registry:
             version = self._version(client, name, run_id)
             selected = results.selected_candidate
             tags = {
-                "gate.decision": verdict.decision.value, "gate.reasons": "\n".join(verdict.reasons)[:_LONGEST_TAG],
+                "gate.decision": verdict.decision.value,
+                "gate.reasons": "\n".join(verdict.reasons)[:_LONGEST_TAG],
                 "gate.candidate": selected.name if selected else "none",
                 "plan.hash": selected.plan_hash if selected else "none",
-            }  # fmt: skip
+            }
             for key, value in tags.items():
                 client.set_model_version_tag(name, version.version, key, value)
             if verdict.decision is not Decision.GO:

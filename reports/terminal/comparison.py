@@ -43,10 +43,14 @@ def worst_table(comparison: Comparison, judgement: Judgement) -> Table:
     for layer in ranked[:_ROWS]:
         clipped = max((q.clipped_share for q in layer.quantized_inputs), default=math.nan)
         cells = [
-            fmt.printable(layer.node), fmt.printable(layer.op_type), _precision(layer), _db(layer.isolated),
-            _db(layer.accumulated), "-" if layer.growth_db is None else f"{layer.growth_db:.1f}",
+            fmt.printable(layer.node),
+            fmt.printable(layer.op_type),
+            _precision(layer),
+            _db(layer.isolated),
+            _db(layer.accumulated),
+            "-" if layer.growth_db is None else f"{layer.growth_db:.1f}",
             "-" if math.isnan(clipped) else f"{clipped:.2%}",
-        ]  # fmt: skip
+        ]
         if runtime:
             cells.append(_runtime(layer))
         table.add_row(*map(Text, cells), style="red" if layer.tensor in failed else "")
@@ -94,9 +98,12 @@ def _verdict(comparison: Comparison, judgement: Judgement) -> Panel:
     lines.append(Text(_paired(comparison), style="yellow" if comparison.unpaired else ""))
     title = " PASS " if judgement.passed else " FAIL "
     return Panel(
-        Group(*lines), title=Text(title, style=f"bold reverse {colour}"), title_align="left", border_style=colour,
+        Group(*lines),
+        title=Text(title, style=f"bold reverse {colour}"),
+        title_align="left",
+        border_style=colour,
         padding=(1, 2),
-    )  # fmt: skip
+    )
 
 
 def _paired(comparison: Comparison) -> str:

@@ -39,10 +39,14 @@ def latency_table(report: LatencyReport) -> Table:
         for i, model in enumerate(each.models):
             latency, last = model.latency, i + 1 == len(each.models)
             cells = [
-                str(each.batch_size) if i == 0 else "", fmt.printable(model.name), fmt.milliseconds(latency.p50_ms),
-                fmt.milliseconds(latency.p90_ms), fmt.milliseconds(latency.p99_ms), f"{model.samples_per_second:,.1f}",
+                str(each.batch_size) if i == 0 else "",
+                fmt.printable(model.name),
+                fmt.milliseconds(latency.p50_ms),
+                fmt.milliseconds(latency.p90_ms),
+                fmt.milliseconds(latency.p99_ms),
+                f"{model.samples_per_second:,.1f}",
                 *_ratio(model.ratio),
-            ]  # fmt: skip
+            ]
             table.add_row(*map(Text, cells), end_section=last)
     return table
 

@@ -167,12 +167,18 @@ def _plans(results: Results, folder: Path) -> Iterator[RunRecord]:
 
 def _candidate(results: Results, candidate: Candidate, trial: Trial | None, folder: Path) -> RunRecord:
     cost, build = candidate.cost, candidate.tensorrt_build
-    tags = {
-        "selected": str(candidate.name == results.selected).lower(),
-        "tensorrt_build": str(build.ok).lower(),
-        "eval.split": "validation",
-        "cost.basis": cost.basis, "cost.unit": cost.unit, "cost.source": cost.source,
-    } | _trial_tags(trial) | _context_tags(results)  # fmt: skip
+    tags = (
+        {
+            "selected": str(candidate.name == results.selected).lower(),
+            "tensorrt_build": str(build.ok).lower(),
+            "eval.split": "validation",
+            "cost.basis": cost.basis,
+            "cost.unit": cost.unit,
+            "cost.source": cost.source,
+        }
+        | _trial_tags(trial)
+        | _context_tags(results)
+    )
     texts = {}
     if candidate.layers:
         texts["layers.json"] = _table(_layer_columns(candidate.layers))
@@ -190,10 +196,18 @@ def _candidate(results: Results, candidate: Candidate, trial: Trial | None, fold
 
 def _trial(results: Results, trial: Trial) -> RunRecord:
     metrics = _accuracy_metrics(trial.accuracy) | {"perf/cost": trial.cost.value}
-    tags = {
-        "selected": "false", "tensorrt_build": "none", "eval.split": "calibration",
-        "cost.basis": trial.cost.basis, "cost.unit": trial.cost.unit, "cost.source": trial.cost.source,
-    } | _trial_tags(trial) | _context_tags(results)  # fmt: skip
+    tags = (
+        {
+            "selected": "false",
+            "tensorrt_build": "none",
+            "eval.split": "calibration",
+            "cost.basis": trial.cost.basis,
+            "cost.unit": trial.cost.unit,
+            "cost.source": trial.cost.source,
+        }
+        | _trial_tags(trial)
+        | _context_tags(results)
+    )
     params = _plan_params(results, _strategy(results, trial), trial.plan_hash, trial.float_layers)
     return RunRecord(trial.name, trial.plan_hash, _tags(tags), params, _finite(metrics), {})
 
@@ -247,9 +261,11 @@ def _candidate_metrics(candidate: Candidate) -> dict[str, float]:
         "size_bytes": float(candidate.size_bytes),
         "perf/cost": candidate.cost.value,
         "perf/int8_mac_share": candidate.int8_mac_share,
-        "nodes/int8": float(nodes.int8), "nodes/fp16": float(nodes.fp16),
-        "nodes/bf16": float(nodes.bf16), "nodes/fp32": float(nodes.fp32),
-    }  # fmt: skip
+        "nodes/int8": float(nodes.int8),
+        "nodes/fp16": float(nodes.fp16),
+        "nodes/bf16": float(nodes.bf16),
+        "nodes/fp32": float(nodes.fp32),
+    }
     if candidate.selection_error is not None:
         metrics["eval/selection_error"] = candidate.selection_error
     if candidate.integer_kernels:
@@ -272,9 +288,12 @@ def _candidate_metrics(candidate: Candidate) -> dict[str, float]:
 def _accuracy_metrics(accuracy: CandidateAccuracy) -> dict[str, float]:
     name = f"eval/{accuracy.metric}"
     return {
-        name: accuracy.value, f"{name}_drop": accuracy.drop, f"{name}_drop_ci_low": accuracy.ci_low,
-        f"{name}_drop_ci_high": accuracy.ci_high, "eval/samples": float(accuracy.n),
-    }  # fmt: skip
+        name: accuracy.value,
+        f"{name}_drop": accuracy.drop,
+        f"{name}_drop_ci_low": accuracy.ci_low,
+        f"{name}_drop_ci_high": accuracy.ci_high,
+        "eval/samples": float(accuracy.n),
+    }
 
 
 def _layer_metrics(layers: Iterable[LayerError]) -> list[Measurement]:

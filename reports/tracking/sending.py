@@ -268,9 +268,11 @@ class _Sending:
             with tempfile.TemporaryDirectory() as temporary, _environment({_TIMEOUT: self.file_seconds}):
                 folder = Path(temporary) / _MODEL_NAME
                 described = Model(
-                    artifact_path=model.artifact_location, run_id=run_id, model_id=model.model_id,
+                    artifact_path=model.artifact_location,
+                    run_id=run_id,
+                    model_id=model.model_id,
                     model_uuid=model.model_id,
-                )  # fmt: skip
+                )
                 onnx_model.save(file, folder, described)
                 client.log_model_artifacts(model.model_id, str(folder))
             client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)

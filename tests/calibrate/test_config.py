@@ -101,12 +101,16 @@ def test_an_unknown_gpu_is_one_mistake(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "name", "capability", "is_it"),
     [
-        ("gpu: L4", "NVIDIA L4", "8.9", True), ("gpu: L4", "NVIDIA GeForce RTX 4090", "8.9", False),
-        ("gpu: A10", "NVIDIA A10", "8.6", True), ("gpu: A10", "NVIDIA L4", "8.9", False),
-        ("gpu: A10", "NVIDIA A10G", "8.6", False), ("gpu: H100", "NVIDIA H100 80GB HBM3", "9.0", True),
-        ("compute_capability: 8.9", "NVIDIA L40S", "8.9", True), ("compute_capability: 8.6", "NVIDIA L4", "8.9", False),
+        ("gpu: L4", "NVIDIA L4", "8.9", True),
+        ("gpu: L4", "NVIDIA GeForce RTX 4090", "8.9", False),
+        ("gpu: A10", "NVIDIA A10", "8.6", True),
+        ("gpu: A10", "NVIDIA L4", "8.9", False),
+        ("gpu: A10", "NVIDIA A10G", "8.6", False),
+        ("gpu: H100", "NVIDIA H100 80GB HBM3", "9.0", True),
+        ("compute_capability: 8.9", "NVIDIA L40S", "8.9", True),
+        ("compute_capability: 8.6", "NVIDIA L4", "8.9", False),
     ],
-)  # fmt: skip
+)
 def test_a_gpu_is_the_target_by_its_name_where_the_target_has_one(
     folder: Path, target: str, name: str, capability: str, is_it: bool
 ) -> None:
@@ -142,28 +146,44 @@ def test_a_margin_that_allows_everything_is_refused(folder: Path) -> None:
 MISTAKES = {
     "unknown key": ("name: tiny", f"nmae: tiny {HERE}", "nmae", "is not a known key; did you mean name?"),
     "unknown nested key": (
-        "  max_drop: 0.1", f"  max_drop: 0.1\n  confidance: 0.9 {HERE}",
-        "policy.confidance", "is not a known key; did you mean confidence?",
+        "  max_drop: 0.1",
+        f"  max_drop: 0.1\n  confidance: 0.9 {HERE}",
+        "policy.confidance",
+        "is not a known key; did you mean confidence?",
     ),
     "unknown key of an optional section": (
-        "    crop: 224", f"    corp: 224 {HERE}", "data.image.corp", "did you mean crop?",
+        "    crop: 224",
+        f"    corp: 224 {HERE}",
+        "data.image.corp",
+        "did you mean crop?",
     ),
     "unknown key of a task": (
-        "  type: classification", f"  type: classification\n  topk: 5 {HERE}", "task.topk", "did you mean top_k?",
+        "  type: classification",
+        f"  type: classification\n  topk: 5 {HERE}",
+        "task.topk",
+        "did you mean top_k?",
     ),
     "unknown key called like a task": (
-        "name: tiny", f"classification: tiny {HERE}", "classification", "is not a known key",
+        "name: tiny",
+        f"classification: tiny {HERE}",
+        "classification",
+        "is not a known key",
     ),
     "unknown key that is like no other": ("name: tiny", f"qqq: 1 {HERE}", "qqq", "is not a known key"),
     "wrong type": ("batch_size: 8", f"batch_size: eight {HERE}", "data.batch_size", "valid integer"),
     "value out of range": ("batch_size: 8", f"batch_size: 0 {HERE}", "data.batch_size", "greater than or equal to 1"),
     "section without keys": ("policy:\n  max_drop: 0.1", f"policy: {HERE}", "policy", "is empty"),
     "key that is given twice": (
-        "  max_drop: 0.1", f"  max_drop: 0.1\n  max_drop: 0.9 {HERE}", "policy.max_drop", "is given twice",
+        "  max_drop: 0.1",
+        f"  max_drop: 0.1\n  max_drop: 0.9 {HERE}",
+        "policy.max_drop",
+        "is given twice",
     ),
     "key that is given twice in a list": (
-        "- percentile: 99.9", f"- {{percentile: 50, percentile: 99.9}} {HERE}",
-        "quantization.strategies.1.percentile", "is given twice",
+        "- percentile: 99.9",
+        f"- {{percentile: 50, percentile: 99.9}} {HERE}",
+        "quantization.strategies.1.percentile",
+        "is given twice",
     ),
     "rule without a value": ("  max_drop: 0.1", f"  max_drop: 0.1\n  latency: {HERE}", "policy.latency", "is empty"),
     "section that is a number": ("policy:\n  max_drop: 0.1", f"policy: 3 {HERE}", "policy", "not 3"),
@@ -173,66 +193,117 @@ MISTAKES = {
     "unknown task type": ("type: classification", f"type: clasification {HERE}", "task.type", "'classification'"),
     "missing file": ("onnx: model.onnx", f"onnx: absent.onnx {HERE}", "model.onnx", "absent.onnx does not exist"),
     "package that is not installed": (
-        "onnx: model.onnx", f"onnx: package:no_such/m.onnx {HERE}", "model.onnx", "pip install no-such",
+        "onnx: model.onnx",
+        f"onnx: package:no_such/m.onnx {HERE}",
+        "model.onnx",
+        "pip install no-such",
     ),
     "subpackage of no package": (
-        "onnx: model.onnx", f"onnx: package:no_such.sub/m.onnx {HERE}", "model.onnx", "'no_such.sub' is not installed",
+        "onnx: model.onnx",
+        f"onnx: package:no_such.sub/m.onnx {HERE}",
+        "model.onnx",
+        "'no_such.sub' is not installed",
     ),
     "both kinds of model": (
-        "model:\n", f"model: {HERE}\n  torch: data.py:rows\n  inputs: [x]\n", "model", "exactly one of onnx and torch",
+        "model:\n",
+        f"model: {HERE}\n  torch: data.py:rows\n  inputs: [x]\n",
+        "model",
+        "exactly one of onnx and torch",
     ),
     "neither kind of model": ("model:\n  onnx: model.onnx", f"model: {{}} {HERE}", "model", "exactly one of onnx and"),
     "inputs of an ONNX model": ("model:\n", f"model: {HERE}\n  inputs: [x]\n", "model", "inputs belongs to torch"),
     "callable without a colon": (
-        "callable: data.py:rows", f"callable: data.py {HERE}", "data.calibration.callable", "module:name",
+        "callable: data.py:rows",
+        f"callable: data.py {HERE}",
+        "data.calibration.callable",
+        "module:name",
     ),
     "callable in no file": (
-        "callable: data.py:rows", f"callable: dota.py:rows {HERE}", "data.calibration.callable", "there is no file",
+        "callable: data.py:rows",
+        f"callable: dota.py:rows {HERE}",
+        "data.calibration.callable",
+        "there is no file",
     ),
     "callable in no module": (
-        "callable: data.py:rows", f"callable: no_such.sub:f {HERE}", "data.calibration.callable", "module 'no_such'",
+        "callable: data.py:rows",
+        f"callable: no_such.sub:f {HERE}",
+        "data.calibration.callable",
+        "module 'no_such'",
     ),
     "callable that is not there": (
-        "callable: data.py:rows", f"callable: data.py:row {HERE}", "data.calibration.callable", "nothing called 'row'",
+        "callable: data.py:rows",
+        f"callable: data.py:row {HERE}",
+        "data.calibration.callable",
+        "nothing called 'row'",
     ),
     "callable that is a number": (
-        "callable: data.py:rows", f"callable: data.py:number {HERE}", "data.calibration.callable", "is not callable",
+        "callable: data.py:rows",
+        f"callable: data.py:number {HERE}",
+        "data.calibration.callable",
+        "is not callable",
     ),
     "callable in a file with a syntax error": (
-        "callable: data.py:rows", f"callable: broken.py:rows {HERE}", "data.calibration.callable", "SyntaxError",
+        "callable: data.py:rows",
+        f"callable: broken.py:rows {HERE}",
+        "data.calibration.callable",
+        "SyntaxError",
     ),
     "callable in a file that raises": (
-        "callable: data.py:rows", f"callable: raises.py:rows {HERE}", "data.calibration.callable", "ZeroDivisionError",
+        "callable: data.py:rows",
+        f"callable: raises.py:rows {HERE}",
+        "data.calibration.callable",
+        "ZeroDivisionError",
     ),
     "callable in a file that exits": (
-        "callable: data.py:rows", f"callable: exits.py:rows {HERE}", "data.calibration.callable", "SystemExit",
+        "callable: data.py:rows",
+        f"callable: exits.py:rows {HERE}",
+        "data.calibration.callable",
+        "SystemExit",
     ),
     "arguments that do not fit": (
         "  calibration:\n    callable: data.py:rows\n    arguments: {n: 4}",
         f"  calibration: {HERE}\n    callable: data.py:rows\n    arguments: {{m: 4}}",
-        "data.calibration", "missing a required argument: 'n'",
+        "data.calibration",
+        "missing a required argument: 'n'",
     ),
     "two sources": (
-        "  validation:\n", f"  validation: {HERE}\n    parquet: model.onnx\n", "data.validation",
+        "  validation:\n",
+        f"  validation: {HERE}\n    parquet: model.onnx\n",
+        "data.validation",
         "found parquet and callable",
     ),
     "two preprocessings": (
-        "data:\n", f"data: {HERE}\n  preprocess: data.py:rows\n", "data", "give image or preprocess, not both",
+        "data:\n",
+        f"data: {HERE}\n  preprocess: data.py:rows\n",
+        "data",
+        "give image or preprocess, not both",
     ),
     "task that cannot be made": (
-        "type: classification", f"type: custom\n  callable: data.py:rows {HERE}", "task.callable", "without arguments",
+        "type: classification",
+        f"type: custom\n  callable: data.py:rows {HERE}",
+        "task.callable",
+        "without arguments",
     ),
     "unknown strategy": ("    - minmax", f"    - minmix {HERE}", "quantization.strategies.0", "'minmax', 'entropy'"),
     "percentile above 100": (
-        "percentile: 99.9", f"percentile: 200 {HERE}", "quantization.strategies.1.percentile", "equal to 100",
+        "percentile: 99.9",
+        f"percentile: 200 {HERE}",
+        "quantization.strategies.1.percentile",
+        "equal to 100",
     ),
     "percentile of 0": (
-        "percentile: 99.9", f"percentile: 0 {HERE}", "quantization.strategies.1.percentile", "greater than 0",
+        "percentile: 99.9",
+        f"percentile: 0 {HERE}",
+        "quantization.strategies.1.percentile",
+        "greater than 0",
     ),
     "the same strategy twice": (
-        "  strategies:\n", f"  strategies: {HERE}\n    - minmax\n", "quantization.strategies", "minmax is there twice",
+        "  strategies:\n",
+        f"  strategies: {HERE}\n    - minmax\n",
+        "quantization.strategies",
+        "minmax is there twice",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -440,8 +511,12 @@ def test_every_recipe_loads(recipe: Path) -> None:
 def schema(clean_environment: dict[str, str]) -> dict[str, Any]:
     completed = subprocess.run(
         [sys.executable, "-m", "calibrate", "schema"],
-        env=clean_environment, capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
+        env=clean_environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     found: dict[str, Any] = json.loads(completed.stdout)
     return found
 

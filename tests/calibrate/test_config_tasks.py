@@ -25,28 +25,64 @@ policy: {max_drop: 0.01}
     ("old", "new", "line", "sentence"),
     [
         ("type: classification", "type: detection", 7, "task.classes is missing"),
-        ("type: classification", "type: detection, classes: 3, boxes: xxyy", 7,
-         "task.boxes: input should be 'xyxy', 'xywh' or 'cxcywh'"),
-        ("type: classification", "type: detection, classes: 3, outputs: {box: a}", 7,
-         "task.outputs.box is not a known key; did you mean boxes?"),
-        ("type: classification", "type: detection, classes: 3, decode: 'data.py:nothing'", 7,
-         "task.decode: 'data.py' has nothing called 'nothing'"),
-        ("type: classification", "type: segmentation, classes: 0", 7,
-         "task.classes: input should be greater than or equal to 1"),
-        ("type: classification", "type: masked_lm, metric: perplexty", 7,
-         "task.metric: input should be 'accuracy', 'loss' or 'perplexity'"),
-        ("type: classification", "type: regression, metrics: mae", 7,
-         "task.metrics is not a known key; did you mean metric?"),
-        ("type: classification", "type: sentence_embedding, pooling: max", 7,
-         "task.pooling: input should be 'none', 'mean' or 'cls'"),
+        (
+            "type: classification",
+            "type: detection, classes: 3, boxes: xxyy",
+            7,
+            "task.boxes: input should be 'xyxy', 'xywh' or 'cxcywh'",
+        ),
+        (
+            "type: classification",
+            "type: detection, classes: 3, outputs: {box: a}",
+            7,
+            "task.outputs.box is not a known key; did you mean boxes?",
+        ),
+        (
+            "type: classification",
+            "type: detection, classes: 3, decode: 'data.py:nothing'",
+            7,
+            "task.decode: 'data.py' has nothing called 'nothing'",
+        ),
+        (
+            "type: classification",
+            "type: segmentation, classes: 0",
+            7,
+            "task.classes: input should be greater than or equal to 1",
+        ),
+        (
+            "type: classification",
+            "type: masked_lm, metric: perplexty",
+            7,
+            "task.metric: input should be 'accuracy', 'loss' or 'perplexity'",
+        ),
+        (
+            "type: classification",
+            "type: regression, metrics: mae",
+            7,
+            "task.metrics is not a known key; did you mean metric?",
+        ),
+        (
+            "type: classification",
+            "type: sentence_embedding, pooling: max",
+            7,
+            "task.pooling: input should be 'none', 'mean' or 'cls'",
+        ),
         ("label: label", "label: 5", 6, "data.label: input should be a valid string"),
         ("label: label", "label: [score, 5]", 6, "data.label.1: input should be a valid string"),
-        ("  onnx: model.onnx\n", "  onnx: model.onnx\n  expected_metric: 75\n", 1,
-         "model.expected_metric is 75, which is above 100%; 75 percent are written 0.75"),
-        ("  onnx: model.onnx\n", "  onnx: model.onnx\n  expected_metric: high\n", 3,
-         "model.expected_metric: input should be a valid number, unable to parse string as a number"),
+        (
+            "  onnx: model.onnx\n",
+            "  onnx: model.onnx\n  expected_metric: 75\n",
+            1,
+            "model.expected_metric is 75, which is above 100%; 75 percent are written 0.75",
+        ),
+        (
+            "  onnx: model.onnx\n",
+            "  onnx: model.onnx\n  expected_metric: high\n",
+            3,
+            "model.expected_metric: input should be a valid number, unable to parse string as a number",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_one_sentence(tmp_path: Path, old: str, new: str, line: int, sentence: str) -> None:
     (tmp_path / "model.onnx").touch()
     (tmp_path / "data.py").write_text("def rows():\n    return []\n")

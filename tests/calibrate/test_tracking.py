@@ -56,9 +56,11 @@ def logged(server: str, new_job: Callable[[], Job], models: Models) -> Logged:
 
     job = new_job()
     completed = job.run(
-        f"model.onnx={models.planted}", "quantization.strategies=[minmax, mse]", "tracking.experiment=of-a-job",
+        f"model.onnx={models.planted}",
+        "quantization.strategies=[minmax, mse]",
+        "tracking.experiment=of-a-job",
         f"tracking.uri={server}",
-    )  # fmt: skip
+    )
     assert completed.returncode == 0, completed.stderr
     client = MlflowClient(tracking_uri=server)
     experiment = client.get_experiment_by_name("of-a-job")

@@ -43,9 +43,14 @@ class Sandbox:
     def shell(self, script: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a script as both systems do: bash, which stops at the first command that fails."""
         return subprocess.run(
-            ["bash", "-eo", "pipefail", "-c", script], cwd=self.folder, env=self.environment | environment,
-            capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
+            ["bash", "-eo", "pipefail", "-c", script],
+            cwd=self.folder,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
 
     def judge_by(self, policy: dict[str, Any]) -> None:
         (self.folder / "policy.yaml").write_text(yaml.safe_dump(policy), encoding="utf-8")

@@ -30,14 +30,28 @@ def job(tmp_path_factory: pytest.TempPathFactory, server: str, clean_environment
     output = tmp_path_factory.mktemp("imagenet")
     done = subprocess.run(
         [
-            sys.executable, "-m", "calibrate", "run", "datasets/imagenet_sample/efficientnet_lite0.yaml",
-            "--output", str(output),
-            "--set", f"data.calibration.parquet={DATA}/calibration.parquet",
-            "--set", f"data.validation.parquet={DATA}/validation.parquet",
-            "--set", f"tracking.uri={server}", "--set", "tracking.experiment=imagenet",
+            sys.executable,
+            "-m",
+            "calibrate",
+            "run",
+            "datasets/imagenet_sample/efficientnet_lite0.yaml",
+            "--output",
+            str(output),
+            "--set",
+            f"data.calibration.parquet={DATA}/calibration.parquet",
+            "--set",
+            f"data.validation.parquet={DATA}/validation.parquet",
+            "--set",
+            f"tracking.uri={server}",
+            "--set",
+            "tracking.experiment=imagenet",
         ],
-        cwd=ROOT, env=clean_environment, capture_output=True, text=True, timeout=1200,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=clean_environment,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return {"output": output, **json.loads((output / "results.json").read_text())}
 
@@ -91,10 +105,25 @@ def test_the_usual_mistake_in_preprocessing_is_warned_of(tmp_path: Path, clean_e
         recipe["data"]["image"] = image
         (tmp_path / "my.yaml").write_text(yaml.safe_dump(recipe))
         done = subprocess.run(
-            [sys.executable, "-m", "validate", "evaluate", model, "--config", "my.yaml", "--output", f"{name}.json",
-             "--samples", "240"],
-            cwd=tmp_path, env=clean_environment, capture_output=True, text=True, timeout=1200,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "validate",
+                "evaluate",
+                model,
+                "--config",
+                "my.yaml",
+                "--output",
+                f"{name}.json",
+                "--samples",
+                "240",
+            ],
+            cwd=tmp_path,
+            env=clean_environment,
+            capture_output=True,
+            text=True,
+            timeout=1200,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         found[name] = json.loads((tmp_path / f"{name}.json").read_text())
     assert found["right"]["models"][0]["accuracy"]["value"] == pytest.approx(0.896, abs=0.01)

@@ -61,9 +61,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _peak(folder: Path, *arguments: str) -> int:
     """Run a command; return the most anonymous memory that it held, in bytes. Mapped files are not copies."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "calibrate", *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin"},
-    )  # fmt: skip
+        [sys.executable, "-m", "calibrate", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin"},
+    )
     most, ended = 0, threading.Event()
 
     def watch() -> None:

@@ -25,13 +25,25 @@ def test_mlflow_run_does_the_job_in_its_own_run(job: Job) -> None:
     python = str(Path(sys.executable).parent)  # env-manager local: the entry point's python is the first of PATH
     completed = subprocess.run(
         [
-            sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", "local",
-            "-P", f"config={job.folder}/config.yaml", "-P", f"output={job.output}",
+            sys.executable,
+            "-m",
+            "mlflow",
+            "run",
+            str(ROOT),
+            "--env-manager",
+            "local",
+            "-P",
+            f"config={job.folder}/config.yaml",
+            "-P",
+            f"output={job.output}",
         ],
         cwd=job.folder,
         env=job.environment | {"PATH": os.pathsep.join([python, os.environ["PATH"]]), "MLFLOW_TRACKING_URI": uri},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert completed.returncode == 0, completed.stderr
     assert (job.output / "results.json").exists()
     client = MlflowClient(uri)

@@ -170,9 +170,10 @@ def _targets(case: Case, fault: Any) -> list[tuple[Layer, Layer]]:
         return [
             (x, y)
             for x, y in combinations(case.layers, 2)
-            if x.axis == y.axis and arrays[x.node].shape == arrays[y.node].shape
+            if x.axis == y.axis
+            and arrays[x.node].shape == arrays[y.node].shape
             and not np.array_equal(arrays[x.node], arrays[y.node])
-        ]  # fmt: skip
+        ]
     return [(layer, layer) for layer in case.layers]
 
 
@@ -206,6 +207,13 @@ def _comparison(case: Case, graph: ir.Model) -> Comparison:
     found: Findings = compare(subjects_of(reference, candidate, pairs), [case.batch], lambda _: None)
     where = Execution(model="", runtime="", device="")
     return Comparison(
-        created="", command="", reference=where, candidate=where, samples=found.samples, passes=found.passes,
-        layers=found.layers, unpaired=[], environment={},
-    )  # fmt: skip
+        created="",
+        command="",
+        reference=where,
+        candidate=where,
+        samples=found.samples,
+        passes=found.passes,
+        layers=found.layers,
+        unpaired=[],
+        environment={},
+    )

@@ -46,11 +46,14 @@ def test_similarities_are_those_of_sentence_transformers(tmp_path: Path) -> None
     config = {
         "model": {"torch": "net.py:make", "inputs": ["input_ids", "attention_mask", "token_type_ids"]},
         "data": {
-            "calibration": {"callable": "net.py:rows"}, "validation": {"callable": "net.py:rows"}, "label": "score",
-            "preprocess": {"tokenizer": "minilm", "text": ["a", "b"], "max_length": 32}, "batch_size": 6,
+            "calibration": {"callable": "net.py:rows"},
+            "validation": {"callable": "net.py:rows"},
+            "label": "score",
+            "preprocess": {"tokenizer": "minilm", "text": ["a", "b"], "max_length": 32},
+            "batch_size": 6,
         },
         "task": {"type": "sentence_embedding", "pooling": "mean"},
-    }  # fmt: skip
+    }
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(config))
     with contextlib.chdir(tmp_path):
         done = CliRunner().invoke(app, ["evaluate", "net.py:make", "--config", "my.yaml"])

@@ -66,9 +66,17 @@ class Pipeline:
     def release(self, job: Job, policy: dict[str, Any]) -> Judged:
         """Judge what the job has measured, against the champion too; register it."""
         done = self.gate(
-            {"optional": ["champion"], **policy}, job.output, "--register", self.name, "--baseline", "champion",
-            "--junit", "gate.xml", "--markdown", "gate.md",
-        )  # fmt: skip
+            {"optional": ["champion"], **policy},
+            job.output,
+            "--register",
+            self.name,
+            "--baseline",
+            "champion",
+            "--junit",
+            "gate.xml",
+            "--markdown",
+            "gate.md",
+        )
         assert done.stderr == ""
         (suite,) = junitparser.JUnitXml.fromfile(str(self.folder / "gate.xml"))
         stopped_by = {case.name: kind.message for case in suite for kind in case.result if blocks(kind)}
@@ -195,9 +203,14 @@ def test_a_better_champion_stops_a_candidate_that_could_go_by_itself(
 
 @pytest.mark.slow
 def test_a_tracking_server_that_is_killed_half_way_costs_nothing(
-    job: Job, new_server: Callable[[], TrackingServer], wire_to: Callable[[str], Wire], empty_store: Path,
-    snapshot: Snapshot, gate: Gate, tmp_path: Path,
-) -> None:  # fmt: skip
+    job: Job,
+    new_server: Callable[[], TrackingServer],
+    wire_to: Callable[[str], Wire],
+    empty_store: Path,
+    snapshot: Snapshot,
+    gate: Gate,
+    tmp_path: Path,
+) -> None:
     """The verdict stands; what is missing is sent later, once; and the model goes live from what was sent."""
     server = new_server()
     server.start()

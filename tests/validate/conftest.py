@@ -22,9 +22,15 @@ from validate.results.run import (
 
 def layer(sqnr_db: float, node: str = "conv") -> LayerError:
     return LayerError(
-        node=node, op_type="Conv", tensor=f"{node}_out", depth=0, precision="int8", sqnr_db=sqnr_db,
-        isolated_sqnr_db=sqnr_db, clipped_share=0.5,
-    )  # fmt: skip
+        node=node,
+        op_type="Conv",
+        tensor=f"{node}_out",
+        depth=0,
+        precision="int8",
+        sqnr_db=sqnr_db,
+        isolated_sqnr_db=sqnr_db,
+        clipped_share=0.5,
+    )
 
 
 def speedup(value: float, **changes: Any) -> Speedup:
@@ -36,22 +42,44 @@ def speedup(value: float, **changes: Any) -> Speedup:
 def measured() -> Candidate:
     """Return a candidate that is 1 point worse, built, 1.5 times as fast as FP16 on its target."""
     return Candidate(
-        name="mse", strategy="mse", plan="plans/mse.json", plan_hash="ab" * 32, float_layers=[], selection_error=None,
+        name="mse",
+        strategy="mse",
+        plan="plans/mse.json",
+        plan_hash="ab" * 32,
+        float_layers=[],
+        selection_error=None,
         accuracy=CandidateAccuracy(
-            metric="top1", higher_is_better=True, is_rate=True, value=0.89, n=1000, drop=0.01, ci_low=0.005,
-            ci_high=0.015, confidence=0.95, method="Tango score",
+            metric="top1",
+            higher_is_better=True,
+            is_rate=True,
+            value=0.89,
+            n=1000,
+            drop=0.01,
+            ci_low=0.005,
+            ci_high=0.015,
+            confidence=0.95,
+            method="Tango score",
         ),
         latency=Latency(
-            runtime="TensorRT 11", device="NVIDIA L4", batch_size=4, runs=400, p50_ms=1.0, p90_ms=2.0, p99_ms=3.0,
-            p99_low_ms=2.8, p99_high_ms=3.3,
+            runtime="TensorRT 11",
+            device="NVIDIA L4",
+            batch_size=4,
+            runs=400,
+            p50_ms=1.0,
+            p90_ms=2.0,
+            p99_ms=3.0,
+            p99_low_ms=2.8,
+            p99_high_ms=3.3,
         ),
-        cost=Cost(basis="measured", value=1, unit="ms", source="an L4"), int8_mac_share=1.0,
+        cost=Cost(basis="measured", value=1, unit="ms", source="an L4"),
+        int8_mac_share=1.0,
         speedups=[speedup(1.5, ci_low=1.4, ci_high=1.6, confidence=0.95)],
-        nodes=NodeCounts(int8=1, fp16=0, fp32=0), size_bytes=1000,
+        nodes=NodeCounts(int8=1, fp16=0, fp32=0),
+        size_bytes=1000,
         tensorrt_build=BuildResult(ok=True, backend="tensorrt", version="11", message="builds it"),
         layers=[layer(30.0), layer(20.0, "head")],
         clipping=Clipping(share=0.002, tensor="x", split="validation", samples=1000),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture

@@ -45,10 +45,15 @@ def test_a_password_among_the_options_is_taken_out() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "sqlite:///mlflow.db", "http://localhost:5000", "https://bob@host/x", "databricks://profile", "a@b: c@d", "",
+        "sqlite:///mlflow.db",
+        "http://localhost:5000",
+        "https://bob@host/x",
+        "databricks://profile",
+        "a@b: c@d",
+        "",
         "python -m calibrate run c.yaml --set tracking.uri=http://host:5000 --set name=me@here",
     ],
-)  # fmt: skip
+)
 def test_what_has_no_password_stays_as_it_is(text: str) -> None:
     assert without_passwords(text) == text
     assert not is_without_password(text)

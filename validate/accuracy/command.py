@@ -112,14 +112,18 @@ def evaluate_files(request: EvaluateRequest, command: str, console: Console) -> 
         found.append(_evaluated(name, model, scored, seen))
     assert first is not None  # the command line asks for one model at least
     return Evaluation(
-        created=datetime.now(UTC).isoformat(timespec="seconds"), command=command, task=task.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        task=task.name,
         data={
             "source": stream.source.model_dump(exclude_none=True, exclude_defaults=True),
             "preprocessing": stream.preparation.description,
         },
-        samples=[content.hex() for content in first.contents], models=found, warnings=warnings,
+        samples=[content.hex() for content in first.contents],
+        models=found,
+        warnings=warnings,
         environment=environment(),
-    )  # fmt: skip
+    )
 
 
 def _input_names(job: _EvaluateConfig, files: Mapping[str, Backend]) -> tuple[str, ...]:
@@ -178,15 +182,20 @@ class _Renamed:
         self.input_names: tuple[str, ...] = (name,)
         self._model = model
 
-    def evaluate_files(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run one batch; see `Runnable`."""
         return self._model.run({self._model.input_names[0]: inputs[self.input_names[0]]})
 
 
 def _pass(
-    model: Runnable, task: Task, beside: Agreement | None, stream: SampleStream, first: _Seen | None, what: str,
+    model: Runnable,
+    task: Task,
+    beside: Agreement | None,
+    stream: SampleStream,
+    first: _Seen | None,
+    what: str,
     console: Console,
-) -> _Seen:  # fmt: skip
+) -> _Seen:
     """Run a model over all samples; JobError where they are not those that the reference saw."""
     scores, agreements, contents = [], [], []
     with Progress(console=console, transient=True) as progress:
@@ -210,6 +219,10 @@ def _pass(
 
 def _evaluated(name: str, model: Runnable, scored: Accuracy, seen: _Seen) -> ModelEvaluation:
     return ModelEvaluation(
-        model=name, runtime=model.runtime, device=model.device, accuracy=scored, agreement=seen.agreement,
+        model=name,
+        runtime=model.runtime,
+        device=model.device,
+        accuracy=scored,
+        agreement=seen.agreement,
         scores=seen.scores.tolist(),
-    )  # fmt: skip
+    )

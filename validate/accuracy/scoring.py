@@ -125,9 +125,13 @@ def _per_sample(
 def accuracy(metric: Metric, scores: NDArray[np.float64]) -> Accuracy:
     """Return the metric over all scores or records."""
     return Accuracy(
-        metric=metric.name, higher_is_better=metric.higher_is_better, is_rate=metric.is_rate,
-        is_agreement=metric.is_agreement, value=metric.value(scores), n=len(scores),
-    )  # fmt: skip
+        metric=metric.name,
+        higher_is_better=metric.higher_is_better,
+        is_rate=metric.is_rate,
+        is_agreement=metric.is_agreement,
+        value=metric.value(scores),
+        n=len(scores),
+    )
 
 
 def candidate_accuracy(
@@ -139,7 +143,11 @@ def candidate_accuracy(
     interval = drop_interval(metric, reference, scores, confidence)
     summary: dict[str, Any] = accuracy(metric, scores).model_dump()
     return CandidateAccuracy(
-        **summary, drop=metric.drop(reference, scores), ci_low=interval.low, ci_high=interval.high,
-        confidence=confidence, method=interval.method,
+        **summary,
+        drop=metric.drop(reference, scores),
+        ci_low=interval.low,
+        ci_high=interval.high,
+        confidence=confidence,
+        method=interval.method,
         deviation=float(metric.worsening(reference, scores).std()) if metric.is_mean else None,
-    )  # fmt: skip
+    )

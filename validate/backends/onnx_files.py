@@ -143,7 +143,7 @@ def detach(model: ir.Model) -> DetachedModel:
             weights[name] = np.ascontiguousarray(tensor.numpy())
             value.const_value = ir.ExternalTensor(
                 "in memory", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.numpy().shape), name=name
-            )  # fmt: skip
+            )
     return DetachedModel(_bytes(light), weights)
 
 

@@ -39,10 +39,15 @@ _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT1
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 
 _NUMPY_TYPES = {
-    "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
-    "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8, "tensor(bool)": np.bool_,
-}  # fmt: skip
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
 _ERROR_ONLY = 3  # ONNX Runtime's severity levels: 0 verbose .. 4 fatal
 
 log = logging.getLogger(__name__)
@@ -191,9 +196,13 @@ class OnnxRuntimeBackend:
         graph, computed = force(self.graph, forced) if forced else (self.graph, {})
         exposed = expose(graph, [computed.get(name, name) for name in wanted])
         return OnnxRuntimeModel(
-            detach(exposed), self._arithmetic, wanted, self._threads, device=self._device,
+            detach(exposed),
+            self._arithmetic,
+            wanted,
+            self._threads,
+            device=self._device,
             renamed={name: computed[name] for name in {*wanted, *self.output_names} & computed.keys()},
-        )  # fmt: skip
+        )
 
 
 def activations(model: ir.Model) -> dict[str, str]:

@@ -120,10 +120,14 @@ def export_again(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             made = torch.onnx.export(
-                copy.deepcopy(module).eval(), () if by_name else tuple(tensors.values()),
-                kwargs=tensors if by_name else None, dynamic_shapes=dynamic if by_name else tuple(dynamic.values()),
-                dynamo=True, optimize=False, verbose=False,
-            )  # fmt: skip
+                copy.deepcopy(module).eval(),
+                () if by_name else tuple(tensors.values()),
+                kwargs=tensors if by_name else None,
+                dynamic_shapes=dynamic if by_name else tuple(dynamic.values()),
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+            )
     except torch.onnx.OnnxExporterError as error:
         cause = error.__cause__ or error  # the exporter's own message only counts its steps
         raise JobError(f"PyTorch cannot export {type(module).__name__}: {first_line(cause)}") from error

@@ -140,8 +140,14 @@ class NamedPreprocessing(Section):
             found = " and ".join(given) if given else "none"
             raise ValueError(f"give exactly one of torchvision, timm, processor and tokenizer (found {found})")
         tokenizer = ("tokenizer",)
-        owners = {"revision": ("processor", "tokenizer"), "column": _KINDS[:3], "text": tokenizer,
-                  "together": tokenizer, "max_length": tokenizer, "mask": tokenizer}  # fmt: skip
+        owners = {
+            "revision": ("processor", "tokenizer"),
+            "column": _KINDS[:3],
+            "text": tokenizer,
+            "together": tokenizer,
+            "max_length": tokenizer,
+            "mask": tokenizer,
+        }
         for key, of in owners.items():
             if key in self.model_fields_set and given[0] not in of:
                 raise ValueError(f"{key} belongs to {' and '.join(of)}, not to {given[0]}")
@@ -205,9 +211,13 @@ class _Tokenize:
         arguments = texts if settings.together or len(texts) == 1 else [texts]
         with self._lock:
             encoded = self._tokenizer(
-                *arguments, is_split_into_words=words, padding="max_length", truncation=True,
-                max_length=settings.max_length, return_special_tokens_mask=settings.mask is not None,
-            )  # fmt: skip
+                *arguments,
+                is_split_into_words=words,
+                padding="max_length",
+                truncation=True,
+                max_length=settings.max_length,
+                return_special_tokens_mask=settings.mask is not None,
+            )
         arrays = {name: np.asarray(values, np.int64) for name, values in encoded.items()}
         if settings.mask is not None:
             # The same tokens every time, and others in every text. All become the mask: what is said of 80, 10 and 10

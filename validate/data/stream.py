@@ -207,9 +207,15 @@ class DataConfig(Section):
                 f"set data.batch_size, or export the model with a batch that is a multiple of {preparation.rows}"
             )
         return SampleStream(
-            split, getattr(self, split), preparation, self.label, names, batch_size // preparation.rows,
-            label_required=split == "validation", slice=self.slice if split == "validation" else None,
-        )  # fmt: skip
+            split,
+            getattr(self, split),
+            preparation,
+            self.label,
+            names,
+            batch_size // preparation.rows,
+            label_required=split == "validation",
+            slice=self.slice if split == "validation" else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -350,9 +356,12 @@ def _stack(group: list[Sample], first: int, name: str, rows: int) -> Batch:
             "batched; make the preprocessing give one shape, or set data.batch_size to 1"
         ) from error
     return Batch(
-        inputs, [sample.label for sample in group], [sample.content for sample in group], first,
+        inputs,
+        [sample.label for sample in group],
+        [sample.content for sample in group],
+        first,
         [sample.slice for sample in group],
-    )  # fmt: skip
+    )
 
 
 def _content_hash(inputs: Mapping[str, Array]) -> bytes:

@@ -40,9 +40,12 @@ _SECONDS = 20  # after which nvidia-smi is given up
 
 # "NvmlClocksEventReasons" in NVIDIA's NVML API reference; the idle GPU and settings of the user's own are not here.
 _SLOWED = {
-    0x4: "power cap", 0x8: "hardware slowdown", 0x20: "thermal slowdown by software",
-    0x40: "thermal slowdown by hardware", 0x80: "power brake",
-}  # fmt: skip
+    0x4: "power cap",
+    0x8: "hardware slowdown",
+    0x20: "thermal slowdown by software",
+    0x40: "thermal slowdown by hardware",
+    0x80: "power brake",
+}
 _IDLE = 0x1
 _BUS_ID_BYTES = 32
 
@@ -109,9 +112,12 @@ def read_machine(threads: int, cpus: Sequence[int]) -> Machine:
     governor = _text(_SYS / f"cpu{cpus[0] if cpus else 0}/cpufreq/scaling_governor")
     load = _text(_PROC / "loadavg")
     return Machine(
-        threads=threads, pinned_cpus=list(cpus), cpus=os.cpu_count() or 1,
-        governor=governor, load=float(load.split()[0]) if load else None,
-    )  # fmt: skip
+        threads=threads,
+        pinned_cpus=list(cpus),
+        cpus=os.cpu_count() or 1,
+        governor=governor,
+        load=float(load.split()[0]) if load else None,
+    )
 
 
 def read_clocks(cpus: Sequence[int], gpu: bool) -> Clocks:
@@ -243,10 +249,14 @@ def _parse_gpu(printed: str) -> Clocks:
     sm, sm_max, temperature, power = numbers
     mask = int(cells[4], 16) if cells[4].startswith("0x") else None
     return Clocks(
-        cpu_mhz=None, sm_mhz=sm, sm_max_mhz=sm_max, temperature_c=temperature, power_w=power,
+        cpu_mhz=None,
+        sm_mhz=sm,
+        sm_max_mhz=sm_max,
+        temperature_c=temperature,
+        power_w=power,
         gpu_idle=None if mask is None else bool(mask & _IDLE),
         slowed_by=[] if mask is None else [reason for bit, reason in _SLOWED.items() if mask & bit],
-    )  # fmt: skip
+    )
 
 
 def _bus_id() -> str | None:

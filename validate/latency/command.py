@@ -182,11 +182,15 @@ def benchmark_models(request: BenchmarkRequest, command: str, console: Console) 
         for sentence in disturbances(watched.before, watched.after, watched.others)
     ]
     return LatencyReport(
-        created=datetime.now(UTC).isoformat(timespec="seconds"), command=command,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
         inputs=str(request.data) if request.data else "standard normal, shapes as the ONNX file declares",
-        machine=machine, batch_sizes=found, warnings=list(dict.fromkeys([*busy_before(machine), *disturbed])),
-        notes=_notes(request, found, kinds), environment=environment(),
-    )  # fmt: skip
+        machine=machine,
+        batch_sizes=found,
+        warnings=list(dict.fromkeys([*busy_before(machine), *disturbed])),
+        notes=_notes(request, found, kinds),
+        environment=environment(),
+    )
 
 
 class _Watch:
@@ -239,10 +243,15 @@ def _timed(
             watched[size].append(watching.end())
     return [
         BatchTimings(
-            batch_size=size, batches=len(batches), loads=watched[size],
+            batch_size=size,
+            batches=len(batches),
+            loads=watched[size],
             models=[
                 ModelTiming(
-                    **dict(timing), name=name, model=specs[name].model, timing=loaded[name].timing,
+                    **dict(timing),
+                    name=name,
+                    model=specs[name].model,
+                    timing=loaded[name].timing,
                     cuda_graph=getattr(timed[size][name], "cuda_graph", None),
                     note=getattr(timed[size][name], "reason", None),
                 )
@@ -250,7 +259,7 @@ def _timed(
             ],
         )
         for size, batches in inputs.items()
-    ]  # fmt: skip
+    ]
 
 
 def _batch_sizes(wanted: Sequence[int] | None, signatures: dict[Path, Signature]) -> list[int]:

@@ -211,9 +211,16 @@ def summarize(
         # Order statistics of a binomial (Conover, "Practical Nonparametric Statistics", 3rd ed., section 3.2).
         bounds: Any = stats.quantile_test(every, p=0.99).confidence_interval(confidence)
         latency = Latency(
-            runtime=model.runtime, device=model.device, batch_size=batch_size, runs=every.size, p50_ms=p50,
-            p90_ms=p90, p99_ms=p99, p99_low_ms=_or_none(bounds.low), p99_high_ms=_or_none(bounds.high),
-        )  # fmt: skip
+            runtime=model.runtime,
+            device=model.device,
+            batch_size=batch_size,
+            runs=every.size,
+            p50_ms=p50,
+            p90_ms=p90,
+            p99_ms=p99,
+            p99_low_ms=_or_none(bounds.low),
+            p99_high_ms=_or_none(bounds.high),
+        )
         baseline = next(iter(p50s))
         found[name] = Timing(
             latency=latency,
@@ -272,6 +279,10 @@ def ratio(baseline_ms: Sequence[float], model_ms: Sequence[float], confidence: f
         half = float(stats.t.ppf(0.5 + confidence / 2, pairs - 1) * logs.std(ddof=1) / math.sqrt(pairs))
         low, high, method = mean - half, mean + half, "Student's t of the log ratios"
     return Ratio(
-        value=math.exp(mean), ci_low=math.exp(low), ci_high=math.exp(high), confidence=confidence, pairs=pairs,
+        value=math.exp(mean),
+        ci_low=math.exp(low),
+        ci_high=math.exp(high),
+        confidence=confidence,
+        pairs=pairs,
         method=method,
-    )  # fmt: skip
+    )

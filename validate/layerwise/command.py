@@ -77,11 +77,18 @@ def compare_files(request: CompareRequest, command: str, console: Console) -> Co
         if role in findings.executions and model is not None
     }
     return Comparison(
-        created=datetime.now(UTC).isoformat(timespec="seconds"), command=command,
-        reference=executions["reference"], candidate=executions["candidate"], runtime=executions.get("runtime"),
-        samples=findings.samples, passes=findings.passes, layers=findings.layers, unpaired=found.unpaired,
-        isolated_reason=findings.isolated_reason, environment=environment(),
-    )  # fmt: skip
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        reference=executions["reference"],
+        candidate=executions["candidate"],
+        runtime=executions.get("runtime"),
+        samples=findings.samples,
+        passes=findings.passes,
+        layers=findings.layers,
+        unpaired=found.unpaired,
+        isolated_reason=findings.isolated_reason,
+        environment=environment(),
+    )
 
 
 def _runtime(request: CompareRequest) -> Backend | None:

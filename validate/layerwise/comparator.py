@@ -222,22 +222,31 @@ def _add_runtime(
 def _difference(name: str, layer: _Layer, inputs: Mapping[Quantizer, _Input], isolated: bool) -> LayerDifference:
     place = layer.place
     return LayerDifference(
-        tensor=name, candidate_tensor=layer.candidate_tensor, node=place.node, op_type=place.op_type,
-        depth=place.depth, precision=place.precision, inputs=place.inputs,
+        tensor=name,
+        candidate_tensor=layer.candidate_tensor,
+        node=place.node,
+        op_type=place.op_type,
+        depth=place.depth,
+        precision=place.precision,
+        inputs=place.inputs,
         quantized_inputs=[_quantized_input(inputs[quantizer]) for quantizer in place.quantizers],
-        accumulated=TensorDifference.of(layer.accumulated, layer.problem), growth_db=None,
+        accumulated=TensorDifference.of(layer.accumulated, layer.problem),
+        growth_db=None,
         isolated=TensorDifference.of(layer.isolated, layer.problem) if isolated else None,
         runtime=layer.runtime.difference() if layer.runtime.samples else None,
-    )  # fmt: skip
+    )
 
 
 def _quantized_input(quantized: _Input) -> QuantizedInput:
     seen = quantized.statistics
     return QuantizedInput(
-        tensor=quantized.quantizer.tensor, scale=quantized.quantizer.scale, low=quantized.quantizer.low,
-        high=quantized.quantizer.high, clipped_share=quantized.clipped / seen.count if seen.count else math.nan,
+        tensor=quantized.quantizer.tensor,
+        scale=quantized.quantizer.scale,
+        low=quantized.quantizer.low,
+        high=quantized.quantizer.high,
+        clipped_share=quantized.clipped / seen.count if seen.count else math.nan,
         amax=seen.amax,
-    )  # fmt: skip
+    )
 
 
 def _with_growth(layers: list[LayerDifference]) -> list[LayerDifference]:

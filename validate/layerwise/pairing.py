@@ -64,9 +64,12 @@ def _unpaired(side: Side, model: Backend, paired: set[str], why: Mapping[str, st
     other = "candidate" if side == "reference" else "reference"
     return [
         Unpaired(
-            tensor=name, node=node, side=side, reason=why.get(name, f"the {other} has none of this name"),
+            tensor=name,
+            node=node,
+            side=side,
+            reason=why.get(name, f"the {other} has none of this name"),
             is_output=covers and name in model.output_names,
         )
         for name, node in model.tensors.items()
         if name not in paired
-    ]  # fmt: skip
+    ]

@@ -14,12 +14,18 @@ __all__ = ["Place", "Precision", "Quantizer", "wiring"]
 Precision = Literal["int8", "fp16", "bf16", "fp32", "other"]
 
 _RANGES = {
-    ir.DataType.INT8: (-128, 127), ir.DataType.UINT8: (0, 255), ir.DataType.INT16: (-32768, 32767),
-    ir.DataType.UINT16: (0, 65535), ir.DataType.INT4: (-8, 7), ir.DataType.UINT4: (0, 15),
-}  # fmt: skip
+    ir.DataType.INT8: (-128, 127),
+    ir.DataType.UINT8: (0, 255),
+    ir.DataType.INT16: (-32768, 32767),
+    ir.DataType.UINT16: (0, 65535),
+    ir.DataType.INT4: (-8, 7),
+    ir.DataType.UINT4: (0, 15),
+}
 _PRECISIONS: dict[ir.DataType | None, Precision] = {
-    ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16",
-}  # fmt: skip
+    ir.DataType.FLOAT: "fp32",
+    ir.DataType.FLOAT16: "fp16",
+    ir.DataType.BFLOAT16: "bf16",
+}
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,4 @@ def _quantizer(node: ir.Node) -> Quantizer | None:
     step, offset = float(scale.item()), float(zero.astype(np.float64).item()) if zero is not None else 0.0
     smallest, largest = _RANGES[dtype]
     # Half a step beyond the last level still rounds to it.
-    return Quantizer(
-        str(node.inputs[0].name), step, (smallest - 0.5 - offset) * step, (largest + 0.5 - offset) * step
-    )  # fmt: skip
+    return Quantizer(str(node.inputs[0].name), step, (smallest - 0.5 - offset) * step, (largest + 0.5 - offset) * step)

@@ -74,5 +74,7 @@ class RuntimeErrors:
         )
         return RuntimeDifference(
             difference=TensorDifference.of(self.errors, self.problem, ("simulation", "runtime")),
-            floor_db=floor, excess_db=self.mean, excess_low_db=low,
-        )  # fmt: skip
+            floor_db=floor,
+            excess_db=self.mean,
+            excess_low_db=low,
+        )

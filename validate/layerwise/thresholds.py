@@ -107,10 +107,13 @@ def judge(comparison: Comparison, thresholds: Thresholds) -> Judgement:
     if passed:
         reasons.append(f"all {len(verdicts)} layers are within the thresholds")
     return Judgement(
-        passed=passed, reasons=reasons, layers=failed, first=failed[0].tensor if failed else None,
+        passed=passed,
+        reasons=reasons,
+        layers=failed,
+        first=failed[0].tensor if failed else None,
         worst_isolated=_first_name(by_isolated(comparison.layers)),
         worst_accumulated=_first_name(by_growth(comparison.layers)),
-    )  # fmt: skip
+    )
 
 
 def by_isolated(layers: list[LayerDifference]) -> list[LayerDifference]:
@@ -120,9 +123,7 @@ def by_isolated(layers: list[LayerDifference]) -> list[LayerDifference]:
 
 def by_growth(layers: list[LayerDifference]) -> list[LayerDifference]:
     """Return the layers, those after which error grows most first."""
-    return sorted(
-        (x for x in layers if x.growth_db is not None), key=lambda x: (-(x.growth_db or 0.0), x.depth)
-    )  # fmt: skip
+    return sorted((x for x in layers if x.growth_db is not None), key=lambda x: (-(x.growth_db or 0.0), x.depth))
 
 
 def _badness(difference: TensorDifference | None) -> float:

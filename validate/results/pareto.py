@@ -72,12 +72,19 @@ def pareto_points(
     accuracy = reference.accuracy
     points = [
         ParetoPoint(
-            name=FLOAT, value=accuracy.value, drop=0.0, ci_low=0.0, ci_high=0.0, cost=reference_cost,
-            latency_ms=reference.latency.p50_ms if reference.latency else None, size_bytes=reference_size,
-            int8_mac_share=0.0, on_front=False,
+            name=FLOAT,
+            value=accuracy.value,
+            drop=0.0,
+            ci_low=0.0,
+            ci_high=0.0,
+            cost=reference_cost,
+            latency_ms=reference.latency.p50_ms if reference.latency else None,
+            size_bytes=reference_size,
+            int8_mac_share=0.0,
+            on_front=False,
         ),
         *map(_point, candidates),
-    ]  # fmt: skip
+    ]
     ordered: list[ParetoPoint] = []
     for kind in dict.fromkeys(cost_kind(point.cost) for point in points):
         alike = sorted((x for x in points if cost_kind(x.cost) == kind), key=lambda x: x.cost.value)
@@ -89,7 +96,14 @@ def pareto_points(
 def _point(candidate: Candidate) -> ParetoPoint:
     accuracy = candidate.accuracy
     return ParetoPoint(
-        name=candidate.name, value=accuracy.value, drop=accuracy.drop, ci_low=accuracy.ci_low, ci_high=accuracy.ci_high,
-        cost=candidate.cost, latency_ms=candidate.latency.p50_ms if candidate.latency else None,
-        size_bytes=candidate.size_bytes, int8_mac_share=candidate.int8_mac_share, on_front=False,
-    )  # fmt: skip
+        name=candidate.name,
+        value=accuracy.value,
+        drop=accuracy.drop,
+        ci_low=accuracy.ci_low,
+        ci_high=accuracy.ci_high,
+        cost=candidate.cost,
+        latency_ms=candidate.latency.p50_ms if candidate.latency else None,
+        size_bytes=candidate.size_bytes,
+        int8_mac_share=candidate.int8_mac_share,
+        on_front=False,
+    )

@@ -101,9 +101,13 @@ class Statistics:
     def merge(self, other: Statistics) -> Statistics:
         """Return the statistics of the values of both; neither is changed."""
         merged = Statistics(
-            min(self.minimum, other.minimum), max(self.maximum, other.maximum), self.count + other.count,
-            self.zeros + other.zeros, self.exponent, self.bins.copy(),
-        )  # fmt: skip
+            min(self.minimum, other.minimum),
+            max(self.maximum, other.maximum),
+            self.count + other.count,
+            self.zeros + other.zeros,
+            self.exponent,
+            self.bins.copy(),
+        )
         merged._grow(other.exponent)
         grown = Statistics(exponent=other.exponent, bins=other.bins.copy())
         grown._grow(merged.exponent)

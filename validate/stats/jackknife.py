@@ -41,7 +41,7 @@ def drop_intervals(
 ) -> list[Interval]:
     """Return the interval of `metric.drop` for each confidence, whatever the metric.
 
-    A mean gets `validate.stats.intervals.paired_interval` of its differences; an aggregate the score interval of what each
+    A mean gets `paired_interval` of its differences; an aggregate the score interval of what each
     sample contributes to the drop. Where no record differs, an aggregate that is a rate gets the interval of a
     mean to which a sample contributes at most what one does to the reference. With fewer than 100 samples, or where
     the metric is not defined without one of them, it is (-inf, inf): nothing is known.

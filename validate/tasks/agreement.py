@@ -18,7 +18,7 @@ class Agreement:
     """A task scored against the reference model's answers. Its metric is called agreement, and not accuracy.
 
     The reference agrees with itself wholly: its value is the metric's best, 1 for a rate, and 0 for an error (what is
-    no `Answering` by its definition is refused; see `validate.accuracy.sanity`). A candidate's drop says how often, or how
+    no `Answering` by its definition is refused; see `sanity_warnings`). A candidate's drop says how often, or how
     far, it departs; whether for better or worse, no data without labels can tell.
 
     The label of a sample is the hash of its content, by which the reference's answer is found.

@@ -90,13 +90,15 @@ class Detection:
     """
 
     def __init__(
-        self, classes: int, format: BoxFormat = "xyxy", names: OutputNames | None = None,  # noqa: A002
-        decode: Decode | None = None, most: int = 100,
-    ) -> None:  # fmt: skip
+        self,
+        classes: int,
+        format: BoxFormat = "xyxy",  # noqa: A002  # its name in a config
+        names: OutputNames | None = None,
+        decode: Decode | None = None,
+        most: int = 100,
+    ) -> None:
         self.name = "detection"
-        self.metric = Metric(
-            "map", higher_is_better=True, is_rate=True, aggregate=self._map, per_class=self._per_class
-        )  # fmt: skip
+        self.metric = Metric("map", higher_is_better=True, is_rate=True, aggregate=self._map, per_class=self._per_class)
         self.classes, self.most = classes, most
         self._coding = _Coding(format, names or OutputNames(), decode)
 
@@ -117,10 +119,9 @@ class Detection:
         class with scores p and q: a Dice coefficient (Dice 1945) weighted by scores and IoU, without a threshold. The
         square is for the sake of adding up over layers: errors that are independent add up in squares.
         """
-        return np.array([
-            _distance(a, b)
-            for a, b in zip(self._detections(outputs), self._detections(reference), strict=True)
-        ])  # fmt: skip
+        return np.array(
+            [_distance(a, b) for a, b in zip(self._detections(outputs), self._detections(reference), strict=True)]
+        )
 
     def answers(self, outputs: Outputs) -> list[Any]:
         """Return the detections that the model is sure of, as labels; none without an area, which nothing matches."""
@@ -253,10 +254,17 @@ def _coco(found: list[Detections], labels: list[dict[str, NDArray[Any]]], most: 
         for b, c, w in zip(label["bbox"], label["category"], label["iscrowd"], strict=True)
     ]
     answers = [
-        {"image_id": i, "category_id": int(c), "bbox": b.tolist(), "area": float(b[2] * b[3]), "iscrowd": 0,
-         "score": float(s)}
-        for i, x in enumerate(found) for b, s, c in zip(x.boxes, x.scores, x.classes, strict=True)
-    ]  # fmt: skip
+        {
+            "image_id": i,
+            "category_id": int(c),
+            "bbox": b.tolist(),
+            "area": float(b[2] * b[3]),
+            "iscrowd": 0,
+            "score": float(s),
+        }
+        for i, x in enumerate(found)
+        for b, s, c in zip(x.boxes, x.scores, x.classes, strict=True)
+    ]
     kinds = sorted({x["category_id"] for x in truth + answers})
     if not kinds:
         return []
@@ -265,9 +273,10 @@ def _coco(found: list[Detections], labels: list[dict[str, NDArray[Any]]], most: 
         for annotations in (truth, answers):
             side = COCO()
             side.dataset = {
-                "images": [{"id": i} for i in images], "categories": [{"id": k} for k in kinds],
+                "images": [{"id": i} for i in images],
+                "categories": [{"id": k} for k in kinds],
                 "annotations": [{**x, "id": number} for number, x in enumerate(annotations, 1)],
-            }  # fmt: skip
+            }
             side.createIndex()
             sides.append(side)
         evaluation = COCOeval(*sides, "bbox")

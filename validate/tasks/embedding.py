@@ -59,8 +59,9 @@ class SentenceEmbedding:
 
     def errors(self, outputs: Outputs, reference: Outputs) -> NDArray[np.float64]:
         """Return one minus the cosine between a vector and the reference's, the mean of both sentences of a pair."""
-        vectors, wanted = (np.asarray(first_output(x), np.float64).reshape(len(first_output(x)), -1)
-                           for x in (outputs, reference))  # fmt: skip
+        vectors, wanted = (
+            np.asarray(first_output(x), np.float64).reshape(len(first_output(x)), -1) for x in (outputs, reference)
+        )
         return np.asarray((1 - _cosine(vectors, wanted)).reshape(-1, _ROWS).mean(axis=1))
 
     def answers(self, outputs: Outputs) -> list[Any]:

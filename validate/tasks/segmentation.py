@@ -47,7 +47,7 @@ class Segmentation:
         self.name = "segmentation"
         self.metric = Metric(
             "miou", higher_is_better=True, is_rate=True, aggregate=self._miou, per_class=self._per_class
-        )  # fmt: skip
+        )
         self.classes = classes
         self.ignored = ignored
 

@@ -102,14 +102,14 @@ def _accuracy_rule(name: str, policy: Policy, reference: Accuracy, accuracy: Can
     samples = min(reference.n, accuracy.n)
     if samples == 0 or not all(map(math.isfinite, numbers)):
         return Rule(
-            name=name, outcome="not_measured", threshold=margin,
+            name=name,
+            outcome="not_measured",
+            threshold=margin,
             message=f"{accuracy.metric} could not be measured ({samples} samples, value {accuracy.value})",
-        )  # fmt: skip
+        )
     show = score(accuracy.is_rate)
     if problem := out_of_reach(reference, margin):
-        return Rule(
-            name=name, outcome="not_measured", value=accuracy.drop, threshold=margin, message=problem
-        )  # fmt: skip
+        return Rule(name=name, outcome="not_measured", value=accuracy.drop, threshold=margin, message=problem)
     found = (
         f"{accuracy.metric} is {show(accuracy.value)}, {show(reference.value)} in float, on {accuracy.n} samples: "
         f"a drop of {show(accuracy.drop)}, {interval(accuracy.ci_low, accuracy.ci_high, show)} "
@@ -153,6 +153,8 @@ def _build_rule(policy: Policy, build: BuildResult) -> Rule:
         return Rule(name=name, outcome="fail", message=f"{build.backend} {build.version} refuses it: {build.message}")
     unasked = "" if policy.require_tensorrt_build else "; the policy does not ask for it"
     return Rule(
-        name=name, outcome="not_measured", message=f"TensorRT build {build.message}{unasked}",
+        name=name,
+        outcome="not_measured",
+        message=f"TensorRT build {build.message}{unasked}",
         optional=not policy.require_tensorrt_build,
-    )  # fmt: skip
+    )

@@ -48,9 +48,7 @@ class Champion:
             return cls(name, problem="the samples.parquet of its run has no scores of it")
         scores = samples.kernels.get(selected.name, samples.candidates[selected.name])
         alone = SampleTable(samples.contents, samples.labels, samples.slices, scores, {})
-        return cls(
-            name, selected.accuracy, alone, model_sha256=results.model.sha256, plan_hash=selected.plan_hash
-        )  # fmt: skip
+        return cls(name, selected.accuracy, alone, model_sha256=results.model.sha256, plan_hash=selected.plan_hash)
 
 
 @dataclass(frozen=True)

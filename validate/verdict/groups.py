@@ -167,9 +167,7 @@ def _judged(name: str, kind: str, wanted: GroupPolicy, found: list[GroupDrop], s
     else:
         message = f"none of {len(found)} drops by more than allowed; the worst is {listed(found[:1])}"
     worst = (beyond or unproven or found)[0]
-    return Rule(
-        name=name, outcome=outcome, value=worst.drop, threshold=margin, message=f"{name}: {message}; {wish}"
-    )  # fmt: skip
+    return Rule(name=name, outcome=outcome, value=worst.drop, threshold=margin, message=f"{name}: {message}; {wish}")
 
 
 def champion_rule(margin: float, evidence: Evidence, champion: Champion, kernels: bool = False) -> Rule:

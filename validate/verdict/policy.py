@@ -11,9 +11,17 @@ from validate.settings import Section
 __all__ = ["ChampionPolicy", "EnginePolicy", "GroupPolicy", "LatencyPolicy", "Policy", "RuleKey", "SpeedupPolicy"]
 
 RuleKey = Literal[
-    "classes", "slices", "champion", "speedup", "latency", "max_model_bytes", "min_layer_sqnr_db", "max_clipped_share",
-    "max_overlap", "engine",
-]  # fmt: skip
+    "classes",
+    "slices",
+    "champion",
+    "speedup",
+    "latency",
+    "max_model_bytes",
+    "min_layer_sqnr_db",
+    "max_clipped_share",
+    "max_overlap",
+    "engine",
+]
 """What `Policy.optional` may name."""
 
 
@@ -80,10 +88,12 @@ class Policy(Section):
         gt=0, allow_inf_nan=False, description="margin: how much worse than the float model is acceptable"
     )
     confidence: float = Field(
-        default=0.95, gt=0.5, lt=1,
+        default=0.95,
+        gt=0.5,
+        lt=1,
         description="two-sided; shared by all looks at the validation samples (the selected candidate, and "
         "every fallback trial)",
-    )  # fmt: skip
+    )
     require_tensorrt_build: bool = Field(
         default=True, description="no GO where no TensorRT builder has accepted the file"
     )
@@ -97,10 +107,12 @@ class Policy(Section):
         default=None, allow_inf_nan=False, description="of the worst layer's output, both models run whole"
     )
     max_clipped_share: float | None = Field(
-        default=None, ge=0, le=1,
+        default=None,
+        ge=0,
+        le=1,
         description="share of a quantized activation's values that INT8 clips, of the worst one, on validation "
         "samples; a run measures it where its config's policy asks for it",
-    )  # fmt: skip
+    )
     max_overlap: int | None = Field(
         default=None, ge=0, description="validation samples that scales were found on too (data.allow_overlap)"
     )

@@ -42,11 +42,16 @@ def judge_again(
     samples, no_samples = samples_of(results, folder)
     metric = metric_of_samples(results, samples)
     evidence = Evidence(
-        reference=results.reference.accuracy, candidate=_at_confidence(policy, results, candidate, samples, metric),
-        metric=metric, model_sha256=results.model.sha256, overlap=results.overlap, samples=samples,
-        no_samples=no_samples, champion=champion,
+        reference=results.reference.accuracy,
+        candidate=_at_confidence(policy, results, candidate, samples, metric),
+        metric=metric,
+        model_sha256=results.model.sha256,
+        overlap=results.overlap,
+        samples=samples,
+        no_samples=no_samples,
+        champion=champion,
         engine=None if engine is None else Engine.at(engine),
-    )  # fmt: skip
+    )
     return results.model_copy(update={"verdict": decide(policy, evidence)})
 
 
@@ -63,9 +68,7 @@ def metric_of_samples(results: Results, samples: SampleTable | None) -> Metric |
     """Return how the metric of results is made of scores or records; None where only a task of the user's can tell."""
     accuracy = results.reference.accuracy
     if samples is not None and samples.reference.ndim == 1:
-        return Metric(
-            accuracy.metric, accuracy.higher_is_better, accuracy.is_rate, is_agreement=accuracy.is_agreement
-        )  # fmt: skip
+        return Metric(accuracy.metric, accuracy.higher_is_better, accuracy.is_rate, is_agreement=accuracy.is_agreement)
     return metric_of(results.config["task"], labelled=not accuracy.is_agreement) if "task" in results.config else None
 
 

@@ -114,9 +114,7 @@ def latency_rule(wanted: LatencyPolicy, candidate: Candidate) -> Rule:
     elif wanted.batch_size not in (None, found.batch_size):
         problem = f"latency was measured with batch size {found.batch_size}, not {wanted.batch_size}"
     if problem is not None or found is None:
-        return Rule(
-            name=name, outcome="not_measured", threshold=wanted.p99_ms, unit="ms", message=f"{problem}; {wish}"
-        )  # fmt: skip
+        return Rule(name=name, outcome="not_measured", threshold=wanted.p99_ms, unit="ms", message=f"{problem}; {wish}")
     low, high = found.p99_low_ms or 0.0, found.p99_high_ms or math.inf
     outcome: Literal["pass", "fail", "undecided"] = "undecided"
     if high <= wanted.p99_ms:
@@ -127,10 +125,14 @@ def latency_rule(wanted: LatencyPolicy, candidate: Candidate) -> Rule:
     if not math.isfinite(high):
         sure = f"as far as so few can tell (it takes {_P99_CALLS} or more: latency.runs)"
     return Rule(
-        name=name, outcome=outcome, value=found.p99_ms, threshold=wanted.p99_ms, unit="ms",
+        name=name,
+        outcome=outcome,
+        value=found.p99_ms,
+        threshold=wanted.p99_ms,
+        unit="ms",
         message=f"99 of 100 calls take at most {found.p99_ms:.4g} ms, {sure} ({found.runs} calls of batch size "
         f"{found.batch_size}, {found.runtime} on {found.device}); {wish}",
-    )  # fmt: skip
+    )
 
 
 def model_size_rule(most: int, candidate: Candidate) -> Rule:
@@ -141,13 +143,20 @@ def model_size_rule(most: int, candidate: Candidate) -> Rule:
 def _size_rule(name: str, what: str, size: int, most: int) -> Rule:
     if size == 0:
         return Rule(
-            name=name, outcome="not_measured", threshold=most, unit="bytes",
+            name=name,
+            outcome="not_measured",
+            threshold=most,
+            unit="bytes",
             message=f"{what} is empty; the policy allows {most:,} bytes",
-        )  # fmt: skip
+        )
     return Rule(
-        name=name, outcome="pass" if size <= most else "fail", value=size, threshold=most, unit="bytes",
+        name=name,
+        outcome="pass" if size <= most else "fail",
+        value=size,
+        threshold=most,
+        unit="bytes",
         message=f"{what} has {size:,} bytes; the policy allows {most:,}",
-    )  # fmt: skip
+    )
 
 
 def worst_layer_rule(least: float, candidate: Candidate) -> Rule:
@@ -163,9 +172,13 @@ def worst_layer_rule(least: float, candidate: Candidate) -> Rule:
         return Rule(name=name, outcome="not_measured", threshold=least, unit="dB", message=f"the SQNR {what}; {wish}")
     worst = min(measured, key=lambda layer: layer.sqnr_db)
     return Rule(
-        name=name, outcome="pass" if worst.sqnr_db >= least else "fail", value=worst.sqnr_db, threshold=least,
-        unit="dB", message=f"the lowest SQNR of a layer is {worst.sqnr_db:.4g} dB, of {worst.node}; {wish}",
-    )  # fmt: skip
+        name=name,
+        outcome="pass" if worst.sqnr_db >= least else "fail",
+        value=worst.sqnr_db,
+        threshold=least,
+        unit="dB",
+        message=f"the lowest SQNR of a layer is {worst.sqnr_db:.4g} dB, of {worst.node}; {wish}",
+    )
 
 
 def clipping_rule(most: float, candidate: Candidate) -> Rule:
@@ -173,15 +186,20 @@ def clipping_rule(most: float, candidate: Candidate) -> Rule:
     name, wish, found = "clipped activations", f"the policy allows {100 * most:.4g}%", candidate.clipping
     if found is None or found.samples == 0 or math.isnan(found.share):
         return Rule(
-            name=name, outcome="not_measured", threshold=most,
+            name=name,
+            outcome="not_measured",
+            threshold=most,
             message="the share of clipped activations was not measured on validation samples (the share of each layer "
             f"is of calibration samples); run with policy.max_clipped_share in the config; {wish}",
-        )  # fmt: skip
+        )
     return Rule(
-        name=name, outcome="pass" if found.share <= most else "fail", value=found.share, threshold=most,
+        name=name,
+        outcome="pass" if found.share <= most else "fail",
+        value=found.share,
+        threshold=most,
         message=f"INT8 clips up to {100 * found.share:.4g}% of an activation's values, of {found.tensor}, on "
         f"{found.samples} {found.split} samples; {wish}",
-    )  # fmt: skip
+    )
 
 
 def overlap_rule(most: int, overlap: int | None) -> Rule:
@@ -189,13 +207,20 @@ def overlap_rule(most: int, overlap: int | None) -> Rule:
     name, wish = "calibration leakage", f"the policy allows {most}"
     if overlap is None:
         return Rule(
-            name=name, outcome="not_measured", threshold=most, unit="samples",
+            name=name,
+            outcome="not_measured",
+            threshold=most,
+            unit="samples",
             message=f"samples in both sets were not counted by the version that made these results; {wish}",
-        )  # fmt: skip
+        )
     return Rule(
-        name=name, outcome="pass" if overlap <= most else "fail", value=overlap, threshold=most, unit="samples",
+        name=name,
+        outcome="pass" if overlap <= most else "fail",
+        value=overlap,
+        threshold=most,
+        unit="samples",
         message=f"{overlap} validation samples are calibration samples too; {wish}",
-    )  # fmt: skip
+    )
 
 
 def engine_rules(wanted: EnginePolicy, evidence: Evidence) -> Iterator[Rule]:
@@ -216,9 +241,12 @@ def engine_rules(wanted: EnginePolicy, evidence: Evidence) -> Iterator[Rule]:
     if wanted.max_bytes is not None:
         if engine is None:
             yield Rule(
-                name="engine size", outcome="not_measured", threshold=wanted.max_bytes, unit="bytes",
+                name="engine size",
+                outcome="not_measured",
+                threshold=wanted.max_bytes,
+                unit="bytes",
                 message="no engine was given; name the file with --engine",
-            )  # fmt: skip
+            )
         else:
             yield _size_rule("engine size", engine.path.name, engine.size_bytes, wanted.max_bytes)
 

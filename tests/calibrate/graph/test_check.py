@@ -95,9 +95,13 @@ def test_the_float_model_is_good(parts):
 
 @pytest.mark.parametrize(
     ("scale", "problem"),
-    [(0.0, "not positive and finite"), (-0.05, "not positive and finite"), (np.nan, "not positive and finite"),
-     (np.inf, "not positive and finite")],
-)  # fmt: skip
+    [
+        (0.0, "not positive and finite"),
+        (-0.05, "not positive and finite"),
+        (np.nan, "not positive and finite"),
+        (np.inf, "not positive and finite"),
+    ],
+)
 @pytest.mark.parametrize("of_weight", [False, True], ids=["activation", "weight"])
 def test_scale(good, scale, problem, of_weight):
     dequantize = source(node(good, "block").inputs[1 if of_weight else 0])
@@ -304,8 +308,10 @@ def test_every_violation_is_reported(good):
     set_constant(good, quantize, 1, np.float32(0.06))
     relu = node(good, "relu")
     between = quantize_dequantize(good, relu.inputs[0], [relu])
-    assert sorted(check(good)) == sorted([
-        f"{quantize.name}: the zero point is not 0",
-        "concat: its inputs and its output have different scales",
-        f"{between.name}: stands between stem and relu, which fuse",
-    ])  # fmt: skip
+    assert sorted(check(good)) == sorted(
+        [
+            f"{quantize.name}: the zero point is not 0",
+            "concat: its inputs and its output have different scales",
+            f"{between.name}: stands between stem and relu, which fuse",
+        ]
+    )

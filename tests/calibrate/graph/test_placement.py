@@ -127,10 +127,16 @@ def test_residual_between_two_convolutions(prepared, normal, int8, fused_into, q
         f"c = {CONV} (x, w) p = ReduceMax <keepdims = 0> (x, batch) y = Add(p, c)",
     ],
     ids=[
-        "bias", "doubled", "convolution-used-twice", "product", "activation-between", "broadcast-other",
-        "broadcast-convolution", "broadcast-rank",
+        "bias",
+        "doubled",
+        "convolution-used-twice",
+        "product",
+        "activation-between",
+        "broadcast-other",
+        "broadcast-convolution",
+        "broadcast-rank",
     ],
-)  # fmt: skip
+)
 def test_no_residual(prepared, normal, body):
     constants = {"w": normal(4, 4, 3, 3), "bias": normal(1, 4, 8, 8), "batch": np.array([0])}
     used = {name: array for name, array in constants.items() if name in body}

@@ -66,10 +66,14 @@ class Written:
     def casts(self):
         """Return (what it casts, from what, to what) of every Cast, in order."""
         return [
-            (self.made_by[n.input[0]].name if n.input[0] in self.made_by else n.input[0],
-             self.types[n.input[0]], self.types[n.output[0]])
-            for n in self.model.graph.node if n.op_type == "Cast"
-        ]  # fmt: skip
+            (
+                self.made_by[n.input[0]].name if n.input[0] in self.made_by else n.input[0],
+                self.types[n.input[0]],
+                self.types[n.output[0]],
+            )
+            for n in self.model.graph.node
+            if n.op_type == "Cast"
+        ]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

@@ -50,9 +50,15 @@ CNN = f"""g (float[N, 3, 8, 8] x) => (float[N, 5] y) {{
     [head] y = Gemm <transB = 1> (f, head_w, head_b)
 }}"""
 CNN_SHAPES = {
-    "stem_w": (8, 3, 3, 3), "stem_b": (8,), "block_w": (8, 8, 3, 3), "wide_w": (16, 8, 3, 3), "short_w": (16, 8, 1, 1),
-    "up_w": (16, 8, 2, 2), "head_w": (5, 8), "head_b": (5,),
-}  # fmt: skip
+    "stem_w": (8, 3, 3, 3),
+    "stem_b": (8,),
+    "block_w": (8, 8, 3, 3),
+    "wide_w": (16, 8, 3, 3),
+    "short_w": (16, 8, 1, 1),
+    "up_w": (16, 8, 2, 2),
+    "head_w": (5, 8),
+    "head_b": (5,),
+}
 
 ENCODER = """g (int64[N, 6] tokens, float[N, 1, 6] visible) => (float[N, 6, 8] y) {
     [embed] e = Gather(table, tokens)
@@ -76,9 +82,16 @@ ENCODER = """g (int64[N, 6] tokens, float[N, 1, 6] visible) => (float[N, 6, 8] y
     [residual2] y = Add(d, r)
 }"""
 ENCODER_SHAPES = {
-    "table": (20, 8), "gain": (8,), "bias": (8,), "wq": (8, 8), "wk": (8, 8), "wv": (8, 8), "wo": (8, 8),
-    "w1": (8, 16), "w2": (16, 8),
-}  # fmt: skip
+    "table": (20, 8),
+    "gain": (8,),
+    "bias": (8,),
+    "wq": (8, 8),
+    "wk": (8, 8),
+    "wv": (8, 8),
+    "wo": (8, 8),
+    "w1": (8, 16),
+    "w2": (16, 8),
+}
 
 
 @pytest.fixture(params=["cnn", "encoder"])

@@ -126,8 +126,15 @@ def test_nodes_of_a_small_network(prepared, normal, make_plan):
         return [tensor] if node is None else [node.op_type, *follow(node.input[0])]
 
     assert follow("y") == [
-        "Conv", "DequantizeLinear", "QuantizeLinear", "Relu", "Conv", "DequantizeLinear", "QuantizeLinear", "x",
-    ]  # fmt: skip
+        "Conv",
+        "DequantizeLinear",
+        "QuantizeLinear",
+        "Relu",
+        "Conv",
+        "DequantizeLinear",
+        "QuantizeLinear",
+        "x",
+    ]
     assert [node.op_type for node in result.graph.node].count("DequantizeLinear") == 4
     for name, tensor, scale, weight in (("one", "x", 0.02, "w"), ("two", "r", 0.03, "v")):
         node = next(n for n in result.graph.node if n.name == name)

@@ -111,10 +111,12 @@ class TestExclusion:
             ({"patterns": ["(?i)HEAD", "act"]}, {"head", "block_0_act"}),
             ({"op_types": ["Gemm"]}, {"block_10_fc"}),
             ({"op_types": ["MatMul", "Relu"]}, {"block_0_fc", "block_0_act", "block_1_fc", "head"}),
-            ({"names": ["head"], "patterns": ["0_fc"], "op_types": ["Add"]},
-             {"head", "block_0_fc", "block_10_fc", "block_1_skip"}),
+            (
+                {"names": ["head"], "patterns": ["0_fc"], "op_types": ["Add"]},
+                {"head", "block_0_fc", "block_10_fc", "block_1_skip"},
+            ),
         ],
-    )  # fmt: skip
+    )
     def test_what_is_excluded_stays_in_float(
         self, chain: ir.Model, what: dict[str, list[str]], excluded: set[str]
     ) -> None:
@@ -395,7 +397,7 @@ class TestPlanFile:
             (lambda text: text.replace('"patterns": []', '"patterns": ["("]'), r"is not a plan: exclude\.patterns: "),
             (lambda text: text.replace(f'"{ORIGIN.version}"', '"0.0.7"'), r"was made by version 0\.0\.7 .* again"),
         ],
-    )  # fmt: skip
+    )
     def test_what_is_no_plan_of_ours(
         self, chain: ir.Model, tmp_path: Path, edit: Callable[[str], str], message: str
     ) -> None:

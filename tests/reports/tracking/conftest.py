@@ -25,10 +25,12 @@ SPLITS = {
     "validation": {"source": {"parquet": "/data/validation.parquet"}, "samples": 200, "digest": "c3" * 32},
 }
 CONFIG = {
-    "name": "job", "tracking": {"uri": None, "experiment": "from-a-test", "retry_seconds": 5.0},
+    "name": "job",
+    "tracking": {"uri": None, "experiment": "from-a-test", "retry_seconds": 5.0},
     "target": {"device": "gpu", "compute_capability": "8.9", "gpu": "NVIDIA L4"},
-    "policy": {"max_drop": 0.01}, "quantization": {"strategies": ["minmax", {"percentile": 99.9}]},
-}  # fmt: skip
+    "policy": {"max_drop": 0.01},
+    "quantization": {"strategies": ["minmax", {"percentile": 99.9}]},
+}
 
 
 @pytest.fixture(scope="session")

@@ -25,9 +25,12 @@ EXPERIMENT = "from-a-test"
 
 
 def test_whatever_answer_is_lost_all_is_there_once(
-    stored: tuple[Results, Path], undisturbed: dict[str, Any], server: str, wire_to: Callable[[str], Wire],
+    stored: tuple[Results, Path],
+    undisturbed: dict[str, Any],
+    server: str,
+    wire_to: Callable[[str], Wire],
     snapshot: Snapshot,
-) -> None:  # fmt: skip
+) -> None:
     """The first attempt loses the answer to its first request, the second to its second, until one loses none."""
     results, folder = stored
     wire = wire_to(server)
@@ -53,9 +56,14 @@ KILLS: dict[str, Callable[[int, str], bool]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", KILLS)
 def test_a_server_that_is_killed_while_it_is_sent_to(
-    moment: str, stored: tuple[Results, Path], undisturbed: dict[str, Any], new_server: Callable[[], TrackingServer],
-    wire_to: Callable[[str], Wire], snapshot: Snapshot, clean_environment: dict[str, str],
-) -> None:  # fmt: skip
+    moment: str,
+    stored: tuple[Results, Path],
+    undisturbed: dict[str, Any],
+    new_server: Callable[[], TrackingServer],
+    wire_to: Callable[[str], Wire],
+    snapshot: Snapshot,
+    clean_environment: dict[str, str],
+) -> None:
     results, folder = stored
     server = new_server()
     server.start()
@@ -66,8 +74,11 @@ def test_a_server_that_is_killed_while_it_is_sent_to(
         command = [sys.executable, "-m", "reports", "log", str(folder), "--tracking-uri", wire.address]
         return subprocess.run(
             [*command, "--retry-seconds", "0"],
-            env=clean_environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            env=clean_environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     failed = log()
     assert failed.returncode == 4
@@ -85,9 +96,12 @@ def test_a_server_that_is_killed_while_it_is_sent_to(
 
 @pytest.mark.slow
 def test_a_server_that_comes_back_in_time_is_no_failure(
-    stored: tuple[Results, Path], undisturbed: dict[str, Any], new_server: Callable[[], TrackingServer],
-    wire_to: Callable[[str], Wire], snapshot: Snapshot,
-) -> None:  # fmt: skip
+    stored: tuple[Results, Path],
+    undisturbed: dict[str, Any],
+    new_server: Callable[[], TrackingServer],
+    wire_to: Callable[[str], Wire],
+    snapshot: Snapshot,
+) -> None:
     results, folder = stored
     server = new_server()
     server.start()

@@ -50,10 +50,14 @@ def test_a_trial_carries_what_came_of_it(runs: dict[str, Run]) -> None:
     assert data.params.items() >= (expected | {"calib.strategy": "percentile"}).items()
     assert data.metrics == pytest.approx(
         {
-            "eval/exact_match": 0.9025, "eval/exact_match_drop": 0.04, "eval/exact_match_drop_ci_low": 0.01,
-            "eval/exact_match_drop_ci_high": 0.07, "eval/samples": 120, "perf/cost": 0.442,
+            "eval/exact_match": 0.9025,
+            "eval/exact_match_drop": 0.04,
+            "eval/exact_match_drop_ci_low": 0.01,
+            "eval/exact_match_drop_ci_high": 0.07,
+            "eval/samples": 120,
+            "perf/cost": 0.442,
         }
-    )  # fmt: skip
+    )
 
 
 def test_a_candidate_that_was_a_trial_says_so_beside_its_own_numbers(

@@ -31,9 +31,16 @@ __all__ = ["DEVICE", "Bound", "TensorRTEngine", "deserialize"]
 DEVICE = "cuda"
 
 _TORCH_TYPES = {
-    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "float8_e4m3fn",
-    "INT8": "int8", "UINT8": "uint8", "INT32": "int32", "INT64": "int64", "BOOL": "bool",
-}  # fmt: skip
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "FP8": "float8_e4m3fn",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+}
 
 
 def deserialize(path: Path, library: Library, fingerprint: Fingerprint) -> Any:

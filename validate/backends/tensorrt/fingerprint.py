@@ -86,10 +86,18 @@ def adopt(engine: Path, library: Library, gpu: Gpu, options: BuildOptions | None
         options: how it was built, as far as that decides where it runs and which tensors can be asked for.
     """
     made = Fingerprint(
-        gpu=None if library.ahead_of_time else gpu.name, compute_capability=gpu.compute_capability,
-        flavour=library.flavour, version=library.version, driver=gpu.driver, model=None, model_sha256=None,
-        plan_sha256=None, engine_sha256=sha256(engine), profile={}, options=options or BuildOptions(),
-    )  # fmt: skip
+        gpu=None if library.ahead_of_time else gpu.name,
+        compute_capability=gpu.compute_capability,
+        flavour=library.flavour,
+        version=library.version,
+        driver=gpu.driver,
+        model=None,
+        model_sha256=None,
+        plan_sha256=None,
+        engine_sha256=sha256(engine),
+        profile={},
+        options=options or BuildOptions(),
+    )
     made.write(engine)
     return made
 
