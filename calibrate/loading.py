@@ -25,7 +25,7 @@ from validate.references import load_object
 from validate.results import ModelInfo
 from validate.tasks import Task, with_or_without_labels
 
-__all__ = ["FloatModel", "Inputs", "Seen", "load_inputs", "load_model", "onnx_file", "task_hash"]
+__all__ = ["FloatModel", "Inputs", "SplitFingerprint", "load_inputs", "load_model", "onnx_file", "task_hash"]
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,11 @@ class Inputs:
 
 
 @dataclass
-class Seen:
-    """What a run has seen of a split: of every sample its hash, class and slice, the hash of all labels, and shapes."""
+class SplitFingerprint:
+    """What identifies a split: of every sample its hash, class and slice, the hash of all labels, and shapes.
+
+    The first pass over the split fills it (`watch`), and every later one is held against it (`again`).
+    """
 
     contents: dict[bytes, int] = field(default_factory=dict)
     order: list[bytes] = field(default_factory=list)
@@ -82,7 +85,7 @@ class Seen:
                 self.largest[name] = tuple(map(max, large, array.shape))
             yield batch
 
-    def apart_from(self, validation: Seen, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def apart_from(self, validation: SplitFingerprint, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Watch the calibration set; JobError at the first sample that is in the validation set too."""
         for batch in self.watch(batches):
             for offset, content in enumerate(batch.contents):

@@ -33,19 +33,6 @@ app = typer.Typer(
     help="Decide whether a neural network may be released in INT8 on NVIDIA GPUs, and at what price.",
 )
 
-_OURS = (
-    "results.json",
-    "samples.parquet",
-    "plan.json",
-    "plans",
-    "statistics.npz",
-    "model.int8.onnx",
-    "model.int8.onnx.data",
-    "illustrations.json",
-    "report.html",
-    "run.log",
-)
-
 
 ConfigArgument = Annotated[Path, typer.Argument(help="the job, in YAML", show_default=False)]
 OverridesOption = Annotated[
@@ -88,7 +75,9 @@ def run(
         nonlocal folder
         settings = _config(config, overrides)
         folder = output or Path("runs") / settings.name
-        _start_folder(folder)
+        from calibrate.output_folder import start_folder
+
+        start_folder(folder)
         return _run(settings, folder, console)
 
     def interrupted() -> str:
@@ -210,29 +199,3 @@ def _track(
         journal.warn(f"{said}; nothing is lost: {later} sends them")
         return None
     return tracking.ui_command(destination.uri)
-
-
-def _start_folder(folder: Path) -> None:
-    """Empty the folder of an earlier run's files, so that no stale verdict can be read, and start its log.
-
-    Its evaluations stay: they are named by all that they depend on, and a run that was killed goes on from them.
-    """
-    import shutil
-
-    from validate.exceptions import UsageError
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()) and not (folder / "run.log").is_file():
-            raise UsageError(f"output folder {folder} holds files that no run wrote; name a new one with --output")
-        for name in _OURS:
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"output folder {folder} cannot be written: {error.strerror}") from error
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    for package in ("calibrate", "reports", "validate"):
-        logging.getLogger(package).setLevel(logging.INFO)
-    logging.captureWarnings(True)

@@ -16,11 +16,10 @@ from calibrate.config import Config
 from calibrate.graph import apply as apply_plan
 from calibrate.graph import check
 from calibrate.journal import Journal
-from calibrate.loading import FloatModel, Seen, load_inputs, load_model, onnx_file
-from calibrate.observation import StoredStatistics, merged, write_statistics
-from calibrate.pipeline import make_origin, make_plans, observe_calibration_set
+from calibrate.loading import FloatModel, load_inputs, load_model, onnx_file
+from calibrate.observation import StoredStatistics, merged, observe_calibration_set, write_statistics
 from calibrate.plan import Origin, QuantizationPlan, QuantizationRules, companion, read_cache, write_cache
-from calibrate.strategies import plan_of_scales
+from calibrate.strategies import make_plans, plan_of_scales
 from validate.backends import write_onnx
 from validate.exceptions import JobError, UsageError
 
@@ -34,13 +33,12 @@ def observe(config: Config, output: Path, console: Console) -> None:
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder, Journal(console) as journal:
         with journal.stage("load", "load and prepare the model"):
             inputs = load_inputs(config, config.quantization, Path(folder))
-        seen = Seen()
-        observation, _ = observe_calibration_set(inputs, seen.watch, journal)
-        if warning := config.data.repeats("calibration", seen.order):
+        found = observe_calibration_set(inputs, journal)
+        if warning := config.data.repeats("calibration", found.fingerprint.order):
             journal.warn(warning)
-        stored = StoredStatistics(observation, make_origin(inputs, seen), len(seen.order))
+        stored = StoredStatistics(found.observation, found.origin(inputs), found.samples)
         write_statistics(stored, output)
-    console.print(f"{output}: {len(observation.statistics)} tensors, {stored.samples} samples", highlight=False)
+    console.print(f"{output}: {len(found.statistics)} tensors, {stored.samples} samples", highlight=False)
 
 
 def plan(config: Config, statistics: Sequence[Path], output: Path, console: Console) -> None:

@@ -36,16 +36,22 @@ class Pricing:
     """Costs of one basis.
 
     Attributes:
-        plans: says what a plan costs.
+        model: that the plans are for.
+        plans: says what precisions cost.
         macs: multiply-accumulates by layer.
         float32: cost of the float model.
         float16: cost of the model in FP16, which is what INT8 has to beat; what FP16 cannot hold is FP32 there too.
     """
 
+    model: FloatModel
     plans: CostModel
     macs: Mapping[str, int]
     float32: Cost
     float16: Cost
+
+    def cost(self, plan: QuantizationPlan) -> Cost:
+        """Return what a plan costs."""
+        return self.plans.cost(layer_precisions(self.model.prepared, plan))
 
     def int8_share(self, plan: QuantizationPlan) -> float:
         """Return the share of the layers' multiply-accumulates that are int8, in [0, 1]."""
@@ -110,7 +116,7 @@ def _priced(
     def whole(kind: FloatPrecision) -> Cost:
         return costs(kind).cost(layer_precisions(model.prepared, plan.in_float(kind, kind)))
 
-    return Pricing(costs(plan.float_precision), macs, whole("fp32"), whole("fp16"))
+    return Pricing(model, costs(plan.float_precision), macs, whole("fp32"), whole("fp16"))
 
 
 def _gpu(target: TargetConfig, journal: Journal) -> Gpu | None:
@@ -165,4 +171,4 @@ def _measured(
         value = float(np.sum([*times.nodes.values(), times.rest_ms, times.reformat_ms]))
         return Cost(basis="measured", value=value, unit="ms", source=source)
 
-    return Pricing(plans, macs, total(floats["fp32"]), total(floats["fp16"]))
+    return Pricing(model, plans, macs, total(floats["fp32"]), total(floats["fp16"]))

@@ -5,18 +5,22 @@ Everything that is measured over samples is cached on disk by the hash of the pl
 
 from __future__ import annotations
 
-from calibrate.measurement.candidates import Bench, Stop
-from calibrate.measurement.evaluation_cache import Evaluated, Evaluations
+from calibrate.measurement.candidates import CandidateBench, MeasuredCandidate
+from calibrate.measurement.evaluation_cache import EvaluationCache, TimedScores
 from calibrate.measurement.pictures import illustrate
+from calibrate.measurement.reference import ReferenceRun, evaluate_reference
 from calibrate.measurement.settings import LatencyConfig
-from calibrate.measurement.timing import time_models
+from calibrate.measurement.timing import Times, time_models
 
 __all__ = [
-    "Bench",
-    "Evaluated",
-    "Evaluations",
+    "CandidateBench",
+    "EvaluationCache",
     "LatencyConfig",
-    "Stop",
+    "MeasuredCandidate",
+    "ReferenceRun",
+    "TimedScores",
+    "Times",
+    "evaluate_reference",
     "illustrate",
     "time_models",
 ]

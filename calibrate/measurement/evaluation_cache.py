@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Evaluated", "Evaluations"]
+__all__ = ["EvaluationCache", "TimedScores"]
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class TimedScores:
     """Per-sample numbers, shape (n,), and the seconds that they took when they were computed."""
 
     values: NDArray[np.float64]
     seconds: float
 
 
-class Evaluations:
-    """Evaluations by what they depend on, each a small JSON file.
+class EvaluationCache:
+    """On-disk cache of evaluations, each a small JSON file named by all that it depends on.
 
     Args:
         folder: of the files; made when the first is written.
@@ -36,7 +36,7 @@ class Evaluations:
     def __init__(self, folder: Path, context: Mapping[str, str]) -> None:
         self._folder, self._context = folder, dict(context)
 
-    def get(self, what: str, compute: Callable[[], NDArray[np.float64]], **key: Any) -> Evaluated:
+    def get(self, what: str, compute: Callable[[], NDArray[np.float64]], **key: Any) -> TimedScores:
         """Return the stored evaluation, or compute and store it.
 
         Args:
@@ -48,10 +48,10 @@ class Evaluations:
         path = self._folder / f"{hashlib.sha256(content.encode()).hexdigest()}.json"
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-            evaluated = Evaluated(np.array(stored["values"], np.float64), float(stored["seconds"]))
+            evaluated = TimedScores(np.array(stored["values"], np.float64), float(stored["seconds"]))
         except (OSError, ValueError, KeyError, TypeError):  # not there, or not one of ours: it is computed
             started = time.perf_counter()
-            evaluated = Evaluated(np.asarray(compute(), np.float64), time.perf_counter() - started)
+            evaluated = TimedScores(np.asarray(compute(), np.float64), time.perf_counter() - started)
             self._folder.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
             stored = {"key": json.loads(content), "values": evaluated.values.tolist(), "seconds": evaluated.seconds}

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.graph import Placement
-from calibrate.measurement.candidates import Bench
+from calibrate.measurement.candidates import CandidateBench, MeasuredCandidate
 from calibrate.observation import clipped_share
 from calibrate.plan import QuantizationPlan
 from calibrate.strategies import ScaleHistory
@@ -36,8 +36,8 @@ _TEXT = 400
 
 def illustrate(
     results: Results,
-    bench: Bench,
-    plans: Sequence[QuantizationPlan],
+    bench: CandidateBench,
+    candidates: Sequence[MeasuredCandidate],
     history: ScaleHistory,
 ) -> Illustrations:
     """Return what the report shows of the selected candidate beside its results.
@@ -45,23 +45,24 @@ def illustrate(
     Args:
         results: of the run.
         bench: what measured them.
-        plans: of all candidates.
+        candidates: all of them.
         history: of the scales.
     """
-    selected = results.selected_candidate
-    assert selected is not None
-    of_strategies = [c for c in results.candidates if c.selection_error is not None]
-    int8 = next(c for c in of_strategies if c.strategy == selected.strategy)
-    names = {candidate.name for candidate in of_strategies}
-    metric = bench.inputs.task.metric
-    scores = [metric.each(x) for x in (bench.scores, bench.candidate_scores[selected.name])]
+    selected = next(candidate for candidate in candidates if candidate.record.name == results.selected)
+    of_strategies = [c for c in candidates if c.record.selection_error is not None]
+    int8 = next(c for c in of_strategies if c.plan.strategy == selected.plan.strategy)
+    calibration, metric = bench.calibration, bench.inputs.task.metric
+    scores = [metric.each(x) for x in (bench.reference.scores, selected.scores)]
     worst = worst_samples(bench.inputs.validation, metric.worsening(*scores), *scores)
     return Illustrations(
-        plan_hash=selected.plan_hash,
+        plan_hash=selected.record.plan_hash,
         histograms=tensor_histograms(
-            int8.layers, bench.inputs.model.placement, bench.statistics, [plan for plan in plans if plan.name in names]
+            int8.record.layers,
+            bench.inputs.model.placement,
+            calibration.statistics,
+            [candidate.plan for candidate in of_strategies],
         ),
-        convergence=history.curves(bench.statistics, len(bench.calibration.order)),
+        convergence=history.curves(calibration.statistics, calibration.samples),
         worst_samples=worst,
     )
 

@@ -5,14 +5,15 @@ Statistics on disk, the ranges that FP16 cannot hold, and clipped shares are her
 
 from __future__ import annotations
 
+from calibrate.observation.calibration_run import CalibrationRun, observe_calibration_set, unquantizable
 from calibrate.observation.clipping import clipped_share, measure_clipping
 from calibrate.observation.ranges import nodes_beyond_fp16
 from calibrate.observation.statistics_file import StoredStatistics, merged, write_statistics
-from calibrate.observation.streaming import Observation, OnDoubling, observable, observe, workers
+from calibrate.observation.streaming import Observation, observable, observe
 
 __all__ = [
+    "CalibrationRun",
     "Observation",
-    "OnDoubling",
     "StoredStatistics",
     "clipped_share",
     "measure_clipping",
@@ -20,6 +21,7 @@ __all__ = [
     "nodes_beyond_fp16",
     "observable",
     "observe",
-    "workers",
+    "observe_calibration_set",
+    "unquantizable",
     "write_statistics",
 ]

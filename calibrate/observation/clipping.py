@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from calibrate.graph import Placement
 from calibrate.journal import Journal
-from calibrate.loading import Inputs, Seen
+from calibrate.loading import Inputs, SplitFingerprint
 from calibrate.observation.streaming import observable, observe, workers
 from calibrate.plan import QuantizationPlan
 from validate.results import Clipping
@@ -19,7 +19,7 @@ _LARGEST = 127.5
 
 
 def measure_clipping(
-    inputs: Inputs, validation: Seen, plans: Sequence[QuantizationPlan], journal: Journal
+    inputs: Inputs, validation: SplitFingerprint, plans: Sequence[QuantizationPlan], journal: Journal
 ) -> list[Clipping]:
     """Return for every plan the largest clipped share of the activations that it quantizes."""
     tensors = inputs.model.placement.tensors()

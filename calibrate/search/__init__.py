@@ -5,22 +5,26 @@ Layers are ranked by their error alone in INT8; a ladder of plans follows, and t
 
 from __future__ import annotations
 
+from calibrate.search.fallback import Selection, put_layers_back, select, verdict_confidences
 from calibrate.search.ladder import Budget, Tried, ladder, search
 from calibrate.search.sensitivity import effects_of_layers, ranking_samples
 from calibrate.search.settings import FallbackConfig
 from calibrate.search.target import Target, changed
-from calibrate.search.trials import fallback_can_help, search_plans
+from calibrate.search.trial_bench import TrialBench
 
 __all__ = [
     "Budget",
     "FallbackConfig",
+    "Selection",
     "Target",
+    "TrialBench",
     "Tried",
     "changed",
     "effects_of_layers",
-    "fallback_can_help",
     "ladder",
+    "put_layers_back",
     "ranking_samples",
     "search",
-    "search_plans",
+    "select",
+    "verdict_confidences",
 ]

@@ -1,4 +1,4 @@
-"""Fallback at work: ranks the layers of a plan on the bench, judges plans for the search, and records each trial."""
+"""Ranks the layers of a plan, judges plans for the search, and records each trial."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.graph import layer_precisions
-from calibrate.measurement import Bench, Evaluated, Stop
+from calibrate.measurement import TimedScores
 from calibrate.plan import Precision, QuantizationPlan
 from calibrate.search.ladder import (
     Budget,
@@ -24,12 +24,13 @@ from calibrate.search.ladder import (
 from calibrate.search.sensitivity import effects_of_layers, ranking_samples
 from calibrate.search.settings import FallbackConfig
 from calibrate.search.target import Target, changed
+from calibrate.search.trial_bench import Stop, TrialBench
 from validate.accuracy import candidate_accuracy
 from validate.exceptions import JobError
 from validate.results import Accuracy, Candidate, Search, Trial, Verdict
 from validate.stats import paired_interval
 
-__all__ = ["Outcome", "Trials", "fallback_can_help", "search_plans"]
+__all__ = ["Acceptance", "Outcome", "Trials", "fallback_can_help", "search_plans"]
 
 _FEWEST = 10
 """Calibration samples below which nothing is searched."""
@@ -65,7 +66,7 @@ class Trials:
         records: every trial, as the results show it.
     """
 
-    bench: Bench
+    bench: TrialBench
     plan: QuantizationPlan
     target: Target
     settings: FallbackConfig
@@ -74,7 +75,7 @@ class Trials:
     def run(self) -> Outcome:
         """Rank, search, and return what was found."""
         layers = [name for name, precision in self.plan.layers.items() if precision == "int8"]
-        pool = min(self.settings.samples, len(self.bench.calibration.order))
+        pool = min(self.settings.samples, self.bench.calibration.samples)
         samples = ranking_samples(len(layers), pool)
         with self.bench.journal.stage("rank", f"rank {len(layers)} layers", len(layers)) as advance:
             of_layer = self.bench.errors_alone(self.plan, samples, advance)
@@ -82,10 +83,10 @@ class Trials:
         effects = effects_of_layers(layers, lambda layer, index: alone[layer].values[index], range(len(samples)))
         finite = _finite(effects)
         judging = self.bench.judging(samples)
-        jury = _Jury(self, effects, judging)
-        spent = sum(errors.seconds for errors in alone.values()) + jury.seconds
-        budget = Budget(self.settings.evaluations - jury.passes, self.settings.minutes or math.inf, spent)
-        found = search(ladder(finite, self._cost), finite, self._cost, jury, budget)
+        evaluator = _TrialEvaluator(self, effects, judging)
+        spent = sum(errors.seconds for errors in alone.values()) + evaluator.seconds
+        budget = Budget(self.settings.evaluations - evaluator.passes, self.settings.minutes or math.inf, spent)
+        found = search(ladder(finite, self._cost), finite, self._cost, evaluator, budget)
         self.bench.forget()
         # Where nothing met the target, the last that was judged came closest: each left less than the one before.
         best = found.layers or next(reversed(found.tried), frozenset())
@@ -103,7 +104,7 @@ class Trials:
                 ranked_on=len(samples),
                 ranking_passes=(len(layers) + 1) * len(samples) / pool,
                 judging_samples=len(judging),
-                judging_passes=jury.passes + found.passes,
+                judging_passes=evaluator.passes + found.passes,
                 screened=len(found.screened),
                 trials=self.records,
                 ended=ended,
@@ -121,7 +122,7 @@ class Trials:
 
     def reference(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the float model's scores on calibration samples."""
-        scores = self.bench.calibration_scores
+        scores = self.bench.reference_scores
         assert scores is not None  # see `fallback_can_help`
         found: NDArray[np.float64] = scores[samples]
         return found
@@ -141,7 +142,7 @@ class Trials:
                 accuracy=candidate_accuracy(metric, expected, scores, self.target.confidence or 0.95),
                 stopped_early=stopped,
                 meets_target=meets,
-                cost=self.bench.cost(plan),
+                cost=self.bench.pricing.cost(plan),
             )
         )
         return meets
@@ -166,7 +167,7 @@ class Trials:
         return f"{metric.name} at most {margin} worse than the float model{sure}"
 
 
-class _Jury:
+class _TrialEvaluator:
     """Screens and judges plans on the calibration samples that did not rank; see `calibrate.search.ladder.Trier`.
 
     It begins with the plan itself, all in int8, until enough samples have changed to screen by.
@@ -205,7 +206,7 @@ class _Jury:
         meets = trials.record(plan, back, self._judging, judged.values)
         return Tried(meets, len(judged.values) / total, judged.seconds)
 
-    def _scores(self, plan: QuantizationPlan, stop: Stop, rule: str) -> Evaluated:
+    def _scores(self, plan: QuantizationPlan, stop: Stop, rule: str) -> TimedScores:
         bench, total = self._trials.bench, len(self._judging)
         with bench.journal.stage("trials", f"try {plan.name}", total) as advance:
             looks = np.linspace(0, total, _LOOKS + 1)[1:-1].astype(int).tolist()
@@ -221,7 +222,22 @@ def _finite(effects: Mapping[str, float]) -> dict[str, float]:
     return {name: effect if math.isfinite(effect) else broken for name, effect in effects.items()}
 
 
-def fallback_can_help(max_drop: float, bench: Bench, candidate: Candidate, verdict: Verdict, confidence: float) -> bool:
+@dataclass(frozen=True)
+class Acceptance:
+    """What the verdict asks of a plan that a search found.
+
+    Attributes:
+        max_drop: the policy's margin, in the metric's unit.
+        confidence: two-sided, of the interval that has to lie below it.
+        samples: how many the verdict is made on.
+    """
+
+    max_drop: float
+    confidence: float
+    samples: int
+
+
+def fallback_can_help(bench: TrialBench, wanted: Acceptance, candidate: Candidate, verdict: Verdict) -> bool:
     """Tell whether layers in float could turn the verdict into a GO, and warn where that cannot be found out.
 
     Not where something else than accuracy holds it up, not where the samples are so few that even a candidate
@@ -230,22 +246,21 @@ def fallback_can_help(max_drop: float, bench: Bench, candidate: Candidate, verdi
     missed = {rule.outcome for rule in verdict.rules if rule.name.startswith("accuracy")} & {"fail", "undecided"}
     if not missed and math.isfinite(candidate.accuracy.drop):  # a model that INT8 breaks has no number to judge
         return False
-    samples, warn = len(bench.scores), bench.journal.warn
-    metric = bench.inputs.task.metric
+    warn, metric = bench.journal.warn, bench.inputs.task.metric
     if metric.is_rate and metric.is_mean:
-        unchanged = paired_interval(np.zeros(samples), confidence, metric.largest_difference)
-        if unchanged.high >= max_drop:
+        unchanged = paired_interval(np.zeros(wanted.samples), wanted.confidence, metric.largest_difference)
+        if unchanged.high >= wanted.max_drop:
             warn(
-                f"no layers were put back to float: with {samples} validation samples even a candidate without a "
-                f"single changed answer has an interval up to {unchanged.high:.4f}, beyond policy.max_drop "
-                f"{max_drop:g}; give more samples"
+                f"no layers were put back to float: with {wanted.samples} validation samples even a candidate without "
+                f"a single changed answer has an interval up to {unchanged.high:.4f}, beyond policy.max_drop "
+                f"{wanted.max_drop:g}; give more samples"
             )
             return False
-    if len(bench.calibration.order) < _FEWEST:
+    if bench.calibration.samples < _FEWEST:
         warn(f"no layers were put back to float: fewer than {_FEWEST} calibration samples can rank and judge nothing")
         return False
     try:
-        labelled = bench.calibration_scores is not None
+        labelled = bench.reference_scores is not None
     except JobError as error:
         warn(f"no layers were put back to float: the calibration samples' labels cannot judge trials ({error})")
         return False
@@ -259,27 +274,21 @@ def fallback_can_help(max_drop: float, bench: Bench, candidate: Candidate, verdi
 
 
 def search_plans(
-    settings: FallbackConfig,
-    max_drop: float,
-    bench: Bench,
-    plan: QuantizationPlan,
-    reference: Accuracy,
-    confidence: float,
+    settings: FallbackConfig, bench: TrialBench, wanted: Acceptance, plan: QuantizationPlan, reference: Accuracy
 ) -> Outcome:
     """Look for the fastest plan that meets the target on calibration samples; no validation sample is run here.
 
     Args:
-        settings: of the search.
-        max_drop: the policy's margin, in the metric's unit.
-        bench: measures plans.
+        settings: of the search; its target is that of the verdict unless it has one of its own.
+        bench: runs plans.
+        wanted: what the verdict asks for.
         plan: which missed the target.
         reference: the float model's.
-        confidence: of the verdict on what is found.
     """
-    margin = settings.max_drop or max_drop
+    margin = settings.max_drop or wanted.max_drop
     if settings.max_relative_drop is not None:
         margin = settings.max_relative_drop * abs(reference.value)
-    target = Target(bench.inputs.task.metric, margin, settings.confidence or confidence, len(bench.scores))
+    target = Target(bench.inputs.task.metric, margin, settings.confidence or wanted.confidence, wanted.samples)
     return Trials(bench, plan, target, settings).run()
 
 

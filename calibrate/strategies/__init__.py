@@ -9,7 +9,7 @@ from calibrate.strategies.convergence import ScaleHistory
 from calibrate.strategies.entropy import entropy
 from calibrate.strategies.mse import mse
 from calibrate.strategies.percentile import percentile
-from calibrate.strategies.planning import make_plan, plan_of_scales, scale_changes, unquantizable
+from calibrate.strategies.planning import make_plan, make_plans, plan_of_scales
 from calibrate.strategies.settings import PercentileStrategy, QuantizationConfig
 
 __all__ = [
@@ -18,9 +18,8 @@ __all__ = [
     "ScaleHistory",
     "entropy",
     "make_plan",
+    "make_plans",
     "mse",
     "percentile",
     "plan_of_scales",
-    "scale_changes",
-    "unquantizable",
 ]

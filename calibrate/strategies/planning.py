@@ -9,25 +9,27 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibrate.graph import Placement
-from calibrate.observation import Observation
+from calibrate.journal import Journal
+from calibrate.observation import Observation, unquantizable
 from calibrate.plan import Origin, QuantizationPlan, QuantizationRules
 from calibrate.strategies.auto import auto
 from calibrate.strategies.entropy import entropy
 from calibrate.strategies.minmax import minmax
 from calibrate.strategies.mse import mse
 from calibrate.strategies.percentile import percentile
-from calibrate.strategies.settings import PercentileStrategy, Strategy
+from calibrate.strategies.settings import PercentileStrategy, QuantizationConfig, Strategy
+from validate.exceptions import JobError
 from validate.stats import Statistics
 
 __all__ = [
     "SETTLED",
     "Settling",
     "make_plan",
+    "make_plans",
     "plan_of_scales",
     "scale_changes",
     "strategy_name",
     "threshold_function",
-    "unquantizable",
 ]
 
 _LEVELS = 127
@@ -56,6 +58,21 @@ def make_plan(
     return plan_of_scales(strategy_name(strategy), scales, placement, origin, rules)
 
 
+def make_plans(
+    settings: QuantizationConfig, observation: Observation, placement: Placement, origin: Origin, journal: Journal
+) -> list[QuantizationPlan]:
+    """Return a plan for every strategy, and warn where its scales had not settled."""
+    plans = []
+    for strategy in settings.strategies:
+        plan = make_plan(strategy, observation.statistics, placement, origin, settings)
+        if not plan.int8_layers:
+            raise JobError("every tensor that could be quantized was zero on all calibration samples; check the data")
+        if not (settling := scale_changes(plan, strategy, observation)).settled:
+            journal.warn(f"{plan.name}: {settling}; more calibration samples may help")
+        plans.append(plan)
+    return plans
+
+
 def plan_of_scales(
     strategy: str, scales: Mapping[str, float], placement: Placement, origin: Origin, rules: QuantizationRules
 ) -> QuantizationPlan:
@@ -77,15 +94,6 @@ def plan_of_scales(
         layers={layer.node: rules.float_precision if layer.node in blocked else "int8" for layer in placement.layers},
         **{name: getattr(rules, name) for name in QuantizationRules.model_fields},
     )
-
-
-def unquantizable(statistics: Mapping[str, Statistics]) -> dict[str, str]:
-    """Return the tensors for which no scale exists, and why; their layers stay in float."""
-    return {
-        name: "was zero for every calibration sample" if s.count else "was computed for no calibration sample"
-        for name, s in statistics.items()
-        if s.amax == 0
-    }
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ from __future__ import annotations
 from reports.terminal.comparison import blame, comparison_summary
 from reports.terminal.evaluation import evaluation_summary
 from reports.terminal.latency import latency_summary
-from reports.terminal.run import candidates_table, run_summary, verdict_panel
+from reports.terminal.run import run_summary, verdict_panel
 
 __all__ = [
     "blame",
-    "candidates_table",
     "comparison_summary",
     "evaluation_summary",
     "latency_summary",

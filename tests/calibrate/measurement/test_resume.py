@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from calibrate.measurement.evaluation_cache import Evaluations
+from calibrate.measurement.evaluation_cache import EvaluationCache
 
 if TYPE_CHECKING:
     from tests.conftest import Job, Models
@@ -101,8 +101,8 @@ def test_evaluations_of_another_job_are_not_taken(job: Job, overrides: Overrides
 
 
 def test_an_evaluation_is_known_by_all_that_it_depends_on(tmp_path: Path) -> None:
-    def evaluations(**context: str) -> Evaluations:
-        return Evaluations(tmp_path, {"model": "m", **context})
+    def evaluations(**context: str) -> EvaluationCache:
+        return EvaluationCache(tmp_path, {"model": "m", **context})
 
     def fails() -> np.ndarray[Any, np.dtype[np.float64]]:
         raise AssertionError("computed again")
@@ -125,7 +125,7 @@ def test_an_evaluation_is_known_by_all_that_it_depends_on(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"values": "many", "seconds": 1}', b'{"seconds": 1}'])
 def test_a_damaged_evaluation_is_computed_again(tmp_path: Path, damage: bytes) -> None:
-    evaluations = Evaluations(tmp_path, {})
+    evaluations = EvaluationCache(tmp_path, {})
     evaluations.get("trial", lambda: np.ones(3), plan="p")
     (path,) = tmp_path.iterdir()
     path.write_bytes(damage)

@@ -20,10 +20,11 @@ from onnx import numpy_helper
 
 from calibrate.graph.placement import Placement, place
 from calibrate.graph.prepare import prepare
+from calibrate.observation.calibration_run import unquantizable
 from calibrate.observation.streaming import Observable, Observation, observable, observe
 from calibrate.plan.origin import Origin
 from calibrate.plan.quantization_plan import QuantizationRules
-from calibrate.strategies.planning import make_plan, unquantizable
+from calibrate.strategies.planning import make_plan
 from validate.data.stream import Batch
 from validate.exceptions import JobError
 from validate.stats.histograms import Statistics

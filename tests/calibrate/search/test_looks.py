@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from calibrate.config import Config
-from calibrate.pipeline import verdict_confidences
+from calibrate.search.fallback import verdict_confidences
 from tests.conftest import Models
 from validate.stats.intervals import paired_interval, tango_interval
 
@@ -37,10 +37,10 @@ def config(models: Models, tmp_path: Path) -> Config:
 
 
 def test_the_looks_share_the_policys_error(config: Config) -> None:
-    levels = verdict_confidences(config)
+    levels = verdict_confidences(config.policy, config.fallback)
     assert sum(1 - level for level in levels) == pytest.approx(1 - CONFIDENCE)
     alone = config.model_copy(update={"fallback": config.fallback.model_copy(update={"evaluations": 0.0})})
-    assert verdict_confidences(alone) == pytest.approx([CONFIDENCE])
+    assert verdict_confidences(alone.policy, alone.fallback) == pytest.approx([CONFIDENCE])
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.8])
@@ -50,7 +50,7 @@ def test_they_let_no_more_through_than_the_policy(config: Config, shared: float)
     The scores of models of one float model go together: a share of the changed answers is the same in all.
     """
     n, lost, won, random = 400, 0.04, 0.02, np.random.default_rng(5)
-    looks = verdict_confidences(config)
+    looks = verdict_confidences(config.policy, config.fallback)
     common = random.multinomial(n, [shared * lost, shared * won, 1 - shared * (lost + won)], STUDIES)
     rest = [(1 - shared) * lost, (1 - shared) * won]
     models = STRATEGIES + len(looks) - 1
@@ -71,7 +71,7 @@ def test_they_let_no_more_through_than_the_policy(config: Config, shared: float)
 
 def test_so_do_continuous_scores(config: Config) -> None:
     """Losses that change on three of ten samples, the same ones in all models, by exponential amounts."""
-    n, looks = 200, verdict_confidences(config)
+    n, looks = 200, verdict_confidences(config.policy, config.fallback)
     random = np.random.default_rng(6)
     false = 0
     for _ in range(STUDIES // 2):
@@ -87,7 +87,7 @@ def test_so_do_continuous_scores(config: Config) -> None:
 def test_selection_on_the_judging_samples_would_let_too_many_through(config: Config) -> None:
     """Why it is made on others: the luckiest of six is a false GO more often than the policy allows."""
     n, lost, won, random = 400, 0.04, 0.02, np.random.default_rng(7)
-    level = verdict_confidences(config)[0]
+    level = verdict_confidences(config.policy, config.fallback)[0]
     counts = random.multinomial(n, [lost, won, 1 - lost - won], (STUDIES, STRATEGIES))[..., :2]
     luckiest = [min(study, key=lambda changed: int(changed[0] - changed[1])) for study in counts]
     assert np.mean([tango(int(a), int(b), n, level)[1] < lost - won for a, b in luckiest]) > 2 * ONE_SIDED

@@ -1,0 +1,90 @@
+"""The output folder of a run: which files are ours, its log, and the order in which results are written."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from validate.exceptions import UsageError
+
+if TYPE_CHECKING:
+    from calibrate.observation import StoredStatistics
+    from calibrate.plan import QuantizationPlan
+    from validate.results import Illustrations, Results
+
+__all__ = ["start_folder", "write_folder"]
+
+_OURS = (
+    "results.json",
+    "samples.parquet",
+    "plan.json",
+    "plans",
+    "statistics.npz",
+    "model.int8.onnx",
+    "model.int8.onnx.data",
+    "illustrations.json",
+    "report.html",
+    "run.log",
+)
+
+
+def start_folder(folder: Path) -> None:
+    """Empty the folder of an earlier run's files, so that no stale verdict can be read, and start its log.
+
+    Its evaluations stay: they are named by all that they depend on, and a run that was killed goes on from them.
+
+    Raises UsageError where the folder holds files that no run wrote, or cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()) and not (folder / "run.log").is_file():
+            raise UsageError(f"output folder {folder} holds files that no run wrote; name a new one with --output")
+        for name in _OURS:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"output folder {folder} cannot be written: {error.strerror}") from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    for package in ("calibrate", "reports", "validate"):
+        logging.getLogger(package).setLevel(logging.INFO)
+    logging.captureWarnings(True)
+
+
+def write_folder(
+    results: Results,
+    plans: Sequence[QuantizationPlan],
+    statistics: StoredStatistics,
+    illustrations: Illustrations,
+    candidates: Path,
+    output: Path,
+) -> None:
+    """Write the output folder; results.json last, so that it is there only when all else is.
+
+    Args:
+        results: of the run.
+        plans: of all candidates.
+        statistics: of the calibration set.
+        illustrations: what the report shows beside the results.
+        candidates: folder with a folder for each candidate's ONNX file.
+        output: folder to write.
+    """
+    from calibrate.observation import write_statistics
+    from reports.pages import write_run_page
+    from validate.results import ILLUSTRATIONS
+
+    write_statistics(statistics, output / "statistics.npz")
+    illustrations.write(output / ILLUSTRATIONS)
+    (output / "plans").mkdir(parents=True, exist_ok=True)
+    for plan in plans:
+        plan.write(output / "plans" / f"{plan.name}.json")
+    selected = next(plan for plan in plans if plan.name == results.selected)
+    selected.write(output / "plan.json")
+    for file in (candidates / selected.name).iterdir():  # a large model's weights are beside it
+        shutil.copyfile(file, output / file.name)
+    write_run_page(results, output / "report.html")
+    results.write(output / "results.json")
