@@ -1,6 +1,6 @@
 """Does a Q/DQ model keep TensorRT's rules? Knows nothing of plans or of how the model was made.
 
-Source of the rules: DESIGN.md, from NVIDIA's "Working with Quantized Types" (TensorRT documentation).
+Source of the rules: NVIDIA's "Working with Quantized Types" (TensorRT documentation).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where TensorRT wants Q/DQ, and why a layer cannot have it.
 
-The rules are those of DESIGN.md, from NVIDIA's "Working with Quantized Types" (TensorRT documentation): the
+The rules are those of NVIDIA's "Working with Quantized Types" (TensorRT documentation): the
 inputs of Conv, ConvTranspose, Gemm and MatMul are quantized and their outputs are not; the residual input of an
 Add whose other input is a convolution is quantized too; a Concat and its inputs share one scale.
 """

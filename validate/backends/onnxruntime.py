@@ -1,8 +1,8 @@
 """ONNX Runtime, in one of two arithmetics, on a CPU or an NVIDIA GPU.
 
 ``float`` simulates Q/DQ in float32 and is what accuracy is judged by: integer kernels on a CPU without VNNI
-saturate (DESIGN.md), which says nothing about a GPU. ``integer`` is the default session, with whatever
-integer kernels this CPU has.
+saturate in products of uint8 and int8, which says nothing about a GPU. ``integer`` is the default session, with
+whatever integer kernels this CPU has.
 """
 
 from __future__ import annotations
@@ -165,7 +165,9 @@ class OnnxRuntimeBackend:
 
     Args:
         model: a path, or a graph with the types and shapes that ONNX infers.
-        arithmetic, device, threads: see `OnnxRuntimeModel`.
+        arithmetic: see `OnnxRuntimeModel`.
+        device: see `OnnxRuntimeModel`.
+        threads: see `OnnxRuntimeModel`.
     """
 
     def __init__(

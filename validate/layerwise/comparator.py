@@ -105,7 +105,8 @@ def subjects_of(
     tensors that both models have under one name are found by it, whether they are compared or not.
 
     Args:
-        reference, candidate: one of them is ONNX.
+        reference: what is right.
+        candidate: what is held against it; one of the two is ONNX.
         pairs: tensor of the reference -> tensor of the candidate.
         runtime: what executes the candidate, where `candidate` simulates it in float.
         floors: how many more simulations, which differ in rounding only, to measure the floor with.

@@ -24,7 +24,8 @@ def pair(reference: Backend, candidate: Backend, mapping: Mapping[str, str] | No
     """Pair two models' tensors: PyTorch with ONNX by what the exporter wrote into the file, others by exact name.
 
     Args:
-        reference, candidate: not both of PyTorch.
+        reference: what is right.
+        candidate: what is held against it; not both are of PyTorch.
         mapping: tensor of the reference -> tensor of the candidate; goes before everything else.
 
     Raises:

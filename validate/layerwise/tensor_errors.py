@@ -54,7 +54,8 @@ class TensorErrors:
         """Add one batch.
 
         Args:
-            reference, other: of one shape, of any real or boolean type; the batch is axis 0.
+            reference: of any real or boolean type; the batch is axis 0.
+            other: of the same shape.
             first: index of the batch's first sample.
 
         Returns:

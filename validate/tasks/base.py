@@ -232,8 +232,8 @@ def log_probability_error(log_p: NDArray[np.floating[Any]], log_q: NDArray[np.fl
     """Return the mean squared difference of two log-probabilities per sample, shape (batch,).
 
     Both have shape (batch, ..., classes). Log-probabilities are floored at -20 (2e-9), below which no
-    decision depends on them. Chosen over KL because it is nearly additive over layers (shared/DESIGN, issue D:
-    sum of single-layer errors 0.00824 against 0.00823 jointly, KL 0.239 against 0.109).
+    decision depends on them. Chosen over KL because it is nearly additive over layers: the
+    errors of the layers of PP-OCRv4 one by one added up to 0.00824 and jointly made 0.00823; KL: 0.239 and 0.109.
     """
     difference = np.maximum(log_p, -20.0) - np.maximum(log_q, -20.0)
     error: NDArray[np.float64] = np.square(difference, dtype=np.float64).reshape(len(difference), -1).mean(axis=1)
