@@ -59,7 +59,7 @@ def nodes_that_need_epsilons(prepared: ir.Model) -> set[ir.Node]:
     Constants of more elements are weights: that some of them are tiny is no reason.
 
     Args:
-        prepared: what `calibrate.graph.prepare` returned; not changed.
+        prepared: what `calibrate.graph.preparation` returned; not changed.
     """
     nodes = list(prepared.graph)
     epsilons = {value for value in prepared.graph.initializers.values() if _vanishes(value)}

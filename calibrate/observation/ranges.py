@@ -77,7 +77,7 @@ def observe_ranges(prepared: ir.Model, batches: Iterable[Batch]) -> dict[str, tu
     mean, the squares of a LayerNormalization) is no tensor: TensorRT does it in float32.
 
     Args:
-        prepared: what `calibrate.graph.prepare` returned.
+        prepared: what `calibrate.graph.preparation` returned.
         batches: a few samples; `wide_nodes` adds what is known of all of them.
     """
     model, names = _reduced(prepared)
@@ -103,7 +103,7 @@ def wide_nodes(
     its range, where FP16 rounds to 0, single constants count; see `nodes_that_need_epsilons`.
 
     Args:
-        prepared: what `calibrate.graph.prepare` returned.
+        prepared: what `calibrate.graph.preparation` returned.
         ranges: of its activations, by `observe_ranges`; none are known of those that are not there.
         statistics: of some of them, over all calibration samples.
     """

@@ -90,7 +90,7 @@ def observable(prepared: ir.Model, tensors: Sequence[str], threads: int = 1) -> 
     """Return a prepared model that gives `tensors`, at hardly more than the cost of running it.
 
     Args:
-        prepared: what `calibrate.graph.prepare` returned.
+        prepared: what `calibrate.graph.preparation` returned.
         tensors: names of activations.
         threads: intra-op threads.
     """

@@ -5,7 +5,7 @@ JUnit XML and Markdown are written here; the registry is MLflow's.
 
 from __future__ import annotations
 
-from reports.release.release import ReleaseRequest, release
+from reports.release.workflow import ReleaseRequest, release
 
 __all__ = [
     "ReleaseRequest",

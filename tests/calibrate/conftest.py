@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from calibrate.graph.placement import Placement
-from calibrate.graph.prepare import prepare
+from calibrate.graph.preparation import prepare
 from calibrate.plan.origin import Origin
 from calibrate.plan.quantization_plan import FloatPrecision, Precision, QuantizationPlan
 from validate.backends.onnx_files import serialize

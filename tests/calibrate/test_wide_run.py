@@ -12,7 +12,7 @@ from onnx import TensorProto, numpy_helper
 
 from calibrate.cost.roofline import roofline
 from calibrate.graph.placement import place
-from calibrate.graph.prepare import prepare
+from calibrate.graph.preparation import prepare
 from calibrate.plan.quantization_plan import QuantizationPlan
 from validate.backends.onnx_files import read_onnx
 from validate.results.run import Results

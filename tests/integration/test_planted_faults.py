@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from calibrate.graph.apply import apply
+from calibrate.graph.application import apply
 from calibrate.graph.placement import Layer, place
-from calibrate.graph.prepare import prepare
+from calibrate.graph.preparation import prepare
 from calibrate.graph.torch_export import export_torch
 from calibrate.observation.streaming import observable, observe
 from calibrate.plan.origin import Origin

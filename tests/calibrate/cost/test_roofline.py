@@ -16,7 +16,7 @@ from calibrate.cost.kernels import kernels_of
 from calibrate.cost.roofline import LAUNCH_MS, MacCost, MeasuredCost, multiply_accumulates, roofline
 from calibrate.cost.shapes import tensor_shapes
 from calibrate.graph.placement import place
-from calibrate.graph.prepare import prepare
+from calibrate.graph.preparation import prepare
 from calibrate.plan.quantization_plan import QuantizationRules
 from validate.backends.onnx_files import read_onnx
 from validate.exceptions import JobError

@@ -11,10 +11,10 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from calibrate.graph.apply import apply, count_nodes
-from calibrate.graph.check import check
+from calibrate.graph.application import apply, count_nodes
+from calibrate.graph.checker import check
 from calibrate.graph.placement import Placement, place
-from calibrate.graph.prepare import prepare
+from calibrate.graph.preparation import prepare
 from calibrate.graph.torch_export import export_torch
 from calibrate.observation.streaming import observable, observe
 from calibrate.plan.origin import Origin

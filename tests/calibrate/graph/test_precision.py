@@ -10,10 +10,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto
 
-from calibrate.graph.apply import apply
+from calibrate.graph.application import apply
 from calibrate.graph.placement import Placement, place
 from calibrate.graph.precision import BF16_OPSET, float_precision
-from calibrate.graph.prepare import MIN_OPSET
+from calibrate.graph.preparation import MIN_OPSET
 from calibrate.graph.qdq import representable
 from validate.backends.onnx_files import serialize
 from validate.backends.onnxruntime import OnnxRuntimeModel

@@ -15,8 +15,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from calibrate.graph.apply import apply, count_nodes
-from calibrate.graph.check import check
+from calibrate.graph.application import apply, count_nodes
+from calibrate.graph.checker import check
 from calibrate.graph.placement import place
 from calibrate.graph.precision import float_precision
 from calibrate.plan.origin import Origin

@@ -10,7 +10,7 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from pydantic import ValidationError
 
-from calibrate.graph.apply import apply
+from calibrate.graph.application import apply
 from calibrate.graph.placement import place
 from calibrate.graph.qdq import quantize_weight
 from calibrate.plan.origin import Origin

@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from calibrate.graph.apply import apply
-from calibrate.graph.check import check
+from calibrate.graph.application import apply
+from calibrate.graph.checker import check
 from calibrate.graph.placement import Placement, ResidualInput, place
 from calibrate.plan.origin import Origin
 from calibrate.plan.quantization_plan import Exclusion, QuantizationPlan, QuantizationRules

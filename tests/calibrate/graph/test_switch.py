@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibrate.graph.apply import apply
+from calibrate.graph.application import apply
 from calibrate.graph.placement import Placement, place
-from calibrate.graph.prepare import prepare
+from calibrate.graph.preparation import prepare
 from calibrate.graph.switch import SWITCHES, switchable
 from calibrate.observation.streaming import observable, observe
 from calibrate.plan.origin import Origin

@@ -16,9 +16,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from calibrate.graph.apply import apply
+from calibrate.graph.application import apply
 from calibrate.graph.placement import place
-from calibrate.graph.prepare import prepare
+from calibrate.graph.preparation import prepare
 from calibrate.observation.ranges import FP16_LIMIT, observe_ranges, wide_nodes
 from calibrate.observation.streaming import observable, observe
 from calibrate.plan.origin import Origin
@@ -123,7 +123,7 @@ nodes = " ".join(f"x{{i + 1}} = {{op}}(x{{i}})" for i, op in enumerate(["Relu", 
 model = onnx.parser.parse_model(
     f'<ir_version: 9, opset_import: ["": 19]> g (float[N, 2097152] x0) => (float[N, 2097152] x60) {{{{ {{nodes}} }}}}'
 )
-from calibrate.graph.prepare import prepare
+from calibrate.graph.preparation import prepare
 model = prepare(ir.from_proto(model))
 batches = [Batch({{"x0": np.ones((1, n), np.float32)}}, [None], [b""], 0) for n in (2097152,)]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from calibrate.graph.placement import Placement, place
-from calibrate.graph.prepare import prepare
+from calibrate.graph.preparation import prepare
 from calibrate.observation.calibration_run import unquantizable
 from calibrate.observation.streaming import Observable, Observation, observable, observe
 from calibrate.plan.origin import Origin

@@ -13,9 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from calibrate.graph.apply import apply
+from calibrate.graph.application import apply
 from calibrate.graph.placement import place
-from calibrate.graph.prepare import prepare
+from calibrate.graph.preparation import prepare
 from calibrate.plan.origin import Origin
 from calibrate.plan.quantization_plan import QuantizationPlan
 from validate.backends.onnx_files import with_shapes

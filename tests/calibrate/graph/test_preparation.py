@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from calibrate.graph.placement import place
-from calibrate.graph.prepare import MIN_OPSET, prepare
+from calibrate.graph.preparation import MIN_OPSET, prepare
 from validate.exceptions import JobError
 
 BATCH_NORM = "[bn] y = BatchNormalization <epsilon = 0.001> (c, gamma, beta, mean, variance)"

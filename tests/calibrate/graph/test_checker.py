@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibrate.graph.apply import apply
-from calibrate.graph.check import check
+from calibrate.graph.application import apply
+from calibrate.graph.checker import check
 from calibrate.graph.placement import place
 
 CONV = "Conv <pads = [1, 1, 1, 1]>"
