@@ -1,4 +1,4 @@
-"""What a run did and how long it took, and the progress bars that show it while it does."""
+"""Progress bars, timings, forward passes and warnings of a run."""
 
 from __future__ import annotations
 

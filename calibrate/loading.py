@@ -1,4 +1,4 @@
-"""From a config to what a run works on: the float model, its prepared graph, its data and its task."""
+"""Loading of a job's model, data and task, and the fingerprint that identifies the samples of a split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole job on one page. Read `run` first; each step is a function from frozen records to the next one."""
+"""The whole job on one page. Read `run` first; each step is a function that takes and returns frozen records."""
 
 from __future__ import annotations
 

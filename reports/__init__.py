@@ -1,4 +1,4 @@
-"""Results -> people: what a run found, as pages, text and records that somebody reads.
+"""Results for people: pages, terminal output, CI files and MLflow runs.
 
 - `pages`: the HTML pages about a run and about a layer-wise comparison; `figures`: what they draw, as plotly data
 - `terminal`: what the command lines print; `commands`: the command lines of `validate` and `reports`

@@ -1,1 +1,1 @@
-"""Runs models and judges them. Knows nothing of calibration, plans or reports, and imports neither."""
+"""Runs models and judges them. Imports neither `calibrate` nor `reports`."""

@@ -1,4 +1,4 @@
-"""What both command lines share: a job's errors become one sentence and an exit code."""
+"""Shared by the command lines: errors of a job become one sentence and an exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run took place."""
+"""The environment of a run: versions and hardware."""
 
 from __future__ import annotations
 

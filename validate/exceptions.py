@@ -1,4 +1,4 @@
-"""The errors that a user can cause. Each message is one sentence: what is wrong, where, what to do."""
+"""Errors that a user can cause. Each message is one sentence: what is wrong, where, what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keeps passwords out of what other people read: results, the reports made of them, and sentences."""
+"""Keeps passwords out of results, reports and error messages."""
 
 from __future__ import annotations
 

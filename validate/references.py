@@ -1,4 +1,4 @@
-"""Python objects and files that a config names, and the field types by which it names them.
+"""References to Python objects and files in a config, and the field types for them.
 
 A relative path starts at the folder that the validation context gives as ``base``.
 """

@@ -1,4 +1,4 @@
-"""What NVIDIA's datasheets promise of the GPUs that INT8 models are shipped on.
+"""Peak rates and memory bandwidth of NVIDIA GPUs, from their datasheets.
 
 Rates are dense: most datasheets print twice as much, "with sparsity", which a model has only if it was pruned for it.
 

@@ -1,4 +1,4 @@
-"""What TensorRT is taken to make of a model: which nodes become one kernel, and what it reads and writes.
+"""Kernels that TensorRT is assumed to make of a model: fused nodes, and the bytes that each reads and writes.
 
 Only rules that NVIDIA documents are followed, since nothing else can be known without a GPU: "Layer Fusion Catalog"
 (docs.nvidia.com/deeplearning/tensorrt/latest/performance/fusion-catalog.html) for what fuses, and "Explicit

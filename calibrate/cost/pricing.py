@@ -1,4 +1,4 @@
-"""What the plans of a run, the float model and the same model in FP16 cost, by the best means that there is."""
+"""Costs of plans, of the float model and of the model in FP16: measured, estimated, or counted in MACs."""
 
 from __future__ import annotations
 

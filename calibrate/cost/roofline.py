@@ -1,4 +1,4 @@
-"""What does a plan cost to run? The search makes this as small as the accuracy target lets it.
+"""Cost models of a plan: roofline estimate, measured layers, or multiply-accumulates.
 
 Three answers, the best first: times that were measured layer by layer on the GPU, an estimate from the GPU's
 datasheet, and, where neither GPU nor shapes are known, multiply-accumulates.

@@ -1,4 +1,4 @@
-"""The concrete shape of every tensor of a model, for given shapes of its inputs."""
+"""Concrete shapes of all tensors of a model, for given shapes of its inputs."""
 
 from __future__ import annotations
 

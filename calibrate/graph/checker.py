@@ -1,4 +1,4 @@
-"""Does a Q/DQ model keep TensorRT's rules? Knows nothing of plans or of how the model was made.
+"""Checks that a Q/DQ model keeps TensorRT's rules. Independent of plans and of how the model was made.
 
 Source of the rules: NVIDIA's "Working with Quantized Types" (TensorRT documentation).
 """

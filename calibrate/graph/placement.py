@@ -1,4 +1,4 @@
-"""Where TensorRT wants Q/DQ, and why a layer cannot have it.
+"""Placement of Q/DQ by TensorRT's rules: which layers can be quantized, and why the others cannot.
 
 The rules are those of NVIDIA's "Working with Quantized Types" (TensorRT documentation): the
 inputs of Conv, ConvTranspose, Gemm and MatMul are quantized and their outputs are not; the residual input of an

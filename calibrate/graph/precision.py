@@ -1,4 +1,4 @@
-"""Types the float nodes: fp16 or bf16 where a plan says so, with casts only where the type changes."""
+"""Types the float nodes: FP16 or BF16 where a plan says so, with casts only where the type changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The user's PyTorch model, as an ONNX file."""
+"""Export of a PyTorch module to an ONNX file."""
 
 from __future__ import annotations
 

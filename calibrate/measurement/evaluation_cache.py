@@ -1,4 +1,4 @@
-"""What was evaluated, on disk, so that a run that was killed goes on where it stopped and ends as it would have."""
+"""On-disk cache of evaluations; lets an interrupted run resume."""
 
 from __future__ import annotations
 

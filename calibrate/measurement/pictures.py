@@ -1,4 +1,4 @@
-"""What a run keeps for its report beside the results: histograms of what INT8 hurts most, and the worst samples."""
+"""Illustrations of a report: histograms of the activations that INT8 hurts most, and pictures of the worst samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The float model over the validation set: the mark that every candidate is held against."""
+"""Evaluation of the float model on the validation set, with which every candidate is compared."""
 
 from __future__ import annotations
 

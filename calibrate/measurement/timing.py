@@ -1,4 +1,4 @@
-"""Times the float model, what else there is to beat, and the candidates in turns on this machine."""
+"""Latency of the float model, its FP16 form and the candidates, timed in turns on this machine."""
 
 from __future__ import annotations
 

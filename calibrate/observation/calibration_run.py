@@ -1,4 +1,4 @@
-"""The pass over the calibration set: statistics of every activation, and the float model's outputs."""
+"""One pass over the calibration set: statistics of activations, and the float model's outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much INT8 clips of the activations of unseen samples: one pass of the float model over the validation set."""
+"""Share of activations of unseen samples that INT8 clips, by one float pass over the validation set."""
 
 from __future__ import annotations
 

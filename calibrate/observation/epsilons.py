@@ -1,4 +1,4 @@
-"""Constants that keep a value from 0, and that FP16 rounds to 0: the epsilon of a norm, a lower bound of a divisor."""
+"""Constants that FP16 would round to 0 where they keep a divisor from 0, such as the epsilon of a norm."""
 
 from __future__ import annotations
 

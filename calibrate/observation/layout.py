@@ -1,4 +1,4 @@
-"""Reads tensors in the memory layout in which ONNX Runtime computes them."""
+"""Observation in the memory layout in which ONNX Runtime computes, without conversion back to NCHW."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which nodes FP16 cannot compute, because their values leave its range."""
+"""Ranges of activations, and the nodes that stay in FP32 because FP16 cannot hold their values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What statistics, plans and calibration caches were made from, so that one is never used with what it is not for."""
+"""Provenance of statistics, plans and caches: hashes of model, data and preprocessing, and our version."""
 
 from __future__ import annotations
 

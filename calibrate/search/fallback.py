@@ -1,4 +1,4 @@
-"""Fallback: where no candidate meets the policy, layers go back to float and the plans that follow are judged."""
+"""Fallback: puts layers back to float where no candidate meets the policy, and judges the plans that result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Searches the fastest plan that meets a target, by putting layers back to float. Sees a small protocol, no framework.
+"""Search of the fastest plan that meets a target, over a ladder of plans. Knows no model, only a small protocol.
 
 Layers are ranked once (`sensitivity.py`); a ladder of plans follows from the effects and from what each plan
 costs. The samples that make the difference are those whose score INT8 changes, a few in a hundred of all: on them

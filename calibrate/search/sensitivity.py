@@ -1,4 +1,4 @@
-"""Which layers does INT8 hurt most?"""
+"""Sensitivity of layers: the task error that each makes alone in INT8."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search for a plan has to reach."""
+"""The target of a search: a largest drop of the metric, with a confidence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The best of the other strategies' thresholds, tensor by tensor."""
+"""Automatic choice: for each tensor, the threshold of the strategy with the least expected error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Did the scales settle? What each strategy makes of the first samples, held against what it makes of all."""
+"""Convergence of scales: thresholds of the first samples, relative to those of all."""
 
 from __future__ import annotations
 

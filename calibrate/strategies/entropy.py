@@ -1,4 +1,4 @@
-"""The threshold whose quantized distribution loses least information (Kullback-Leibler)."""
+"""Entropy calibration: the threshold whose quantized distribution has the least Kullback-Leibler divergence."""
 
 from __future__ import annotations
 

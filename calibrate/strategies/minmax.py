@@ -1,4 +1,4 @@
-"""Nothing is clipped."""
+"""Minmax calibration: the largest magnitude is the threshold, so that nothing is clipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The threshold with the least expected squared error."""
+"""MSE calibration: the threshold with the least expected squared quantization error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fixed share of the values is clipped."""
+"""Percentile calibration: a fixed share of the values is clipped."""
 
 from __future__ import annotations
 

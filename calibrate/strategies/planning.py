@@ -1,4 +1,4 @@
-"""Statistics and a strategy in, a plan out; no inference."""
+"""Makes plans of statistics and strategies, without inference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m reports``: results that are on disk, shown to people again. Nothing is run again."""
+"""``python -m reports``: shows results that are on disk, without running anything again."""
 
 from __future__ import annotations
 

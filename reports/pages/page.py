@@ -1,4 +1,4 @@
-"""What every HTML page has in common: one self-contained file that opens from disk, needs no network, loads nothing.
+"""Rendering of a self-contained HTML page, which opens from disk and loads nothing.
 
 Text out of models and data sets is escaped wherever it goes, and the page's content security policy permits no
 script but the two that it was written with, and no connection at all.

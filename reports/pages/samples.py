@@ -1,4 +1,4 @@
-"""What changed on which samples: the scores that a run writes beside its results, as changes by group."""
+"""Changes of scores by class and slice, read from the samples beside the results."""
 
 from __future__ import annotations
 

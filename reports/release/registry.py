@@ -1,4 +1,4 @@
-"""MLflow's model registry: which model is live, and what a verdict does to it."""
+"""MLflow's model registry: registers versions, and moves the alias of the champion on GO."""
 
 from __future__ import annotations
 

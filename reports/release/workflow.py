@@ -1,4 +1,4 @@
-"""What a release pipeline asks for at once: fetch results, judge them, show the verdict, register the model."""
+"""Workflow of a release pipeline: fetches results, judges them, shows the verdict, registers the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results -> MLflow: the job is a run, and every candidate and every trial of fallback is a run nested in it.
+"""Logs results to MLflow: a job is a run, and every candidate and trial is a run nested in it.
 
 - `location`: where to (`Destination`), and how to look at it
 - `records`: what is logged, as data: a pure function of the results and of the files beside them

@@ -1,4 +1,4 @@
-"""Where runs are logged, and how to look at them."""
+"""The tracking server of a run, and the command that opens its user interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What MLflow gets to know of a job, as data.
+"""What is logged to MLflow, as data.
 
 All candidates and trials have the same parameters, and the same metrics as far as they were measured, so that
 MLflow's own pages compare them, across jobs too. Nothing here depends on when or how often it is sent.

@@ -1,4 +1,4 @@
-"""Makes a tracking server hold the records of a job, exactly once, however often it fails in between.
+"""Sends records to a tracking server, exactly once, however often it fails in between.
 
 Every run carries the job's key, so that a second attempt finds what the first has left and completes it. A run that
 holds all of its record is tagged with the version of the results, as the last thing that is done to it.

@@ -1,4 +1,4 @@
-"""The evaluate command's work: score models, made elsewhere too, on the validation samples of a config."""
+"""The evaluate command: scores models on the validation samples of a config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``python -m validate evaluate`` found, as data: ``evaluation.json``."""
+"""The result of an evaluation: ``evaluation.json``."""
 
 from __future__ import annotations
 

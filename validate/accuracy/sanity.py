@@ -1,4 +1,4 @@
-"""Is the float model as good as it should be? Where it is not, no verdict on what is made from it is worth much."""
+"""Sanity checks of the float model: is it as accurate as expected, and do its answers tell classes apart?"""
 
 from __future__ import annotations
 

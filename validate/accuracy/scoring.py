@@ -1,4 +1,4 @@
-"""Runs a model over a split and scores every sample."""
+"""Scores of a model on samples, its metric, and the paired drop against a reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The protocols that everything which runs a model follows: `Backend` opens one, `Runnable` is one that runs."""
+"""Protocols of whatever runs a model: a `Backend` opens one, a `Runnable` runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX models as files, as graphs, and as what a session loads."""
+"""ONNX files and graphs: reading, writing, hashing, and what a session loads."""
 
 from __future__ import annotations
 

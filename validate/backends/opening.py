@@ -1,4 +1,4 @@
-"""From what a user types to a model: an ONNX file, an engine, or a PyTorch module or program."""
+"""Opens what a user names as a model: an ONNX file, an engine, a PyTorch module or program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tensor of an ONNX file is which of PyTorch, by the names that torch.onnx.export left in the file.
+"""Pairs tensors of an ONNX file with PyTorch modules, by the names that torch.onnx.export left in the file.
 
 Two exporters, two traces of where a node comes from:
 

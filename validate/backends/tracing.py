@@ -1,4 +1,4 @@
-"""One run of a PyTorch module, watched by hooks, and the export that an ONNX file came from, made again."""
+"""Traces one run of a PyTorch module by hooks, and repeats the export of an ONNX file."""
 
 from __future__ import annotations
 

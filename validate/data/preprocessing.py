@@ -1,4 +1,4 @@
-"""From a row of a data set to model inputs, by settings or by the name of something that knows how it is done.
+"""Preprocessing of a row to model inputs: by settings, or as torchvision, timm or transformers know it.
 
 Whatever is used can say what it does in a sentence, which results and reports show: a wrong preprocessing is the usual
 reason for an accuracy that is too low.

@@ -1,4 +1,4 @@
-"""From a data set that a config names to batches of model inputs: streamed, decoded in worker threads.
+"""Data sources and streams of batches, decoded in worker threads.
 
 Rows come from Hugging Face `datasets` or from a Python callable; a preprocessing turns each row into named
 input arrays; batches are stacked from them. At no time are more than a few batches in memory.

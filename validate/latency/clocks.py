@@ -1,4 +1,4 @@
-"""What of the machine moves a latency: its clocks, its temperature, and what else runs on it; and how to hold it still.
+"""Clocks, temperature and load of the machine, which disturb latency, and how to hold it still.
 
 Linux tells most of it in /proc and /sys, and NVIDIA's driver through nvidia-smi. What is not told is None.
 """

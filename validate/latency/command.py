@@ -1,4 +1,4 @@
-"""The benchmark command's work: load the models, hold the machine still, time them in turns, say what disturbed."""
+"""The benchmark command: times models in turns and reports what disturbed the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What models are timed on: batches of real samples, or random ones of the shapes that an ONNX file declares."""
+"""Inputs of timed calls: batches of samples, or random ones of the shapes that a file declares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``python -m validate benchmark`` found, as data: ``latency.json``."""
+"""The result of a benchmark: ``latency.json``."""
 
 from __future__ import annotations
 

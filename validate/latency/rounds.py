@@ -1,4 +1,4 @@
-"""How long does one inference call take, and how much longer than another model's?
+"""Timing of calls in rounds, percentiles, and ratios with confidence intervals.
 
 Models that are compared are timed in turns: in every round each runs a block of calls, and the order of the blocks
 changes from round to round, so that whatever drifts (clocks, temperature, other processes) hits all of them alike. A

@@ -1,4 +1,4 @@
-"""From what a user names to something of which one call can be timed; see `Timed`.
+"""Runners: what a user names, as something of which one call can be timed (`Timed`).
 
 The time of a call begins with inputs that are where the runtime computes, and ends when its outputs are there: host
 arrays on a CPU, device memory on a GPU. Copies to and from a GPU are in no time.

@@ -1,4 +1,4 @@
-"""Layer by layer: how far is each tensor from the reference, and which layer is to blame?
+"""Layer-wise comparison: how far each tensor is from the reference, and which layer makes the error.
 
 The comparison is data; thresholds judge it afterwards, without inference.
 """

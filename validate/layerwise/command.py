@@ -1,4 +1,4 @@
-"""The compare command's work: open both models, find their data, pair their tensors, compare."""
+"""The compare command: opens both models, reads data, pairs tensors, compares."""
 
 from __future__ import annotations
 

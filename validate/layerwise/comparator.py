@@ -1,4 +1,4 @@
-"""Layer by layer: how far is each tensor of a model from the same tensor of the reference, and who is to blame?
+"""Compares two models tensor by tensor: accumulated, and each layer alone on the reference's inputs.
 
 Two views from one pass over the data. **Accumulated**: both models run whole, and error is carried on from layer to
 layer. **Isolated**: the candidate runs once more with every compared tensor replaced by the reference's, so that each

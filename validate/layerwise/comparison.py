@@ -1,4 +1,4 @@
-"""What a layer-wise comparison found, as data: ``comparison.json``, and one row per layer in ``layers.parquet``."""
+"""The result of a comparison: ``comparison.json``, and a row per layer in ``layers.parquet``."""
 
 from __future__ import annotations
 

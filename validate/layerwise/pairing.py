@@ -1,4 +1,4 @@
-"""Which tensor of one model is which of the other: by name, by metadata, or as the user says; never by guess."""
+"""Pairs the tensors of two models: by name, by metadata, or as the user says; never by guess."""
 
 from __future__ import annotations
 

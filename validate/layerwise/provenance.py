@@ -1,4 +1,4 @@
-"""What a graph says of the tensors that are compared: where they are, what they come from, how they are quantized."""
+"""Provenance of compared tensors in the graph: depth, node, inputs, and how they are quantized."""
 
 from __future__ import annotations
 

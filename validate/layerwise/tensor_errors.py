@@ -1,4 +1,4 @@
-"""How far is one tensor from another? All metrics from sums, in one pass over both, in constant memory.
+"""Error metrics of a tensor against a reference: from sums, in one pass, in constant memory.
 
 Definitions, with the reference r as the signal, the other tensor x, and sums over all elements in float64:
 

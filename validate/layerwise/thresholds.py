@@ -1,4 +1,4 @@
-"""Thresholds and a comparison in, a verdict per layer out; no inference.
+"""Judges a comparison by thresholds, layer by layer, without inference.
 
 Thresholds are data (YAML), so that a saved comparison can be judged again by others.
 """

@@ -1,4 +1,4 @@
-"""What a run keeps for people beside its results: histograms, convergence, pictures. Nothing is decided by it.
+"""Illustrations of a run: histograms, convergence, pictures. No decision uses them.
 
 ``illustrations.json`` lies beside ``results.json``; a report is as right without it, and says what it cannot show.
 """

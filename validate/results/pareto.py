@@ -1,4 +1,4 @@
-"""Which models are worth having: those than which no other is both more accurate and faster."""
+"""The Pareto front: models than which no other is both more accurate and faster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run found, as data. Everything downstream (gate, report, tracking) reads only these types.
+"""The result of a run: ``results.json``. The gate, the report and tracking read only these types.
 
 ``results.json`` is `Results` written by pydantic; its JSON Schema is ``validate/results/results.schema.json``.
 """

@@ -1,4 +1,4 @@
-"""What every validation sample scored in every model, as data: ``samples.parquet``, one row per sample."""
+"""Scores of every validation sample in every model: ``samples.parquet``, a row per sample."""
 
 from __future__ import annotations
 

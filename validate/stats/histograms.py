@@ -1,4 +1,4 @@
-"""What one streaming pass remembers of a tensor: exact min, max and counts, and a mergeable histogram of |x|.
+"""Statistics of a tensor over a stream: exact minimum, maximum and counts, and a mergeable histogram of |x|.
 
 The histogram's bin width is a power of two, fixed by the largest |x| alone: `MAX_BINS / 2` to `MAX_BINS` bins
 cover the range. When the range grows, neighbouring bins are added in pairs, which is exact because

@@ -1,4 +1,4 @@
-"""How sure can we be of a difference? Intervals for paired per-sample scores.
+"""Confidence intervals of a difference, for paired per-sample scores.
 
 Reference and candidate see the same samples, so the interval is of the mean of per-sample differences. How often these
 intervals hold the truth, beside the bootstraps that they were chosen over: docs/significance.md.

@@ -1,4 +1,4 @@
-"""How sure can we be of a metric that is no mean of scores per sample? Intervals from what each sample contributes.
+"""Confidence intervals of metrics that are no mean of scores, from what each sample contributes.
 
 mAP, mIoU, rank correlation and perplexity are functions of all samples together. What is drawn at random is the
 sample (image, line, pair of sentences); what belongs to one sample (its detections, its pixels, its tokens) stays

@@ -1,4 +1,4 @@
-"""Where there are no labels: how far a model agrees with the reference, which is not how right either of them is."""
+"""Agreement with the reference, where there are no labels; it is not accuracy."""
 
 from __future__ import annotations
 

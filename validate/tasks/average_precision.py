@@ -1,4 +1,4 @@
-"""COCO's average precision from records of single images, for any weighing of the images."""
+"""COCO's average precision, from records of single images with any weights."""
 
 from __future__ import annotations
 

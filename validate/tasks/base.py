@@ -1,4 +1,4 @@
-"""What a task is: outputs and labels in, numbers for each sample out, and a metric that makes one number of these."""
+"""The protocol of a task: per-sample scores, errors, and the metric made of them."""
 
 from __future__ import annotations
 

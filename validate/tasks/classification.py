@@ -1,4 +1,4 @@
-"""One label out of many per sample."""
+"""Classification: one label out of many per sample."""
 
 from __future__ import annotations
 

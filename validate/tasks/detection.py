@@ -1,4 +1,4 @@
-"""Boxes with classes and scores."""
+"""Object detection: boxes with classes and scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vectors of sentences: does their similarity order pairs as people do?"""
+"""Sentence embeddings: rank correlation of similarities with people's ratings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers: one or several per sample."""
+"""Regression: one or several numbers per sample."""
 
 from __future__ import annotations
 

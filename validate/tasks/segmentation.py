@@ -1,4 +1,4 @@
-"""A class for every pixel."""
+"""Semantic segmentation: a class for every pixel."""
 
 from __future__ import annotations
 

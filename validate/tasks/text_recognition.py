@@ -1,4 +1,4 @@
-"""Text out of a line image, decoded from CTC probabilities."""
+"""Text recognition: text of a line image, decoded from CTC probabilities."""
 
 from __future__ import annotations
 

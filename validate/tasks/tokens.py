@@ -1,4 +1,4 @@
-"""A label for every token, or for some of them: token classification and masked language models."""
+"""Token classification and masked language models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Policy and measurements in, verdict out. Runs nothing, so that a result can be judged again by another policy."""
+"""The decision on one candidate, from a policy and measurements. Runs nothing."""
 
 from __future__ import annotations
 

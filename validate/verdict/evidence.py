@@ -1,4 +1,4 @@
-"""What a verdict is made on, as data: one candidate's measurements, and what belongs to it beside results.json."""
+"""Evidence of a verdict, as data: one candidate's measurements and what belongs to them."""
 
 from __future__ import annotations
 

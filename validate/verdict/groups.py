@@ -1,4 +1,4 @@
-"""Rules that need every sample's score: no class and no slice may lose much, and none is worse than what is live."""
+"""Rules on every sample's score: by class, by slice, and against the champion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a release must keep to, as data: the `policy` section of a config, or a file of its own."""
+"""The policy of a release: the `policy` section of a config, or a file of its own."""
 
 from __future__ import annotations
 

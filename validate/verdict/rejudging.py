@@ -1,4 +1,4 @@
-"""The gate's work: results that are on disk, and a policy, to a verdict. Nothing is run again."""
+"""Judges results on disk again, by another policy, without running anything."""
 
 from __future__ import annotations
 

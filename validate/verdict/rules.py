@@ -1,4 +1,4 @@
-"""Rules of a policy that are about speed, size, layers, data and the engine. None runs anything."""
+"""Rules on speed, size, layers, data and the engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the numbers of a verdict's reasons are written."""
+"""Wording of numbers in the reasons of a verdict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine commands' work: build one from an ONNX file, and vouch for one that something else built."""
+"""The engine commands: build an engine from an ONNX file, or adopt one that was built elsewhere."""
 
 from __future__ import annotations
 

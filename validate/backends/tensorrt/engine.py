@@ -1,4 +1,4 @@
-"""Runs an engine. All of this needs a GPU, so it is kept small; what can be decided without one is elsewhere.
+"""Runs an engine. It needs a GPU, and is kept small: what needs none is elsewhere.
 
 The calls are those of "Performing Inference" in TensorRT's developer guide (`set_input_shape`, `set_tensor_address`,
 `execute_async_v3`); a test holds every one of them against the members and signatures of the installed library.

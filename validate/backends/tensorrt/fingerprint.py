@@ -1,4 +1,4 @@
-"""What an engine is for, in a JSON file beside it: ``model.engine`` has ``model.engine.json``.
+"""The fingerprint of an engine: GPU, TensorRT version, driver and hashes, in ``model.engine.json``.
 
 An engine is bound to the GPU and to the version of TensorRT that it was built for ("Engine Compatibility" in the
 developer guides of TensorRT and of TensorRT-RTX). TensorRT notices most of what does not fit, in its own words and at

@@ -1,4 +1,4 @@
-"""The facts about this machine's GPU that decide which engine it can run."""
+"""This machine's GPU: its name, compute capability and driver."""
 
 from __future__ import annotations
 

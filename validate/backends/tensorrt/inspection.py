@@ -1,4 +1,4 @@
-"""What an engine is made of, by EngineInspector's JSON.
+"""Layers of an engine, by the JSON of EngineInspector.
 
 The schema of TensorRT 11 differs from that of 10 in that a tensor's ``Format/Datatype`` became two fields ("Migrating
 IEngineInspector Usage from TensorRT 10.x to 11.x" in TensorRT's documentation); both are read. An engine has to be

@@ -1,4 +1,4 @@
-"""From the times of an engine's layers to those of ONNX nodes.
+"""Attributes times of an engine's layers to ONNX nodes.
 
 No engine could be run where this was written (see `validate.backends.tensorrt`): what it reads is what TensorRT
 documents. `IProfiler` reports by the layer names that `EngineInspector` shows, and the inspector's metadata name the

@@ -1,4 +1,4 @@
-"""Finds TensorRT, routes what it says to `logging`, and says in a sentence why it cannot be used."""
+"""Finds TensorRT, routes its messages to `logging`, and says why it cannot be used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What TensorRT calls back: progress of a build, time of a layer, value of an inner tensor.
+"""Callbacks of TensorRT: build progress, layer times, inner tensors.
 
 The bindings print an exception that leaves a callback to stderr and go on, so none may: what fails is kept, and raised
 by whoever called TensorRT.

@@ -1,4 +1,4 @@
-"""How an engine is built: data that goes into its fingerprint."""
+"""Build options of an engine, as data; they are part of its fingerprint."""
 
 from __future__ import annotations
 
