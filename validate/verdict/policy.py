@@ -91,8 +91,8 @@ class Policy(Section):
         default=0.95,
         gt=0.5,
         lt=1,
-        description="two-sided; shared by all looks at the validation samples (the selected candidate, and "
-        "every fallback trial)",
+        description="two-sided; shared by all looks at the validation samples: at the selected candidate, and at most "
+        "two at plans that fallback found. Trials of fallback see calibration samples only",
     )
     require_tensorrt_build: bool = Field(
         default=True, description="no GO where no TensorRT builder has accepted the file"
