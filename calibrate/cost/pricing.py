@@ -19,7 +19,8 @@ from calibrate.journal import Journal
 from calibrate.loading import FloatModel, Inputs
 from calibrate.plan import FloatPrecision, QuantizationPlan
 from validate.backends import write_onnx
-from validate.backends.tensorrt import BuildOptions, NodeTimes, TensorRTBackend, build_engine, local_gpu, node_times
+from validate.backends.tensorrt import BuildOptions, TensorRTBackend, build_engine, local_gpu
+from validate.engines import NodeTimes, node_times
 from validate.exceptions import JobError
 from validate.results import Cost, Speedup
 

@@ -20,6 +20,7 @@ from validate.backends.tensorrt import (
     build_engine,
     installed_libraries,
     local_gpu,
+    why_not_running,
 )
 from validate.backends.tensorrt.fingerprint import sha256
 from validate.exceptions import JobError
@@ -42,13 +43,10 @@ def why_not() -> str | None:
         return "there is no NVIDIA GPU here"
     if not LIBRARIES:
         return " and ".join(REASONS)
-    if not any(library.supports(GPU) for library in LIBRARIES.values()):
-        return f"{' and '.join(map(str, LIBRARIES.values()))} does not run on {GPU}; pip install tensorrt"
-    try:
-        import torch
-    except ImportError:
-        return "PyTorch is not installed"
-    return None if torch.cuda.is_available() else "PyTorch has no CUDA here"
+    refusals = {library: why_not_running(library, GPU) for library in LIBRARIES.values()}
+    if None in refusals.values():
+        return None
+    return " and ".join(f"{library} does not run engines on {GPU}: {why}" for library, why in refusals.items())
 
 
 runs = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -160,13 +158,12 @@ def test_the_gpu_is_the_one_that_pytorch_sees() -> None:
 
 
 @pytest.mark.skipif(
-    GPU is None or "tensorrt_rtx" not in LIBRARIES or LIBRARIES["tensorrt_rtx"].supports(GPU),
-    reason="says what happens on a GPU that TensorRT-RTX does not run on, e.g. Hopper",
+    GPU is None or "tensorrt_rtx" not in LIBRARIES or why_not_running(LIBRARIES["tensorrt_rtx"], GPU) is None,
+    reason="says what happens on a GPU that the installed TensorRT-RTX does not run on, as 1.7 does not on Hopper",
 )
 class TestUnsupportedGpu:
     def test_the_engine_is_refused_with_the_remedy(self, model: Path, tmp_path: Path) -> None:
-        options = BuildOptions(compute_capability="8.9")
-        build_engine(model, tmp_path / "e", PROFILE, options)
-        with pytest.raises(JobError, match=r"does not run on .*\(pip install tensorrt\)") as caught:
+        build_engine(model, tmp_path / "e", PROFILE)
+        with pytest.raises(JobError, match=r"does not run engines on .* pip install tensorrt, ") as caught:
             TensorRTBackend(tmp_path / "e")
         assert "\n" not in str(caught.value)

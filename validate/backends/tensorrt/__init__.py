@@ -18,9 +18,9 @@ from validate.backends.tensorrt.engine import TensorRTEngine
 from validate.backends.tensorrt.fingerprint import Fingerprint, adopt, hardware_fits, require, sha256, version_fits
 from validate.backends.tensorrt.gpu import Gpu, local_gpu
 from validate.backends.tensorrt.inspection import Layer, parse_layers
-from validate.backends.tensorrt.layer_times import NodeTimes, node_times
 from validate.backends.tensorrt.library import Library, installed_libraries
 from validate.backends.tensorrt.options import BuildOptions, Profile
+from validate.backends.tensorrt.probe import require_running, why_not_running
 
 __all__ = [
     "BuildOptions",
@@ -28,7 +28,6 @@ __all__ = [
     "Gpu",
     "Layer",
     "Library",
-    "NodeTimes",
     "Profile",
     "TensorRTBackend",
     "TensorRTEngine",
@@ -40,9 +39,10 @@ __all__ = [
     "hardware_fits",
     "installed_libraries",
     "local_gpu",
-    "node_times",
     "parse_layers",
     "require",
+    "require_running",
     "sha256",
     "version_fits",
+    "why_not_running",
 ]

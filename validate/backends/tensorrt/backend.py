@@ -15,6 +15,7 @@ from validate.backends.tensorrt.inspection import Layer, producers
 from validate.backends.tensorrt.library import installed_libraries
 from validate.backends.tensorrt.listeners import Progress
 from validate.backends.tensorrt.options import BuildOptions, Profile
+from validate.backends.tensorrt.probe import require_running
 from validate.exceptions import JobError
 
 __all__ = ["TensorRTBackend", "askable"]
@@ -40,6 +41,8 @@ class TensorRTBackend:
         if importlib.util.find_spec("torch") is None:
             raise JobError("engines run on PyTorch's CUDA tensors, and PyTorch is not installed; pip install torch")
         self._library = libraries[self.fingerprint.flavour]
+        assert gpu is not None  # without one `require` refuses
+        require_running(self._library, gpu, self.fingerprint.model or "its ONNX file")
         self._engine = deserialize(engine, self._library, self.fingerprint)
         self._device = str(gpu)
         whole = self._load(None)

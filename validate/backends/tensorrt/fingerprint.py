@@ -130,12 +130,6 @@ def require(engine: Path, gpu: Gpu | None, libraries: Mapping[Flavour, Library])
             f"{engine} was built by {found.flavour} {found.version} and {here} is installed here; "
             f"pip install {package}=={found.version}, or {_rebuild(found, engine, gpu, library)}"
         )
-    if not library.supports(gpu):
-        supported = ", ".join(library.compute_capabilities)
-        raise JobError(
-            f"{library} does not run on {gpu}, as it supports {supported} and later ones; install TensorRT for it "
-            f"(pip install tensorrt) and build the engine with that from {_model(found)}"
-        )
     if not hardware_fits(found, gpu.name, gpu.compute_capability):
         built = f"{found.gpu or 'a GPU'} (compute capability {found.compute_capability or '8.0 or later'})"
         raise JobError(

@@ -54,17 +54,6 @@ class Library:
         """The module."""
         return importlib.import_module(self.flavour)
 
-    def supports(self, gpu: Gpu) -> bool:
-        """Tell whether it runs engines on a GPU; `tensorrt` is not asked and says so itself.
-
-        TensorRT-RTX runs on the GPUs of consumers and workstations, not on Hopper: "supported 8.0 8.6 8.9 12.0 12.1
-        >12.0" is its own message there, and the same list with 7.5 is its enum `ComputeCapability`.
-        """
-        if not self.ahead_of_time:
-            return True
-        newest = max(map(_number, self.compute_capabilities))
-        return gpu.compute_capability in self.compute_capabilities or _number(gpu.compute_capability) > newest
-
     @contextmanager
     def errors(self) -> Iterator[list[str]]:
         """Give the list to which TensorRT's errors are added, one line each, until this ends."""

@@ -102,14 +102,6 @@ def test_ahead_of_time_without_a_target_it_is_for_ampere_and_later(engine: Path)
     assert "--compute-capability 7.5" in refused(engine, T4)
 
 
-def test_a_gpu_that_tensorrt_rtx_does_not_run_on(engine: Path) -> None:
-    for capability in (None, "8.9"):
-        message = refused(written(engine, None, RTX, compute_capability=capability), H200)
-        assert "does not run on NVIDIA H200 (compute capability 9.0)" in message
-        assert "7.5, 8.0, 8.6, 8.9, 12.0, 12.1 and later" in message
-        assert "pip install tensorrt)" in message
-
-
 @pytest.mark.parametrize(
     ("level", "fits"),
     [

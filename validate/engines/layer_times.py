@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from validate.backends.tensorrt.inspection import Layer
+from validate.backends.tensorrt import Layer
 from validate.exceptions import JobError
 
 __all__ = ["NodeTimes", "node_times"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from validate.backends.tensorrt.inspection import parse_layers
-from validate.backends.tensorrt.layer_times import node_times
+from validate.engines.layer_times import node_times
 from validate.exceptions import JobError
 
 
