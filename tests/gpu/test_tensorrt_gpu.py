@@ -119,6 +119,7 @@ class TestInnerTensors:
     def test_by_name(self, model, tmp_path, x):
         backend = opened(model, tmp_path, ("b", "d"))
         assert {"b", "d", "y"} <= set(backend.tensors)
+        assert backend.output_names == ("y", "sizes")
         assert "fusion broken at 2 tensors" in backend.load().runtime
         found = backend.load(["b", "d", "y"]).run({"x": x})
         assert list(found) == ["b", "d", "y"]

@@ -47,7 +47,9 @@ class TensorRTBackend:
         self._device = str(gpu)
         whole = self._load(None)
         self.layers: list[Layer] = whole.layers()
-        self.input_names, self.output_names = whole.input_names, whole.output_names
+        shown = self.fingerprint.options.debug if self.fingerprint.options.breaks_fusion else ()
+        own = tuple(name for name in whole.output_names if name not in shown)
+        self.input_names, self.output_names = whole.input_names, self.fingerprint.outputs or own
         self.tensors = askable(self.layers, self.output_names, self.input_names, self.fingerprint.options)
 
     @classmethod
@@ -74,7 +76,7 @@ class TensorRTBackend:
                 f"the engine shows no tensor called {', '.join(sorted(unknown))}; fusion may have taken it, or the "
                 "engine was built without debug"
             )
-        return self._load(outputs)
+        return self._load(self.output_names if outputs is None else outputs)
 
     def _load(self, outputs: Sequence[str] | None) -> TensorRTEngine:
         options = self.fingerprint.options

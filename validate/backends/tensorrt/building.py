@@ -97,6 +97,7 @@ def build_engine(
         plan_sha256=graph.metadata_props.get(onnxfile.PLAN_KEY),
         engine_sha256=sha256(engine),
         profile=dict(profile),
+        outputs=tuple(str(value.name) for value in graph.graph.outputs),
         options=options,
     )
     made.write(engine)
@@ -167,9 +168,10 @@ def _mark_debug(network: Any, options: BuildOptions) -> None:
             tensors[tensor.name] = tensor
     if unknown := set(options.debug) - tensors.keys():
         raise JobError(f"the network has no tensor called {', '.join(sorted(unknown))} that could be looked at")
+    # As outputs, not by `mark_debug`: TensorRT-RTX 1.6 takes the mark and never shows the tensor (seen on an H200).
     for name in options.debug:
-        if not network.mark_debug(tensors[name]):
-            raise JobError(f"TensorRT cannot show tensor {name}; leave it out of debug")
+        if not tensors[name].is_network_output:
+            network.mark_output(tensors[name])
 
 
 def _config(trt: Any, builder: Any, options: BuildOptions, library: Library) -> Any:

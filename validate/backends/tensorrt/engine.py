@@ -80,9 +80,9 @@ class TensorRTEngine:
     Args:
         library: what deserialized the engine.
         engine: an `ICudaEngine`; several of these may share it.
-        outputs: names of outputs of the engine, and of inner tensors that it was built to show; by default all of
-            its own outputs.
-        unfused: the inner tensors are those that fusion left, and not ones that were marked by name.
+        outputs: names of outputs of the engine, which are those of the model and the inner tensors that were named
+            when it was built; and, where it was built `unfused`, of tensors that fusion left. By default all outputs.
+        unfused: it was built to show the tensors that fusion left.
         device: name of the GPU.
 
     Raises:
@@ -116,7 +116,11 @@ class TensorRTEngine:
         self._listener = new_debug_listener(self._trt, functools.partial(_copy, self._trt))
         self._listener.wanted = frozenset(self.output_names) - set(self._results)
         if self._listener.wanted:
-            self._show(unfused)
+            if not unfused:
+                name = min(self._listener.wanted)
+                raise JobError(f"the engine was not built to show tensor {name}; name it in debug and build again")
+            self._context.set_debug_listener(self._listener)
+            self._context.unfused_tensors_debug_state = True
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """See `Runnable`. bfloat16 and float8 come back as float32, which holds them exactly; numpy has no such types.
@@ -185,15 +189,6 @@ class TensorRTEngine:
         if context is None:
             raise JobError(f"{self._library} cannot prepare the engine to run: {'; '.join(errors) or 'out of memory?'}")
         return context
-
-    def _show(self, unfused: bool) -> None:
-        self._context.set_debug_listener(self._listener)
-        if unfused:
-            self._context.unfused_tensors_debug_state = True
-            return
-        for name in sorted(self._listener.wanted):
-            if not self._context.set_tensor_debug_state(name, True):
-                raise JobError(f"the engine was not built to show tensor {name}; name it in debug and build again")
 
     def _execute(self, context: Any, inputs: Mapping[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
         """Run once and return the engine's outputs. Copies and kernels are in one stream, and so in order."""

@@ -41,6 +41,9 @@ class Fingerprint(BaseModel):
     plan_sha256: str | None = Field(description="the quantization plan that made the ONNX file, by its metadata")
     engine_sha256: str
     profile: dict[str, Shapes] = Field(description="smallest, usual and largest shape of inputs that are dynamic")
+    outputs: tuple[str, ...] = Field(
+        default=(), description="the model's outputs in its order, which the engine need not keep; empty: not known"
+    )
     options: BuildOptions
 
     def write(self, engine: Path) -> None:

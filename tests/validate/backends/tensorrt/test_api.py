@@ -48,6 +48,16 @@ OBJECTS: dict[str, dict[str, str]] = {
     },
     "listeners.py": {"location": "TensorLocation", "type": "DataType", "shape": "Dims"},
     "library.py": {"severity": "ILogger.Severity"},
+    "probe.py": {
+        "builder": "Builder",
+        "network": "INetworkDefinition",
+        "x": "ITensor",
+        "total": "ITensor",
+        "serialized": "IHostMemory",
+        "runtime": "Runtime",
+        "engine": "ICudaEngine",
+        "context": "IExecutionContext",
+    },
 }
 """By file, the names that hold an object of TensorRT's."""
 OURS = {
@@ -97,15 +107,17 @@ USED = {
         "set_debug_listener",
         "set_input_shape",
         "set_tensor_address",
-        "set_tensor_debug_state",
         "unfused_tensors_debug_state",
     },
     "ILayer": {"get_output", "num_outputs"},
     "ILogger": {"log"},
+    "IElementWiseLayer": {"get_output"},
     "INetworkDefinition": {
+        "add_elementwise",
+        "add_input",
         "get_input",
         "get_layer",
-        "mark_debug",
+        "mark_output",
         "mark_unfused_tensors_as_debug_tensors",
         "num_inputs",
         "num_layers",
@@ -124,6 +136,7 @@ STATIC = {
     "Builder",
     "BuilderFlag.VERSION_COMPATIBLE",
     "ComputeCapability.__members__",
+    "ElementWiseOperation.SUM",
     "HardwareCompatibilityLevel.__members__",
     "IDebugListener",
     "ILogger",
@@ -141,6 +154,7 @@ STATIC = {
     "TensorLocation.HOST",
     "__name__",
     "__version__",
+    "float32",
 }
 """What we use of the module."""
 
