@@ -188,7 +188,16 @@ class Case:
 
 def ours(case: Case, cost: str) -> Layers | None:
     """The product's own ranking and search, on this evaluator."""
-    from calibrate.search import Budget, Target, Tried, changed, effects_of_layers, ladder, ranking_samples, search
+    from calibrate.search import (
+        Budget,
+        Target,
+        TrialResult,
+        changed,
+        effects_of_layers,
+        ladder,
+        ranking_samples,
+        search,
+    )
     from validate.tasks import Metric
 
     chosen = ranking_samples(len(case.layers), case.sizes["ranking"])
@@ -196,20 +205,20 @@ def ours(case: Case, cost: str) -> Layers | None:
     price = case.case["macs"] if cost == "MACs" else dict.fromkeys(case.layers, 1)
     total = case.sizes["judging"]
     target = Target(Metric("", higher_is_better=True, is_rate=True), case.margin, None, total)
-    int8 = case.score_until(case.all(), target.enough)
+    int8 = case.score_until(case.all(), target.can_screen)
     reference, which = case.float_scores[: int8.size], changed(case.float_scores[: int8.size], int8)
 
     class OnTheCase:
         screen_passes = which.size / total
 
-        def screen(self, back: Layers) -> Tried:
+        def screen(self, back: Layers) -> TrialResult:
             scores = reference.copy()
             scores[which] = case.scores_of(case.all() - back, which)
-            return Tried(target.met(reference, scores), self.screen_passes, 0.0)
+            return TrialResult(target.met(reference, scores), self.screen_passes, 0.0)
 
-        def judge(self, back: Layers) -> Tried:
-            scores = case.score_until(case.all() - back, partial(target.hopeless, total=total))
-            return Tried(scores.size == total and case.meets(scores), scores.size / total, 0.0)
+        def judge(self, back: Layers) -> TrialResult:
+            scores = case.score_until(case.all() - back, partial(target.is_futile, total=total))
+            return TrialResult(scores.size == total and case.meets(scores), scores.size / total, 0.0)
 
     def value(back: Layers) -> float:
         return float(sum(price[x] for x in case.layers) + sum(price[x] for x in back))

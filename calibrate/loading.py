@@ -58,7 +58,7 @@ class Inputs:
 class SplitFingerprint:
     """What identifies a split: of every sample its hash, class and slice, the hash of all labels, and shapes.
 
-    The first pass over the split fills it (`watch`), and every later one is held against it (`again`).
+    The first pass over the split fills it (`record`), and every later one is held against it (`verify`).
     """
 
     contents: dict[bytes, int] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class SplitFingerprint:
     largest: dict[str, tuple[int, ...]] = field(default_factory=dict)
     labels: hashlib._Hash = field(default_factory=hashlib.sha256)
 
-    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def record(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the batches and remember what was in them."""
         for batch in batches:
             for offset, content in enumerate(batch.contents):
@@ -85,9 +85,9 @@ class SplitFingerprint:
                 self.largest[name] = tuple(map(max, large, array.shape))
             yield batch
 
-    def apart_from(self, validation: SplitFingerprint, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def record_disjoint(self, validation: SplitFingerprint, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Watch the calibration set; JobError at the first sample that is in the validation set too."""
-        for batch in self.watch(batches):
+        for batch in self.record(batches):
             for offset, content in enumerate(batch.contents):
                 if content in validation.contents:
                     raise JobError(
@@ -97,7 +97,7 @@ class SplitFingerprint:
                     )
             yield batch
 
-    def again(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def verify(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the batches of a later pass; JobError where a sample is not the one that was seen before."""
         for batch in batches:
             for index, content in enumerate(batch.contents, batch.first):

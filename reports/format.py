@@ -32,7 +32,6 @@ __all__ = [
     "metric_value",
     "milliseconds",
     "minus",
-    "moment",
     "outcome",
     "passes",
     "percent",
@@ -44,6 +43,7 @@ __all__ = [
     "significant",
     "size",
     "speed_up",
+    "timestamp",
 ]
 
 NOT_AVAILABLE = "n/a"
@@ -144,7 +144,7 @@ def seconds(value: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def moment(iso: str) -> str:
+def timestamp(iso: str) -> str:
     """Return an ISO 8601 time with an offset as ``2026-11-23 21:27 UTC``; anything else as it is."""
     try:
         time = datetime.fromisoformat(iso)

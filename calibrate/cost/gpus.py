@@ -31,7 +31,7 @@ class Gpu:
             `BuilderFlag.TF32` set by default, else that of the CUDA cores.
         bandwidth: of the memory, in GB/s (10^9 bytes).
         source: the datasheet.
-        also: words that the driver has in its name besides.
+        extra_words: words that the driver has in its name besides.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Gpu:
     tera: dict[str, float]
     bandwidth: float
     source: str
-    also: frozenset[str] = frozenset()
+    extra_words: frozenset[str] = frozenset()
 
     def seconds_per_operation(self, precision: str) -> float:
         """Return the reciprocal of the peak rate. Raises JobError where the GPU does not compute in that precision."""
@@ -123,7 +123,7 @@ def gpu_named(name: str) -> Gpu:
     wanted = _words(name)
     for gpu in GPUS:
         words = _words(gpu.name)
-        if {word for word in words if not _VARIANT.fullmatch(word)} <= wanted <= words | gpu.also:
+        if {word for word in words if not _VARIANT.fullmatch(word)} <= wanted <= words | gpu.extra_words:
             return gpu
     known = [gpu.name for gpu in GPUS]
     near = difflib.get_close_matches(name.lower(), [one.lower() for one in known], n=1)

@@ -77,7 +77,7 @@ class Kernels:
     """Per tensor: the kernel that writes it, -1 where it is given."""
     quantizes: _Ints
     """Per tensor: whether its producer can write int8."""
-    first: _Ints
+    first_reader: _Ints
     """Per tensor: its first reader. Readers are in the order of tensors, and each tensor has one at least."""
     tensor: _Ints
     """Per reader: what it reads."""
@@ -85,11 +85,11 @@ class Kernels:
     """Per reader: the kernel, -1 for whoever takes the model's outputs."""
     reads: _Ints
     """Per reader: elements."""
-    follows: _Flags
+    takes_any_float: _Flags
     """Per reader: it takes any float type, as it converts in passing."""
-    needs: NDArray[np.float32]
+    required_layers: NDArray[np.float32]
     """Per reader and layer, 1 where it reads int8 only if the layer is int8."""
-    may: _Flags
+    can_read_int8: _Flags
     """Per reader: it reads int8 where all that it needs are int8."""
 
     def traffic(self, precisions: Mapping[str, str], float_precision: str) -> Traffic:
@@ -106,13 +106,13 @@ class Kernels:
         int8, wide = np.append(int8, False), np.append(wide, side)
         floats = np.append(wide[self.layer], BYTES["fp32"])
 
-        wants = self.may & (self.needs @ (~int8[:-1]).astype(np.float32) == 0)
-        all_want = np.logical_and.reduceat(wants, self.first)
+        wants = self.can_read_int8 & (self.required_layers @ (~int8[:-1]).astype(np.float32) == 0)
+        all_want = np.logical_and.reduceat(wants, self.first_reader)
         written_by_int8 = np.append(int8[self.layer], False)[self.producer]
         able = (self.quantizes == _QUANTIZES) | ((self.quantizes == _QUANTIZES_IF_INT8) & written_by_int8)
         stored_float = floats[self.producer]
         stored = np.where(all_want & able, 1, stored_float)
-        taken = np.where(wants, 1, np.where(self.follows, stored_float[self.tensor], floats[self.reader]))
+        taken = np.where(wants, 1, np.where(self.takes_any_float, stored_float[self.tensor], floats[self.reader]))
 
         count = len(self.nodes)
         moved = np.bincount(self.reader + 1, self.reads * taken, count + 1)[1:]
@@ -120,7 +120,7 @@ class Kernels:
         moved += self.weights * np.where(int8[self.layer], 1, floats[:-1]) + self.constants * floats[:-1]
         reformats = []
         for width in (1, 2, 4):
-            needed = np.logical_or.reduceat(taken == width, self.first) & (stored != width)
+            needed = np.logical_or.reduceat(taken == width, self.first_reader) & (stored != width)
             reformats.append((self.sizes * (stored + width))[needed])
         return Traffic(moved.astype(np.float64), np.concatenate(reformats).astype(np.float64))
 
@@ -154,13 +154,13 @@ def kernels_of(model: ir.Model, placement: Placement, shapes: Mapping[str, tuple
             readers.setdefault(name, []).append((index, elements))
     for name in graph.outputs:
         readers.setdefault(name, []).append((-1, 0))
-    wishes = _wishes(groups, starts, layer, readers, quantized)
+    requirements = _int8_requirements(groups, starts, layer, readers, quantized)
     flat = [(name, kernel, elements) for name, them in readers.items() for kernel, elements in them]
     position = {name: index for index, name in enumerate(readers)}
     counts = [len(them) for them in readers.values()]
-    needs = np.zeros((len(flat), len(layers)), np.float32)
+    required = np.zeros((len(flat), len(layers)), np.float32)
     for row, (name, kernel, _) in enumerate(flat):
-        needs[row, sorted(wishes.get((kernel, name)) or ())] = 1
+        required[row, sorted(requirements.get((kernel, name)) or ())] = 1
     producer = [kernel_of.get(name, -1) for name in readers]
     return Kernels(
         layers=tuple(layers),
@@ -172,17 +172,17 @@ def kernels_of(model: ir.Model, placement: Placement, shapes: Mapping[str, tuple
         sizes=_ints([sizes[name] for name in readers]),
         producer=_ints(producer),
         quantizes=_ints([_NEVER_QUANTIZES if k < 0 else _quantizes(starts[k], layer[k]) for k in producer]),
-        first=_ints(np.cumsum([0, *counts[:-1]])),
+        first_reader=_ints(np.cumsum([0, *counts[:-1]])),
         tensor=_ints([position[name] for name, _, _ in flat]),
         reader=_ints([kernel for _, kernel, _ in flat]),
         reads=_ints([elements for _, _, elements in flat]),
-        follows=np.array([k >= 0 and (starts[k].pointwise or starts[k].commutes) for _, k, _ in flat], bool),
-        needs=needs,
-        may=np.array([wishes.get((kernel, name)) is not None for name, kernel, _ in flat], bool),
+        takes_any_float=np.array([k >= 0 and (starts[k].pointwise or starts[k].commutes) for _, k, _ in flat], bool),
+        required_layers=required,
+        can_read_int8=np.array([requirements.get((kernel, name)) is not None for name, kernel, _ in flat], bool),
     )
 
 
-def _wishes(
+def _int8_requirements(
     groups: list[Fused],
     starts: list[Operation],
     layer: list[int],
@@ -194,17 +194,17 @@ def _wishes(
     An int8 layer does so for its activations and the residual input that is quantized for it. What commutes with
     QuantizeLinear does where all who read its outputs do: "Q backward-propagation" in NVIDIA's words.
     """
-    wishes: dict[tuple[int, str], frozenset[int] | None] = {}
+    requirements: dict[tuple[int, str], frozenset[int] | None] = {}
     for index in range(len(groups) - 1, -1, -1):
         start, through = starts[index], None
         if start.commutes:
-            behind = [wishes.get((k, out)) for out in groups[index].outputs for k, _ in readers.get(out, [])]
+            behind = [requirements.get((k, out)) for out in groups[index].outputs for k, _ in readers.get(out, [])]
             if behind and None not in behind:
                 through = frozenset[int]().union(*(wish for wish in behind if wish is not None))
         for name in groups[index].inputs:
             own = frozenset({layer[index]}) if (start.name, name) in quantized else None
-            wishes[index, name] = through if start.commutes else own
-    return wishes
+            requirements[index, name] = through if start.commutes else own
+    return requirements
 
 
 def _quantizes(start: Operation, layer: int) -> int:

@@ -22,7 +22,7 @@ __all__ = ["COMPUTE_OPS", "CONVOLUTIONS", "Layer", "Placement", "ResidualInput",
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 COMPUTE_OPS = CONVOLUTIONS | {"Gemm", "MatMul"}
-_NO_WISHES = QuantizationRules()
+_DEFAULT_RULES = QuantizationRules()
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Placement:
         return groups
 
 
-def place(model: ir.Model, rules: QuantizationRules = _NO_WISHES) -> Placement:
+def place(model: ir.Model, rules: QuantizationRules = _DEFAULT_RULES) -> Placement:
     """Return where Q/DQ can go in a prepared model. Subgraphs (If, Loop, Scan) are left alone.
 
     Raises JobError where the rules exclude a node that is not there.

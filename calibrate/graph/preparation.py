@@ -22,7 +22,7 @@ MIN_OPSET = 19
 _NO_LIMIT = 2**62
 """A weight of any size that is computed from constants (a Cast, a product) becomes a constant itself."""
 
-_ASIDE = "calibrate.aside"
+_OPAQUE_DOMAIN = "calibrate.aside"
 """Domain of nodes that the optimizer is to leave alone: it takes all within 1e-8 of 0 for 0, and x + 1e-12 for x. But
 where x is 0, that is what keeps a norm from dividing by 0."""
 
@@ -53,7 +53,7 @@ def prepare(model: ir.Model) -> ir.Model:
     if epsilons:
         ShapeInferencePass()(model)  # the optimizer cannot infer what nodes give that it does not know
     for node in epsilons:
-        node.domain = _ASIDE
+        node.domain = _OPAQUE_DOMAIN
     optimizer.optimize_ir(model, input_size_limit=_NO_LIMIT)
     for node in epsilons:
         node.domain = ""

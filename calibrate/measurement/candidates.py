@@ -146,7 +146,7 @@ class CandidateBench:
         """Return the task's error of every calibration sample against the float model's outputs, shape (n,)."""
 
         def compute() -> Scores:
-            watched = self.calibration.fingerprint.again(self.inputs.calibration.batches())
+            watched = self.calibration.fingerprint.verify(self.inputs.calibration.batches())
             batches = self.journal.forward("select", watched)
             return reference_errors(model(), self.inputs.task, batches, self.calibration.outputs, advance)
 
@@ -162,7 +162,7 @@ class CandidateBench:
         """Return the task's score, or record, of every validation sample."""
 
         def compute() -> Scores:
-            batches = self.reference.fingerprint.again(self.inputs.validation.batches())
+            batches = self.reference.fingerprint.verify(self.inputs.validation.batches())
             return evaluate(model(), self.inputs.task, self.journal.forward(stage, batches), advance)
 
         return self.evaluations.get(stage, compute, plan=plan.hash).values

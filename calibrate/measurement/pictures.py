@@ -21,7 +21,7 @@ from validate.data import SampleStream, as_image
 from validate.results import Histogram, Illustrations, LayerError, Results, TensorHistogram, Threshold, WorstSample
 from validate.stats import Statistics
 
-__all__ = ["illustrate", "picture", "tensor_histograms", "worst_samples"]
+__all__ = ["illustrate", "tensor_histograms", "thumbnail", "worst_samples"]
 
 HISTOGRAMS = 8
 SAMPLES = 12
@@ -134,18 +134,21 @@ def worst_samples(
         rows = {i: row for i, row in enumerate(islice(stream.source.rows(), max(order) + 1)) if i in wanted}
     return [
         WorstSample(
-            index=i, reference=float(reference[i]), candidate=float(candidate[i]), **_shown(rows.get(i, {}), stream)
+            index=i,
+            reference=float(reference[i]),
+            candidate=float(candidate[i]),
+            **_display_fields(rows.get(i, {}), stream),
         )
         for i in order
     ]
 
 
-def _shown(row: Mapping[str, Any], stream: SampleStream) -> dict[str, str | None]:
+def _display_fields(row: Mapping[str, Any], stream: SampleStream) -> dict[str, str | None]:
     """Return a row's label, and its picture or its text."""
     names = (stream.label,) if isinstance(stream.label, str) else stream.label or ()
     labels = [str(row[name]) for name in names if name in row]
     inputs = {name: value for name, value in row.items() if name not in (*names, stream.slice)}
-    shown = next((image for image in map(picture, inputs.values()) if image), None)
+    shown = next((image for image in map(thumbnail, inputs.values()) if image), None)
     text = "\n".join(value for value in inputs.values() if isinstance(value, str))
     if not (shown or text):
         kinds = ", ".join(f"{name} ({_kind(value)})" for name, value in inputs.items())
@@ -158,7 +161,7 @@ def _shown(row: Mapping[str, Any], stream: SampleStream) -> dict[str, str | None
     }
 
 
-def picture(value: Any) -> str | None:
+def thumbnail(value: Any) -> str | None:
     """Return a small JPEG in base64 of what a row holds, or None where that is no image.
 
     Args:
@@ -166,7 +169,7 @@ def picture(value: Any) -> str | None:
             shape (height, width), (channels, height, width) or (height, width, channels) with 1, 3 or 4 channels, of
             bytes as they are, and of other numbers stretched from the least to the largest.
     """
-    image = _opened(value)
+    image = _to_image(value)
     if image is None:
         return None
     image = image.convert("RGB")
@@ -176,7 +179,7 @@ def picture(value: Any) -> str | None:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _opened(value: Any) -> Any:
+def _to_image(value: Any) -> Any:
     from PIL import Image
 
     if isinstance(value, Image.Image | Mapping | bytes | str):

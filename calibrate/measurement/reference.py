@@ -35,7 +35,7 @@ def evaluate_reference(job: Job, inputs: Inputs, journal: Journal) -> ReferenceR
     """
     fingerprint = SplitFingerprint()
     with journal.stage("reference", "evaluate the float model") as advance:
-        batches = journal.forward("reference", fingerprint.watch(inputs.validation.batches()))
+        batches = journal.forward("reference", fingerprint.record(inputs.validation.batches()))
         scores = evaluate(inputs.reference, inputs.task, batches, advance, is_reference=True)
     if warning := job.data.repeats("validation", fingerprint.order):
         journal.warn(warning)

@@ -78,7 +78,7 @@ def observe_calibration_set(
     outputs, fingerprint = OutputStore(), SplitFingerprint()
 
     def watched(batches: Iterable[Batch]) -> Iterator[Batch]:
-        return fingerprint.watch(batches) if apart_from is None else fingerprint.apart_from(apart_from, batches)
+        return fingerprint.record(batches) if apart_from is None else fingerprint.record_disjoint(apart_from, batches)
 
     with journal.stage("observe", f"observe {len(tensors)} tensors") as advance:
         expected = _reference_outputs(inputs)

@@ -26,7 +26,7 @@ def measure_clipping(
     side_by_side, threads = workers()
     with journal.stage("clipping", f"observe {len(tensors)} tensors of the validation set") as advance:
         source = observable(inputs.model.prepared, tensors, threads)
-        batches = validation.again(journal.forward("clipping", inputs.validation.batches()))
+        batches = validation.verify(journal.forward("clipping", inputs.validation.batches()))
         observation = observe(source, batches, lambda batch, outputs: advance(len(batch)), side_by_side, "validation")
     statistics, samples = observation.statistics, len(validation.order)
     return [_worst(plan, inputs.model.placement, statistics, samples) for plan in plans]

@@ -62,7 +62,7 @@ def nodes_that_need_epsilons(prepared: ir.Model) -> set[ir.Node]:
         prepared: what `calibrate.graph.preparation` returned; not changed.
     """
     nodes = list(prepared.graph)
-    epsilons = {value for value in prepared.graph.initializers.values() if _vanishes(value)}
+    epsilons = {value for value in prepared.graph.initializers.values() if _underflows(value)}
     small = set(epsilons)
     for node in nodes:
         if (node.op_type in _STAYS_SMALL or _exponent(node) > 0) and _any(node.inputs, small):
@@ -79,7 +79,7 @@ def nodes_that_need_epsilons(prepared: ir.Model) -> set[ir.Node]:
     return guarded | readers
 
 
-def _vanishes(value: ir.Value) -> bool:
+def _underflows(value: ir.Value) -> bool:
     if value.dtype != ir.DataType.FLOAT or value.const_value is None or value.const_value.size != 1:
         return False
     return 0 < abs(float(value.const_value.numpy().reshape(()))) <= _ROUNDED_TO_0

@@ -6,7 +6,7 @@ Layers are ranked by their error alone in INT8; a ladder of plans follows, and t
 from __future__ import annotations
 
 from calibrate.search.fallback import Selection, put_layers_back, select, verdict_confidences
-from calibrate.search.ladder import Budget, Tried, ladder, search
+from calibrate.search.ladder import Budget, TrialResult, ladder, search
 from calibrate.search.sensitivity import effects_of_layers, ranking_samples
 from calibrate.search.settings import FallbackConfig
 from calibrate.search.target import Target, changed
@@ -18,7 +18,7 @@ __all__ = [
     "Selection",
     "Target",
     "TrialBench",
-    "Tried",
+    "TrialResult",
     "changed",
     "effects_of_layers",
     "ladder",

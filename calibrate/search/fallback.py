@@ -23,8 +23,8 @@ class Selection:
     Attributes:
         candidates: in the order in which they were measured.
         selected: name of the one that the verdict is about.
-        verdict: on it, by its accuracy and the builder's word alone: nothing is timed yet.
-        search: how layers were put back; None where none were.
+        verdict: on the selected candidate, by its accuracy and its TensorRT build alone: nothing is timed yet.
+        search: record of the search; None where there was none.
     """
 
     candidates: Sequence[MeasuredCandidate]
@@ -39,10 +39,14 @@ class Selection:
 
 
 def verdict_confidences(policy: Policy, settings: FallbackConfig) -> list[float]:
-    """Return the confidence of each look at the validation samples, in order: weights of a Bonferroni correction.
+    """Return the confidence of each evaluation on the validation samples, in order: a weighted Bonferroni correction.
 
     Half of the error goes to the candidate without fallback, a third to the plan that fallback found, a sixth to the
-    safer one that is judged if that misses: a false GO is no likelier than the policy allows over all three.
+    safer plan that is judged if that one misses. So a false GO is no likelier than the policy allows over all three.
+
+    >>> confidences = verdict_confidences(Policy(max_drop=0.01, confidence=0.94), FallbackConfig())
+    >>> [round(confidence, 4) for confidence in confidences]
+    [0.97, 0.98, 0.99]
     """
     alpha = 1 - policy.confidence
     shares = (1 / 2, 1 / 3, 1 / 6) if settings.evaluations else (1.0,)
@@ -62,10 +66,18 @@ def put_layers_back(
     trial_bench: TrialBench,
     selection: Selection,
 ) -> Selection:
-    """Return the selection with what fallback found, where the selected candidate misses the policy and it can help.
+    """Search plans with layers in float, and return the selection with those that the search found.
 
-    Other samples than those of the verdict choose the plans. Where none is a GO, the verdict is about the one that
-    came closest.
+    It searches only where the selected candidate misses the policy and layers in float can help; otherwise the
+    selection is returned as it is. Calibration samples choose the plans, and validation samples only judge them. Where
+    no plan is a GO, the verdict is about the one that came closest.
+
+    Args:
+        settings: of the search.
+        policy: that the verdict is by.
+        candidate_bench: measures the plans that the search found.
+        trial_bench: runs the trials of the search.
+        selection: the candidates so far.
     """
     reference = candidate_bench.reference_accuracy
     looks = verdict_confidences(policy, settings)[1:]
@@ -93,7 +105,7 @@ def put_layers_back(
 
 
 def _verdict(policy: Policy, reference: Accuracy, candidate: Candidate) -> Verdict:
-    """Judge a candidate by what is known of it before it is timed: its accuracy, and the builder's word."""
+    """Judge a candidate by what is known before it is timed: its accuracy and its TensorRT build."""
     return decide(policy.without_named_rules(), Evidence(reference, candidate))
 
 

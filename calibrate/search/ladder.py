@@ -1,8 +1,8 @@
-"""Search of the fastest plan that meets a target, over a ladder of plans. Knows no model, only a small protocol.
+"""Search of the fastest plan that meets a target, over a ladder of plans. Runs no model: a `PlanEvaluator` does.
 
-Layers are ranked once (`sensitivity.py`); a ladder of plans follows from the effects and from what each plan
-costs. The samples that make the difference are those whose score INT8 changes, a few in a hundred of all: on them
-alone, plans are screened at little cost, and what they let through is judged on all samples.
+Layers are ranked once (`sensitivity.py`); a ladder of plans follows from the effects and from the cost of each plan.
+INT8 changes the scores of only a few samples in a hundred. Plans are screened on these alone, at little cost, and a
+plan that passes the screen is judged on all samples.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Protocol
 
 import numpy as np
 
-__all__ = ["Budget", "CostOf", "Found", "Layers", "Rung", "Tried", "Trier", "ladder", "search"]
+__all__ = ["Budget", "CostOf", "Layers", "PlanEvaluator", "Rung", "SearchResult", "TrialResult", "ladder", "search"]
 
-_LITTLE = 1 / 64
-"""Share of the effects of all layers that is hardly enough to miss a target."""
-_AFTER_A_MISS = 1 / 4
-"""Share of its effects that the plan after one that was judged and missed may leave."""
+_NEGLIGIBLE_SHARE = 1 / 64
+"""Share of the effects of all layers that is taken to be too small to miss a target."""
+_SHARE_AFTER_MISS = 1 / 4
+"""After a plan was judged and missed the target: the share of its remaining effects that the next plan may have."""
 
 Layers = frozenset[str]
 CostOf = Callable[[Layers], float]
@@ -30,9 +30,9 @@ class Rung:
     """A plan on the ladder.
 
     Attributes:
-        layers: those in float.
-        remaining: sum of the effects of the others.
-        cost: of the plan.
+        layers: names of the layers in float.
+        remaining: sum of the effects of the layers in int8.
+        cost: of the plan, in the unit of the cost function.
     """
 
     layers: Layers
@@ -41,13 +41,14 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Tried:
-    """What a trial showed.
+class TrialResult:
+    """Result of one screen or trial of a plan.
 
     Attributes:
-        meets: the target, on all judging samples.
-        passes: what it took, in runs over all judging samples; below 1 where not all of them ran.
-        seconds: what it took, also where it was read from a cache: a resumed search ends as one that ran through.
+        meets: whether the plan meets the target.
+        passes: samples that were run, as a share of all judging samples; below 1 where not all of them ran.
+        seconds: time that it took when it was computed. A result from the cache keeps it, so that a resumed search
+            ends like one that was not interrupted.
     """
 
     meets: bool
@@ -57,12 +58,12 @@ class Tried:
 
 @dataclass(frozen=True)
 class Budget:
-    """Where a search ends, whichever comes first.
+    """Limits of a search; the first one that is reached ends it.
 
     Attributes:
-        passes: over all judging samples; what a trial that is stopped early did not run is left for others.
-        minutes: of what went before, and of all screens and trials. Each begins only before they are over.
-        seconds_before: what went before took.
+        passes: runs over all judging samples. A trial that is stopped early uses only the part that it ran.
+        minutes: time of the ranking, and of all screens and trials. None of them begins after that.
+        seconds_before: time that the ranking took, in seconds.
     """
 
     passes: float
@@ -70,47 +71,61 @@ class Budget:
     seconds_before: float = 0.0
 
 
-class Trier(Protocol):
-    """Tries plans, given by their layers in float.
+class PlanEvaluator(Protocol):
+    """Evaluates plans against the target. A plan is given by its layers in float.
 
     Attributes:
-        screen_passes: what a screen takes, in runs over all judging samples.
+        screen_passes: cost of a screen, in runs over all judging samples.
     """
 
     screen_passes: float
 
-    def screen(self, layers: Layers) -> Tried:
-        """Guess from the few judging samples that all layers in int8 change."""
+    def screen(self, layers: Layers) -> TrialResult:
+        """Estimate whether a plan meets the target, from the few judging samples whose scores INT8 changes."""
         ...
 
-    def judge(self, layers: Layers) -> Tried:
-        """Try on all judging samples; a plan that is out of reach of the target may be stopped early."""
+    def judge(self, layers: Layers) -> TrialResult:
+        """Evaluate a plan on all judging samples; may stop early where it can hardly meet the target any more."""
         ...
 
 
 @dataclass
-class Found:
-    """What a search found; `layers` is None where no trial met the target."""
+class SearchResult:
+    """Result of a search.
+
+    Attributes:
+        layers: layers in float of the plan that met the target; None where no trial did.
+        cut: whether the budget ended the search before all screens were done.
+        ended: a sentence that says why the search ended.
+        judged: result of every trial on all judging samples, by the layers in float.
+        screened: result of every screen, by the layers in float.
+    """
 
     layers: Layers | None = None
     cut: bool = False
-    """The budget ended it before it had screened all that it would."""
     ended: str = ""
-    tried: dict[Layers, Tried] = field(default_factory=dict)
-    screened: dict[Layers, Tried] = field(default_factory=dict)
+    judged: dict[Layers, TrialResult] = field(default_factory=dict)
+    screened: dict[Layers, TrialResult] = field(default_factory=dict)
 
     @property
     def passes(self) -> float:
         """Runs over all judging samples, of all trials and screens."""
-        return sum(tried.passes for tried in (*self.tried.values(), *self.screened.values()))
+        return sum(tried.passes for tried in (*self.judged.values(), *self.screened.values()))
 
 
 def ladder(effects: Mapping[str, float], cost: CostOf) -> list[Rung]:
-    """Return plans with more and more layers in float, from none to all but one.
+    """Return plans with more and more layers in float, from none to at most all but one.
 
-    Layers go in order of effect per cost; one whose way back costs nothing, as that of a lone int8 layer between float
-    ones may, goes as soon as that is so. Where another rung has no more remaining effect and costs no more, a rung is
-    left out.
+    Layers go to float in order of effect per added cost. A layer that costs nothing to put back (a single int8 layer
+    between float ones may not) goes as soon as that is so. A rung is left out where a later one costs no more.
+
+    Args:
+        effects: task error of each layer alone in int8, by layer, >= 0; see `effects_of_layers`.
+        cost: of a plan, from its layers in float.
+
+    >>> rungs = ladder({"a": 8.0, "b": 1.0, "c": 0.5}, cost=lambda layers: 10.0 + len(layers))
+    >>> [(sorted(rung.layers), rung.remaining, rung.cost) for rung in rungs]
+    [([], 9.5, 10.0), (['a'], 1.5, 11.0), (['a', 'b'], 0.5, 12.0)]
     """
     nothing: Layers = frozenset()
     start = cost(nothing)
@@ -123,15 +138,15 @@ def ladder(effects: Mapping[str, float], cost: CostOf) -> list[Rung]:
         if layer in last.layers:
             continue
         back = last.layers | {layer}
-        back = _with_free(back, effects, cost)
+        back = _with_free_layers(back, effects, cost)
         if len(back) >= len(effects):
             break
         rungs.append(Rung(back, sum(e for other, e in effects.items() if other not in back), cost(back)))
     return [r for i, r in enumerate(rungs) if i == 0 or not any(o.cost <= r.cost for o in rungs[i + 1 :])]
 
 
-def _with_free(back: Layers, effects: Mapping[str, float], cost: CostOf) -> Layers:
-    """Return the layers with those whose way back makes the plan no slower."""
+def _with_free_layers(back: Layers, effects: Mapping[str, float], cost: CostOf) -> Layers:
+    """Return the layers, and those that make the plan no slower when they are put back to float too."""
     price = cost(back)
     for layer in effects:
         if layer not in back and len(back) + 2 < len(effects):
@@ -141,63 +156,77 @@ def _with_free(back: Layers, effects: Mapping[str, float], cost: CostOf) -> Laye
     return back
 
 
-class _SpentError(Exception):
+class _BudgetSpentError(Exception):
     """The budget is used up; the message says which."""
 
 
-def search(rungs: Sequence[Rung], effects: Mapping[str, float], cost: CostOf, trier: Trier, budget: Budget) -> Found:
-    """Return the cheapest plan that was judged to meet the target.
+def search(
+    rungs: Sequence[Rung], effects: Mapping[str, float], cost: CostOf, evaluator: PlanEvaluator, budget: Budget
+) -> SearchResult:
+    """Search the cheapest plan that meets the target.
 
-    The lowest rung that meets it, and the fewest layers of that rung, are found by screening: halving, as accuracy
-    mostly grows with the layers in float; then a look further down, as it does not always; then each layer of it, the
-    least harmful first, goes back to int8 if the screen still says so. Only what comes out of that is judged. Where
-    it misses after all, the next one is a rung that leaves a quarter of its effects, or less.
+    1. Bisection by screens finds the lowest rung that meets the target, as accuracy mostly grows with the layers in
+       float; one more screen further down follows, as it does not always.
+    2. Each layer of that rung, the least harmful first, goes to int8 again if the plan still passes the screen.
+    3. The plan that results is judged on all samples. Where it misses, the search goes on from the first rung that has
+       at most a quarter of its remaining effects.
 
     Args:
         rungs: what `ladder` returned; the first has no layer in float and is known to miss the target.
-        effects: of all layers.
-        cost: of a plan.
-        trier: screens and judges plans.
-        budget: of all that it does.
+        effects: task error of each layer alone in int8, by layer.
+        cost: of a plan, from its layers in float.
+        evaluator: screens and judges plans.
+        budget: limits of the whole search.
+
+    >>> class NeedsLayerA:
+    ...     screen_passes = 0.1
+    ...     def screen(self, layers):
+    ...         return TrialResult("a" in layers, passes=0.1, seconds=1.0)
+    ...     def judge(self, layers):
+    ...         return TrialResult("a" in layers, passes=1.0, seconds=9.0)
+    >>> effects, cost = {"a": 8.0, "b": 1.0, "c": 0.5}, lambda layers: 10.0 + len(layers)
+    >>> found = search(ladder(effects, cost), effects, cost, NeedsLayerA(), Budget(passes=3))
+    >>> sorted(found.layers), found.ended
+    (['a'], 'a plan met the target')
     """
-    found = Found()
+    found = SearchResult()
 
     def screened(layers: Layers) -> bool:
-        """Raises _SpentError where that would leave no pass to judge."""
-        if layers in found.tried:  # what was judged and missed is known better
-            return found.tried[layers].meets
+        """Raises _BudgetSpentError where that would leave no pass to judge."""
+        if layers in found.judged:  # what was judged and missed is known better
+            return found.judged[layers].meets
         if layers not in found.screened:
             try:
-                _check(budget, found, trier.screen_passes)
-            except _SpentError:
+                _require_budget(budget, found, evaluator.screen_passes)
+            except _BudgetSpentError:
                 found.cut = True
                 raise
-            found.screened[layers] = trier.screen(layers)
+            found.screened[layers] = evaluator.screen(layers)
         return found.screened[layers].meets
 
     low = 0
     try:
         while low < len(rungs) - 1:
-            _check(budget, found, 0.0)
+            _require_budget(budget, found, 0.0)
             index = _lowest_rung(rungs, low, screened)
             layers = rungs[index].layers
-            if not found.tried:  # a screen that was wrong once is not asked for more
-                layers = _fewer(layers, effects, cost, screened)
-            _check(budget, found, 0.0)  # screens took time
-            found.tried[layers] = trier.judge(layers)
-            if found.tried[layers].meets:
+            if not found.judged:  # a screen that was wrong once is not asked for more
+                layers = _without_needless_layers(layers, effects, cost, screened)
+            _require_budget(budget, found, 0.0)  # screens took time
+            found.judged[layers] = evaluator.judge(layers)
+            if found.judged[layers].meets:
                 found.layers = layers
                 found.ended = "a plan met the target" + (
                     ", and the budget was too small to look for a faster one" if found.cut else ""
                 )
                 return found
-            wanted = rungs[index].remaining * _AFTER_A_MISS
+            wanted = rungs[index].remaining * _SHARE_AFTER_MISS
             above = range(index + 1, len(rungs))
             low = next((i for i in above if rungs[i].remaining <= wanted), len(rungs) - 1) - 1 if above else index
         found.ended = "no plan between all in int8 and all in float met the target"
         if len(rungs) == 1:
             found.ended = "a single layer has no plan between all in int8 and all in float"
-    except _SpentError as error:
+    except _BudgetSpentError as error:
         found.ended = str(error)
     return found
 
@@ -213,30 +242,32 @@ def _lowest_rung(rungs: Sequence[Rung], low: int, screened: Callable[[Layers], b
             step = 2 * middle
         if missed < high - 2 and high < len(rungs) and screened(rungs[high - 2].layers):
             high -= 2
-    except _SpentError:
+    except _BudgetSpentError:
         if high == len(rungs):  # nothing is known to be enough
-            little = rungs[0].remaining * _LITTLE
+            little = rungs[0].remaining * _NEGLIGIBLE_SHARE
             return next((i for i in range(low + 1, high) if rungs[i].remaining <= little), high - 1)
     return min(high, len(rungs) - 1)
 
 
-def _fewer(layers: Layers, effects: Mapping[str, float], cost: CostOf, screened: Callable[[Layers], bool]) -> Layers:
-    """Return the layers without those that may be int8 after all, as far as the screen tells."""
+def _without_needless_layers(
+    layers: Layers, effects: Mapping[str, float], cost: CostOf, screened: Callable[[Layers], bool]
+) -> Layers:
+    """Return the layers without those that may be int8 after all, as far as the screens tell."""
     try:
         for layer in sorted(layers, key=lambda name: (effects[name], name)):
             fewer = layers - {layer}
             if fewer and cost(fewer) < cost(layers) and screened(fewer):
                 layers = fewer
-    except _SpentError:
+    except _BudgetSpentError:
         pass  # what was found so far is good
     return layers
 
 
-def _check(budget: Budget, found: Found, more: float) -> None:
-    """Raise where the budget does not allow `more` passes and one to judge."""
-    tried = [*found.tried.values(), *found.screened.values()]
+def _require_budget(budget: Budget, found: SearchResult, more: float) -> None:
+    """Raise _BudgetSpentError where the budget does not allow `more` passes and one more to judge."""
+    tried = [*found.judged.values(), *found.screened.values()]
     minutes = (budget.seconds_before + sum(one.seconds for one in tried)) / 60
     if found.passes + more + 1 > budget.passes + 1e-9:
-        raise _SpentError("the budget of evaluations was used up")
+        raise _BudgetSpentError("the budget of evaluations was used up")
     if minutes >= budget.minutes:
-        raise _SpentError(f"the budget of {budget.minutes:g} minutes was used up")
+        raise _BudgetSpentError(f"the budget of {budget.minutes:g} minutes was used up")

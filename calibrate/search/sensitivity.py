@@ -10,19 +10,27 @@ from numpy.typing import NDArray
 __all__ = ["effects_of_layers", "ranking_samples"]
 
 _LEAST = 1e-12
-"""A task error that is as good as none."""
+"""Task errors below this count as this, so that their logarithm is finite."""
 
 
 _PASSES = 4.0
-"""Runs over the ranking samples that all layers may take together, of the six that a search may cost with all else."""
+"""Runs over the pool that the ranking of all layers may take; a whole search takes six at most."""
 _MOST_SAMPLES = 4
 
 
 def ranking_samples(layers: int, pool: int) -> list[int]:
-    """Return the indices of the samples that rank so many layers, spread over `pool` samples.
+    """Return the indices of the samples that rank the layers, evenly spread over the pool.
 
-    There are `_MOST_SAMPLES`, or fewer where there are so many layers that these would take more than `_PASSES` runs
-    over the pool; one at least.
+    There are four, or fewer where so many layers would take more than four runs over the pool; one at least.
+
+    Args:
+        layers: how many layers are ranked.
+        pool: how many samples there are to pick from.
+
+    >>> ranking_samples(layers=50, pool=64)
+    [0, 21, 42, 63]
+    >>> ranking_samples(layers=100, pool=64)
+    [0, 63]
     """
     each = int(np.clip(_PASSES * pool // (layers + 1), 1, min(_MOST_SAMPLES, pool)))
     found: list[int] = np.unique(np.linspace(0, pool - 1, each).round().astype(int)).tolist()
@@ -44,6 +52,11 @@ def effects_of_layers(
         layers: to rank, each once.
         error_alone: task error, >= 0, of a sample with only this layer in int8.
         samples: which ranking samples to try, by index.
+
+    >>> errors = {"a": [0.1, 0.1], "b": [0.2, 0.8]}
+    >>> effects = effects_of_layers(["a", "b"], lambda layer, sample: errors[layer][sample], samples=[0, 1])
+    >>> {layer: round(effect, 6) for layer, effect in effects.items()}
+    {'b': 0.4, 'a': 0.1}
     """
     errors = np.array([[error_alone(layer, sample) for sample in samples] for layer in layers], np.float64)
     return dict(sorted(zip(layers, _geometric_mean(errors), strict=True), key=lambda item: -item[1]))

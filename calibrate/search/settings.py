@@ -11,10 +11,10 @@ __all__ = ["FallbackConfig"]
 
 
 class FallbackConfig(Section):
-    """The search that puts layers back to float where the selected candidate misses the policy.
+    """Settings of the search that puts layers back to float where the selected candidate misses the policy.
 
-    Its target is the policy's margin, unless it has one of its own. Calibration samples rank the layers, others judge
-    the trials, and the validation samples see only what the search ends with.
+    The target is the policy's margin, unless one is given here. Some calibration samples rank the layers, the others
+    judge the trials, and only the plans that the search ends with are run on validation samples.
     """
 
     evaluations: float = Field(

@@ -26,11 +26,11 @@ from validate.tasks import Agreement, Outputs
 __all__ = ["Stop", "TrialBench"]
 
 Stop = Callable[[NDArray[np.float64], NDArray[np.float64]], bool]
-"""Tells from the scores, or records, of the reference and of a plan whether no more samples are needed."""
+"""Stopping rule of a trial: from the scores, or records, of the reference and of a plan, whether to stop."""
 
 
-class _Switched:
-    """One session for every plan that has some of a plan's layers in int8; it is made when it first runs."""
+class _SwitchedSession:
+    """One session that runs a plan with any subset of its int8 layers in int8; it is made when it first runs."""
 
     def __init__(self, inputs: Inputs, plan: QuantizationPlan) -> None:
         model, self._layers = inputs.model, [layer.node for layer in inputs.model.placement.layers]
@@ -43,14 +43,14 @@ class _Switched:
 
 @dataclass(frozen=True)
 class TrialBench:
-    """Everything that trials are run with; no validation sample is among it.
+    """Runs plans on calibration samples: rankings, screens and trials. It holds no validation sample.
 
     Attributes:
         inputs: the model, its calibration set and its task.
         calibration: the float model's outputs on the calibration samples.
-        evaluations: what was evaluated before, also by a run that was killed.
-        pricing: says what plans cost.
-        journal: counts passes.
+        evaluations: cache of evaluations, also those of an interrupted run.
+        pricing: costs of plans.
+        journal: counts forward passes.
     """
 
     inputs: Inputs
@@ -58,25 +58,25 @@ class TrialBench:
     evaluations: EvaluationCache
     pricing: Pricing
     journal: Journal
-    _kept: dict[int, Batch] = field(default_factory=dict)
-    _sessions: dict[str, _Switched] = field(default_factory=dict)
+    _batches: dict[int, Batch] = field(default_factory=dict)
+    _sessions: dict[str, _SwitchedSession] = field(default_factory=dict)
 
     @cached_property
     def reference_scores(self) -> NDArray[np.float64] | None:
-        """The reference's per-sample scores on the calibration set; None where its samples have no labels."""
+        """Scores, or records, of the float model on the calibration samples; None where they have no labels."""
         task, stream = self.inputs.task, self.inputs.calibration
         if not isinstance(task, Agreement) and next(iter(stream.limited(1).batches())).labels[0] is None:
             return None
-        return stored_scores(task, self.calibration.fingerprint.again(stream.batches()), self.calibration.outputs)
+        return stored_scores(task, self.calibration.fingerprint.verify(stream.batches()), self.calibration.outputs)
 
     def judging(self, ranking: Sequence[int]) -> NDArray[np.int64]:
-        """Return the indices of the calibration samples that judge: all that do not rank."""
+        """Return the indices of the calibration samples that judge plans: all but the ranking samples."""
         return np.setdiff1d(np.arange(self.calibration.samples), ranking)
 
     def errors_alone(
         self, plan: QuantizationPlan, samples: Sequence[int], advance: Callable[[int], None]
     ) -> Callable[[str], TimedScores]:
-        """Return what gives the task's errors with one layer alone in int8, by layer, in the order of `samples`.
+        """Return a function from a layer to the task's errors with only that layer in int8, in the order of `samples`.
 
         Args:
             plan: with the layers in int8.
@@ -87,7 +87,7 @@ class TrialBench:
 
         @cache
         def references() -> list[tuple[Batch, Outputs]]:
-            chosen = self.singles(samples)
+            chosen = self.single_sample_batches(samples)
             self.journal.forwarded("rank", len(chosen))
             return [(batch, switched.run(batch, frozenset())) for batch in chosen]
 
@@ -106,14 +106,15 @@ class TrialBench:
         return stored
 
     def screen(self, plan: QuantizationPlan, back: frozenset[str], samples: NDArray[np.int64]) -> TimedScores:
-        """Return the scores, or records, of a plan on some calibration samples; `back` are in float32.
+        """Return the scores, or records, of a plan on some calibration samples, with the layers `back` in float32.
 
-        One session serves all plans, so that this is quick where `judge` is exact.
+        One session serves all plans, so that this is quick. It is not exact: `judge` types float layers as the plan
+        does.
         """
 
         def compute() -> NDArray[np.float64]:
             switched, task = self._switched(plan), self.inputs.task
-            chosen = self.singles(samples.tolist())
+            chosen = self.single_sample_batches(samples.tolist())
             self.journal.forwarded("screen", len(chosen))
             on = plan.int8_layers - back
             return np.concatenate([batch_scores(task, b, switched.run(b, on), is_reference=False) for b in chosen])
@@ -121,23 +122,23 @@ class TrialBench:
         key = {"plan": plan.hash, "back": sorted(back), "samples": samples.tolist()}
         return self.evaluations.get("screen", compute, **key)
 
-    def singles(self, samples: Sequence[int]) -> list[Batch]:
-        """Return some calibration samples, each a batch of its own; they are kept until `forget`."""
-        if missing := set(samples) - self._kept.keys():
+    def single_sample_batches(self, samples: Sequence[int]) -> list[Batch]:
+        """Return some calibration samples, each a batch of its own; they are kept until `release`."""
+        if missing := set(samples) - self._batches.keys():
             stream = replace(self.inputs.calibration.limited(max(missing) + 1), batch_size=1)
-            batches = self.calibration.fingerprint.again(stream.batches())
-            self._kept.update({batch.first: batch for batch in batches if batch.first in missing})
-        return [self._kept[index] for index in samples]
+            batches = self.calibration.fingerprint.verify(stream.batches())
+            self._batches.update({batch.first: batch for batch in batches if batch.first in missing})
+        return [self._batches[index] for index in samples]
 
-    def forget(self) -> None:
-        """Let go of the samples and the session that ranking and screening hold."""
-        self._kept.clear()
+    def release(self) -> None:
+        """Free the memory of the samples and the session of ranking and screening."""
+        self._batches.clear()
         self._sessions.clear()
 
-    def _switched(self, plan: QuantizationPlan) -> _Switched:
+    def _switched(self, plan: QuantizationPlan) -> _SwitchedSession:
         if plan.hash not in self._sessions:
             self._sessions.clear()  # one is as large as two models
-            self._sessions[plan.hash] = _Switched(self.inputs, plan)
+            self._sessions[plan.hash] = _SwitchedSession(self.inputs, plan)
         return self._sessions[plan.hash]
 
     def judge(
@@ -149,15 +150,15 @@ class TrialBench:
         advance: Callable[[int], None],
         rule: Mapping[str, Any],
     ) -> TimedScores:
-        """Return the scores of a plan on calibration samples that have labels, or on the first until it is to stop.
+        """Return the scores, or records, of a plan on labelled calibration samples, up to where `stop` ends it.
 
         Args:
             plan: to judge.
             judging: indices of the samples, in order.
-            stop: tells from the scores, or records, of the reference and of the plan on the first samples.
-            looks: numbers of samples after which it is asked.
-            advance: called with numbers of samples that were run.
-            rule: all that `stop` depends on, as JSON values: another one may stop elsewhere.
+            stop: stopping rule, on the scores, or records, of the reference and of the plan on the first samples.
+            looks: numbers of samples after which the rule is applied.
+            advance: called with the number of samples that were run.
+            rule: all that `stop` depends on, as JSON values; part of the cache's key.
         """
         task, reference = self.inputs.task, self.reference_scores
         assert reference is not None
@@ -166,7 +167,7 @@ class TrialBench:
             simulated = apply(plan, self.inputs.model.prepared, self.inputs.model.placement, simulate=True)
             model, due = OnnxRuntimeModel(detach(simulated)), deque(looks)
             scores = reference[:0]
-            batches = self.calibration.fingerprint.again(self.inputs.calibration.batches())
+            batches = self.calibration.fingerprint.verify(self.inputs.calibration.batches())
             for batch in self.journal.forward("trials", batches):
                 wanted = np.isin(np.arange(batch.first, batch.first + len(batch)), judging)
                 scores = np.concatenate([scores, evaluate(model, task, [batch], advance)[wanted]])

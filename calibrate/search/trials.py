@@ -17,7 +17,7 @@ from calibrate.search.ladder import (
     Budget,
     CostOf,
     Layers,
-    Tried,
+    TrialResult,
     ladder,
     search,
 )
@@ -30,24 +30,24 @@ from validate.exceptions import JobError
 from validate.results import Accuracy, Candidate, Search, Trial, Verdict
 from validate.stats import paired_interval
 
-__all__ = ["Acceptance", "Outcome", "Trials", "fallback_can_help", "search_plans"]
+__all__ = ["Acceptance", "SearchOutcome", "Trials", "fallback_can_help", "search_plans"]
 
 _FEWEST = 10
 """Calibration samples below which nothing is searched."""
 _LOOKS = 8
-"""In how many parts of the judging samples a trial may be stopped."""
-_SAFER = 8.0
-"""By how much the plan that is tried where the found one misses the verdict cuts the effects that are left."""
+"""Number of parts of the judging samples; after each but the last, a trial may be stopped."""
+_SAFER_FACTOR = 8.0
+"""Factor by which the safer plan, judged where the found one misses the verdict, cuts the remaining effects."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a search found.
+class SearchOutcome:
+    """Plans that a search ends with.
 
     Attributes:
-        plans: to be judged on the validation samples one after the other: what it found, or what came closest, and a
-            safer one. Both are known before the validation samples are looked at.
-        search: how it went, for the results.
+        plans: to be judged on the validation samples one after the other: the plan that was found, or came closest,
+            and a safer one. Both are fixed before any validation sample is run.
+        search: record of the search, for the results.
     """
 
     plans: list[QuantizationPlan]
@@ -72,7 +72,7 @@ class Trials:
     settings: FallbackConfig
     records: list[Trial] = field(default_factory=list)
 
-    def run(self) -> Outcome:
+    def run(self) -> SearchOutcome:
         """Rank, search, and return what was found."""
         layers = [name for name, precision in self.plan.layers.items() if precision == "int8"]
         pool = min(self.settings.samples, self.bench.calibration.samples)
@@ -87,14 +87,14 @@ class Trials:
         spent = sum(errors.seconds for errors in alone.values()) + evaluator.seconds
         budget = Budget(self.settings.evaluations - evaluator.passes, self.settings.minutes or math.inf, spent)
         found = search(ladder(finite, self._cost), finite, self._cost, evaluator, budget)
-        self.bench.forget()
+        self.bench.release()
         # Where nothing met the target, the last that was judged came closest: each left less than the one before.
-        best = found.layers or next(reversed(found.tried), frozenset())
+        best = found.layers or next(reversed(found.judged), frozenset())
         ended = found.ended
         if self.records[0].meets_target:
             ended += "; on the judging samples the plan all in int8 meets the target"
-        plans = [self.mixed(layers) for layers in (best, _safer(best, finite, self._cost)) if layers]
-        return Outcome(
+        plans = [self.mixed(layers) for layers in (best, _safer_layers(best, finite, self._cost)) if layers]
+        return SearchOutcome(
             plans,
             Search(
                 target=self._sentence(),
@@ -168,43 +168,43 @@ class Trials:
 
 
 class _TrialEvaluator:
-    """Screens and judges plans on the calibration samples that did not rank; see `calibrate.search.ladder.Trier`.
+    """Screens and judges plans on the calibration samples that did not rank the layers; see `PlanEvaluator`.
 
-    It begins with the plan itself, all in int8, until enough samples have changed to screen by.
+    It begins with the plan itself, all in int8, and runs it until enough scores have changed to screen by.
     """
 
     def __init__(self, trials: Trials, effects: Mapping[str, float], judging: NDArray[np.int64]) -> None:
         self._trials, self._effects, self._judging = trials, effects, judging
-        begun = self._scores(trials.plan, trials.target.enough, "until enough changed")
+        begun = self._scores(trials.plan, trials.target.can_screen, "until enough changed")
         first = begun.values
         trials.record(trials.plan, [], judging, first)
-        number = trials.target.screened(trials.reference(judging[: len(first)]), first)
+        number = trials.target.screening_size(trials.reference(judging[: len(first)]), first)
         self._seen = judging[:number]
         self._reference = trials.reference(self._seen)
         self._changed = changed(self._reference, first[:number])
         self.passes = len(first) / len(judging)
-        """Runs over the judging samples that it took to begin."""
+        """Share of the judging samples that the first evaluation ran."""
         self.seconds = begun.seconds
-        """What they took."""
+        """Time of the first evaluation."""
         self.screen_passes = len(self._changed) / len(judging)
 
-    def screen(self, layers: Layers) -> Tried:
-        """See `Trier`."""
+    def screen(self, layers: Layers) -> TrialResult:
+        """See `PlanEvaluator`."""
         if not len(self._changed):  # nothing to tell plans apart by: the ladder alone decides
-            return Tried(True, 0.0, 0.0)
+            return TrialResult(True, 0.0, 0.0)
         bench, plan = self._trials.bench, self._trials.plan
         screened = bench.screen(plan, layers, self._seen[self._changed])
         scores = self._reference.copy()
         scores[self._changed] = screened.values
-        return Tried(self._trials.target.met(self._reference, scores), self.screen_passes, screened.seconds)
+        return TrialResult(self._trials.target.met(self._reference, scores), self.screen_passes, screened.seconds)
 
-    def judge(self, layers: Layers) -> Tried:
-        """See `Trier`."""
+    def judge(self, layers: Layers) -> TrialResult:
+        """See `PlanEvaluator`."""
         trials, total, plan = self._trials, len(self._judging), self._trials.mixed(layers)
-        judged = self._scores(plan, partial(trials.target.hopeless, total=total), "until hopeless")
+        judged = self._scores(plan, partial(trials.target.is_futile, total=total), "until hopeless")
         back = [layer for layer in self._effects if layer in layers]
         meets = trials.record(plan, back, self._judging, judged.values)
-        return Tried(meets, len(judged.values) / total, judged.seconds)
+        return TrialResult(meets, len(judged.values) / total, judged.seconds)
 
     def _scores(self, plan: QuantizationPlan, stop: Stop, rule: str) -> TimedScores:
         bench, total = self._trials.bench, len(self._judging)
@@ -214,9 +214,9 @@ class _TrialEvaluator:
 
 
 def _finite(effects: Mapping[str, float]) -> dict[str, float]:
-    """Return the effects, those of layers that break the model by themselves far above all others instead of infinite.
+    """Return the effects with infinite ones replaced by a number far above all others.
 
-    Else nothing would be left of the others beside them.
+    A layer has an infinite effect where it alone breaks the model. Beside infinity the other effects would not count.
     """
     broken = 1e3 * sum(effect for effect in effects.values() if math.isfinite(effect)) + 1.0
     return {name: effect if math.isfinite(effect) else broken for name, effect in effects.items()}
@@ -224,12 +224,12 @@ def _finite(effects: Mapping[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Acceptance:
-    """What the verdict asks of a plan that a search found.
+    """Condition that the verdict puts on a plan that a search found.
 
     Attributes:
         max_drop: the policy's margin, in the metric's unit.
         confidence: two-sided, of the interval that has to lie below it.
-        samples: how many the verdict is made on.
+        samples: number of validation samples.
     """
 
     max_drop: float
@@ -238,10 +238,10 @@ class Acceptance:
 
 
 def fallback_can_help(bench: TrialBench, wanted: Acceptance, candidate: Candidate, verdict: Verdict) -> bool:
-    """Tell whether layers in float could turn the verdict into a GO, and warn where that cannot be found out.
+    """Return whether layers in float could turn the verdict into a GO, and warn where that cannot be found out.
 
-    Not where something else than accuracy holds it up, not where the samples are so few that even a candidate
-    without a single changed score would stay undecided, and not where no samples can judge the trials.
+    They cannot where a rule other than accuracy is missed, where the samples are so few that even a candidate
+    without a single changed score would stay undecided, and where no samples can judge the trials.
     """
     missed = {rule.outcome for rule in verdict.rules if rule.name.startswith("accuracy")} & {"fail", "undecided"}
     if not missed and math.isfinite(candidate.accuracy.drop):  # a model that INT8 breaks has no number to judge
@@ -275,15 +275,15 @@ def fallback_can_help(bench: TrialBench, wanted: Acceptance, candidate: Candidat
 
 def search_plans(
     settings: FallbackConfig, bench: TrialBench, wanted: Acceptance, plan: QuantizationPlan, reference: Accuracy
-) -> Outcome:
-    """Look for the fastest plan that meets the target on calibration samples; no validation sample is run here.
+) -> SearchOutcome:
+    """Search the fastest plan that meets the target on calibration samples; no validation sample is run here.
 
     Args:
         settings: of the search; its target is that of the verdict unless it has one of its own.
         bench: runs plans.
-        wanted: what the verdict asks for.
-        plan: which missed the target.
-        reference: the float model's.
+        wanted: condition of the verdict.
+        plan: the candidate that missed the target.
+        reference: accuracy of the float model.
     """
     margin = settings.max_drop or wanted.max_drop
     if settings.max_relative_drop is not None:
@@ -292,15 +292,15 @@ def search_plans(
     return Trials(bench, plan, target, settings).run()
 
 
-def _safer(found: Layers, effects: Mapping[str, float], cost: CostOf) -> Layers | None:
-    """Return the layers to put back where those that were found turn out not to be enough; None if it is all.
+def _safer_layers(found: Layers, effects: Mapping[str, float], cost: CostOf) -> Layers | None:
+    """Return more layers than those that were found, in case these are not enough; None where no layers are left.
 
-    The next rungs above them, until an eighth of the remaining effects is left.
+    They are those of the next rungs, until an eighth of the remaining effects is left.
     """
     left = {name: effect for name, effect in effects.items() if name not in found}
     if len(left) < 2:
         return None
     base = ladder(left, lambda more: cost(found | more))
-    wanted = base[0].remaining / _SAFER
+    wanted = base[0].remaining / _SAFER_FACTOR
     rung = next((rung for rung in base[1:] if rung.remaining <= wanted), base[-1])
     return found | rung.layers if rung.layers else None

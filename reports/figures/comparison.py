@@ -100,7 +100,7 @@ def depth_figure(
             shown.append(Trace(view.name, view.colour, list(range(len(data), len(data) + len(traces)))))
             data += traces
         if panel.axis == "y":
-            data.append(_rings(layers, hover, failures, low, high))
+            data.append(_failure_markers(layers, hover, failures, low, high))
         annotations += _edge_labels(panel.axis, levels, low, high)
         for view, level in least:
             shapes.append(_line(view.colour, "dot", 1.5, x0=0, x1=1, xref="paper", y0=level, y1=level, yref=panel.axis))
@@ -245,7 +245,7 @@ def _traces(
     return traces
 
 
-def _rings(
+def _failure_markers(
     layers: Sequence[LayerDifference],
     hover: Sequence[str],
     failures: Mapping[str, Sequence[str]],

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from reports import format as fmt
 from reports.figures import depth_figure, input_figure
 from reports.pages import page
-from reports.terminal import blame
+from reports.terminal import findings
 from validate.layerwise import (
     Comparison,
     Execution,
@@ -75,7 +75,7 @@ def render_comparison_page(comparison: Comparison, judgement: Judgement, thresho
         filters=_FILTERS,
         comparison=comparison,
         judgement=judgement,
-        blame=blame(comparison),
+        findings=findings(comparison),
         infinity=math.inf,
         executions=_executions(comparison),
         failures=failures,

@@ -65,7 +65,7 @@ def _environment() -> Environment:
         csp_hash=_csp_hash,
         db=lambda value: fmt.minus(fmt.decibels(value)),
         file_name=fmt.file_name,
-        moment=fmt.moment,
+        timestamp=fmt.timestamp,
         significant=lambda value: fmt.minus(fmt.significant(value)),
         yaml=_yaml,
     )

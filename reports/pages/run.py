@@ -223,10 +223,10 @@ def effects(results: Results) -> list[Effect]:
     largest = max((error for error in errors.values() if math.isfinite(error)), default=0.0)
     selected = results.selected_candidate
     back = set(selected.float_layers) if selected else set()
-    return [Effect(node, error, _part(error, largest), node in back) for node, error in errors.items()]
+    return [Effect(node, error, _share_of_largest(error, largest), node in back) for node, error in errors.items()]
 
 
-def _part(error: float, largest: float) -> float:
+def _share_of_largest(error: float, largest: float) -> float:
     """Return the share of the largest; infinity is all of it, and what is not a number or below zero nothing."""
     if not math.isfinite(error):
         return float(error > 0)

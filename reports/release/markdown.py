@@ -42,9 +42,9 @@ def _row(rule: Rule) -> str:
 def escaped(text: str) -> str:
     """Return a text that somebody else wrote, so that Markdown shows it as it is, in one line."""
     line = " ".join(fmt.printable(text).split())
-    return _MARKERS.sub(_marked, line.translate(_SPECIAL))
+    return _MARKERS.sub(_escaped_marker, line.translate(_SPECIAL))
 
 
-def _marked(found: re.Match[str]) -> str:
+def _escaped_marker(found: re.Match[str]) -> str:
     marker = found[0]
     return f"{marker}\\" if marker.isdigit() else f"\\{marker}"

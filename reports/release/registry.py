@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-__all__ = ["CHAMPION", "Live", "Registry"]
+__all__ = ["CHAMPION", "RegisteredVersion", "Registry"]
 
 CHAMPION = "champion"
 """Alias of the version that is live."""
@@ -28,7 +28,7 @@ _LONGEST_TAG = 5000  # that every store takes
 
 
 @dataclass(frozen=True)
-class Live:
+class RegisteredVersion:
     """A registered version: how people know it, and the run that it came from; None where it came from none."""
 
     label: str
@@ -81,7 +81,7 @@ class Registry:
             )
         return str(jobs[0])
 
-    def live(self, name: str, alias: str = CHAMPION) -> Live | None:
+    def version_with_alias(self, name: str, alias: str = CHAMPION) -> RegisteredVersion | None:
         """Return the version of a registered model that holds an alias; None where none does."""
         from mlflow.exceptions import MlflowException
 
@@ -92,7 +92,7 @@ class Registry:
                 if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
                     return None
                 raise
-            return Live(f"{name} version {version.version} ({alias})", version.run_id or None)
+            return RegisteredVersion(f"{name} version {version.version} ({alias})", version.run_id or None)
 
     def register(self, name: str, results: Results, run_id: str, verdict: Verdict) -> str:
         """Make the model of a job's run a version, tag it with the verdict, and on GO move the alias to it.
@@ -148,11 +148,11 @@ class Registry:
         for version in known:
             if version.run_id == run_id:
                 return version
-        with self._as_that_of_the_process():
+        with self._as_global_tracking_uri():
             return client.create_model_version(name, f"models:/{model_id}", run_id, model_id=model_id)
 
     @contextmanager
-    def _as_that_of_the_process(self) -> Iterator[None]:
+    def _as_global_tracking_uri(self) -> Iterator[None]:
         """Make the server MLflow's global one for a while: a local store looks up models:/ID there, and not in itself.
 
         The version's source has to be models:/ID: a database keeps nothing else that leads from a version to its model.

@@ -100,7 +100,7 @@ def _champion(request: ReleaseRequest, results: Results) -> Champion:
     name, _, alias = str(request.baseline).rpartition("@")
     name = name or request.register or str(results.config.get("name", ""))
     registry = Registry(_uri(request, results))
-    live = registry.live(name, alias)
+    live = registry.version_with_alias(name, alias)
     if live is None:
         return Champion(f"{name}@{alias}", problem=f"no version of {name} holds the alias {alias} yet", is_absent=True)
     if live.run_id is None:

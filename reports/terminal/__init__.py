@@ -5,15 +5,15 @@ One module per kind of result.
 
 from __future__ import annotations
 
-from reports.terminal.comparison import blame, comparison_summary
+from reports.terminal.comparison import comparison_summary, findings
 from reports.terminal.evaluation import evaluation_summary
 from reports.terminal.latency import latency_summary
 from reports.terminal.run import run_summary, verdict_panel
 
 __all__ = [
-    "blame",
     "comparison_summary",
     "evaluation_summary",
+    "findings",
     "latency_summary",
     "run_summary",
     "verdict_panel",

@@ -15,7 +15,7 @@ from rich.text import Text
 from reports import format as fmt
 from validate.layerwise import Comparison, Judgement, LayerDifference, TensorDifference, by_growth, by_isolated
 
-__all__ = ["blame", "comparison_summary", "worst_table"]
+__all__ = ["comparison_summary", "findings", "worst_table"]
 
 _ROWS = 10
 
@@ -60,7 +60,7 @@ def worst_table(comparison: Comparison, judgement: Judgement) -> Table:
     return table
 
 
-def blame(comparison: Comparison) -> list[str]:
+def findings(comparison: Comparison) -> list[str]:
     """Return, in sentences, which layer each view points at, and whether scales or runtime is to blame."""
     sentences = []
     if makers := by_isolated(comparison.layers):
@@ -90,7 +90,7 @@ def _name(layer: LayerDifference) -> str:
 def _verdict(comparison: Comparison, judgement: Judgement) -> Panel:
     colour = "green" if judgement.passed else "red"
     lines = [Text(fmt.printable(reason), style="bold") for reason in judgement.reasons]
-    lines += [Text("- " + fmt.printable(sentence)) for sentence in blame(comparison)]
+    lines += [Text("- " + fmt.printable(sentence)) for sentence in findings(comparison)]
     for verdict in judgement.layers[:3]:
         lines.append(Text(fmt.printable(f"- {verdict.node}: {'; '.join(verdict.failures)}")))
     if comparison.isolated_reason:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from calibrate.graph.placement import Layer, Placement
-from calibrate.measurement.pictures import picture, tensor_histograms, worst_samples
+from calibrate.measurement.pictures import tensor_histograms, thumbnail, worst_samples
 from calibrate.plan.origin import Origin
 from calibrate.plan.quantization_plan import QuantizationPlan
 from calibrate.strategies.convergence import ScaleHistory
@@ -61,29 +61,29 @@ CHANNELS_FIRST[1:] = -1.5
     ],
 )
 def test_an_image_in_any_form_becomes_a_small_picture_of_it(value: Any) -> None:
-    image = _read(picture(value))
+    image = _read(thumbnail(value))
     assert image.size == (192, 96)
     assert np.asarray(image)[48, 96] == pytest.approx((200, 10, 10), abs=4)
-    assert len(str(picture(value))) < 20_000
+    assert len(str(thumbnail(value))) < 20_000
 
 
 def test_an_input_of_a_model_is_stretched_to_what_can_be_seen() -> None:
-    image = _read(picture(CHANNELS_FIRST))
+    image = _read(thumbnail(CHANNELS_FIRST))
     assert image.size == (100, 50)
     assert np.asarray(image)[20, 20] == pytest.approx((255, 0, 0), abs=4)
 
 
 def test_a_path_is_opened(tmp_path: Path) -> None:
     RED.save(tmp_path / "red.png")
-    assert picture({"bytes": None, "path": str(tmp_path / "red.png")}) is not None
-    assert picture(str(tmp_path / "red.png")) is not None
+    assert thumbnail({"bytes": None, "path": str(tmp_path / "red.png")}) is not None
+    assert thumbnail(str(tmp_path / "red.png")) is not None
 
 
 def test_a_picture_is_turned_no_more_than_what_the_model_sees(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera says: to be turned by 90 degrees
     RED.save(tmp_path / "red.jpg", exif=exif)
-    image = _read(picture(str(tmp_path / "red.jpg")))
+    image = _read(thumbnail(str(tmp_path / "red.jpg")))
     seen = ImagePreprocessing()({"image": str(tmp_path / "red.jpg")})
     assert seen.shape[1:] == (500, 1000)
     assert image.size == (192, 96)
@@ -93,7 +93,7 @@ def test_a_picture_is_turned_no_more_than_what_the_model_sees(tmp_path: Path) ->
 def test_a_picture_of_16_bits_is_stretched_to_what_can_be_seen(tmp_path: Path) -> None:
     ramp = np.tile(np.linspace(1000, 5000, 64), (32, 1)).astype(np.uint16)
     Image.fromarray(ramp).save(tmp_path / "grey.png")
-    pixels = np.asarray(_read(picture({"bytes": None, "path": str(tmp_path / "grey.png")})), np.float64)[16, :, 0]
+    pixels = np.asarray(_read(thumbnail({"bytes": None, "path": str(tmp_path / "grey.png")})), np.float64)[16, :, 0]
     assert pixels[[0, 32, 63]] == pytest.approx([0, 128, 255], abs=6)
 
 
@@ -115,12 +115,12 @@ def test_a_picture_of_16_bits_is_stretched_to_what_can_be_seen(tmp_path: Path) -
     ],
 )
 def test_what_is_no_image_has_no_picture(value: Any) -> None:
-    assert picture(value) is None
+    assert thumbnail(value) is None
 
 
 def test_values_that_are_not_finite_or_all_alike_are_no_error() -> None:
-    assert picture(np.full((1, 8, 8), np.nan, np.float32)) is not None
-    assert picture(np.full((8, 8), 3.0)) is not None
+    assert thumbnail(np.full((1, 8, 8), np.nan, np.float32)) is not None
+    assert thumbnail(np.full((8, 8), 3.0)) is not None
 
 
 @pytest.mark.parametrize("kind", ["image", "text", "ids"])

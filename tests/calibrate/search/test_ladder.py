@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from calibrate.search.ladder import Budget, Layers, Tried, ladder, search
+from calibrate.search.ladder import Budget, Layers, TrialResult, ladder, search
 from calibrate.search.sensitivity import effects_of_layers, ranking_samples
 
 
@@ -30,12 +30,12 @@ class Model:
         left = [harm for name, harm in self.harm.items() if name not in back]
         return sum(left) + 0.5 * max(left, default=0.0) * (len(left) > 1)
 
-    def screen(self, layers: Layers) -> Tried:
-        return Tried(self.drop(layers) - self.optimism <= self.margin, self.screen_passes, 1.0)
+    def screen(self, layers: Layers) -> TrialResult:
+        return TrialResult(self.drop(layers) - self.optimism <= self.margin, self.screen_passes, 1.0)
 
-    def judge(self, layers: Layers) -> Tried:
+    def judge(self, layers: Layers) -> TrialResult:
         self.judged.append(layers)
-        return Tried(self.drop(layers) <= self.margin, 1.0, 60.0)
+        return TrialResult(self.drop(layers) <= self.margin, 1.0, 60.0)
 
     def cost(self, back: Layers) -> float:
         return len(self.harm) + len(back)
