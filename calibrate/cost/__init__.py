@@ -1,6 +1,6 @@
 """What a plan costs to run on the target: measured on its GPU, estimated by a roofline, or counted in MACs.
 
-`price` picks the best of the three that there is; the search makes this cost small.
+`price` picks the best of the three that is available; the search looks for plans of low cost.
 """
 
 from __future__ import annotations

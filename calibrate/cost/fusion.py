@@ -1,4 +1,4 @@
-"""Groups the nodes of a model as TensorRT fuses them, as far as its documentation says it."""
+"""Groups the nodes of a model as TensorRT fuses them, by the rules that its documentation gives."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _VIEWS = frozenset({"Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Uns
 _COMMUTES = frozenset(
     {"Concat", "DepthToSpace", "Expand", "Gather", "MaxPool", "Slice", "SpaceToDepth", "Split", "Tile", "Transpose"}
 )
-"""Their output holds values of their input and no others, so that it is the same whether quantized before or after."""
+"""Ops whose output holds only values of their input: they give the same whether quantized before or after."""
 _READS_WHAT_IT_WRITES = frozenset({"Gather", "GatherElements", "GatherND", "Slice"})
 
 
@@ -71,11 +71,14 @@ class Operation:
     """A node with float outputs.
 
     Attributes:
-        inputs: computed float tensors, views looked through.
-        constants: elements of the float constants that it reads, by name.
+        name: of the node.
+        inputs: names of the computed float tensors that it reads; in place of a view, the tensor that is viewed.
+        outputs: names of its float outputs.
+        constants: number of elements of each float constant that it reads, by name.
         macs: multiply-accumulates.
-        pointwise: every element of the output is a function of the same element of the inputs.
-        commutes: it may run on int8 as well as on float.
+        pointwise: whether each element of the output depends only on the same element of each input.
+        commutes: whether it commutes with quantization, so that it may run on int8 as well as on float.
+        reads_what_it_writes: whether it reads only as many elements as it writes (Gather, Slice).
     """
 
     name: str
@@ -90,15 +93,15 @@ class Operation:
 
 @dataclass
 class Operations:
-    """The float side of a graph.
+    """The operations of a graph that compute float tensors.
 
     Attributes:
         operations: in topological order.
-        outputs: the graph's float outputs.
-        sizes: elements of every float tensor.
-        roots: by every tensor that is another one's view, that one.
-        producers: index of the operation that computes a tensor.
-        readers: indices of the operations that read a tensor, in order.
+        outputs: names of the graph's float outputs.
+        sizes: number of elements of every float tensor, by name.
+        roots: for every tensor that is a view of another one, the name of that one.
+        producers: index of the operation that computes a tensor, by name.
+        readers: indices of the operations that read a tensor, in order, by name.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -111,7 +114,13 @@ class Operations:
 
 @dataclass(frozen=True)
 class Fused:
-    """One kernel: indices of its operations, the first of which it is named after, and what it reads and writes."""
+    """One kernel.
+
+    Attributes:
+        members: indices of its operations; the kernel has the name of the first.
+        inputs: names of the tensors that it reads.
+        outputs: names of the tensors that it writes.
+    """
 
     members: tuple[int, ...]
     inputs: tuple[str, ...]
@@ -119,7 +128,13 @@ class Fused:
 
 
 def operations(model: ir.Model, inputs: Mapping[str, Shape]) -> Operations:
-    """Return what a prepared model computes in float. Views move nothing, and integers are too few to count.
+    """Return the float operations of a prepared model.
+
+    Views are left out, as they move no data, and so are integer operations, as they move little.
+
+    Args:
+        model: prepared; not changed.
+        inputs: the shape of every input of the model, batch included.
 
     Raises:
         JobError: see `tensor_shapes`.
@@ -161,9 +176,19 @@ def operations(model: ir.Model, inputs: Mapping[str, Shape]) -> Operations:
 def fused(graph: Operations) -> list[Fused]:
     """Return the kernels, in topological order of their first operations.
 
-    A kernel takes in the pointwise operations behind it as long as it ends with one tensor to write: its bias,
-    activation, and the Add of a residual that was computed before. One that multiplies and accumulates takes only
-    those that give as many elements as it does itself.
+    A kernel takes in the pointwise operations behind it as long as it writes one tensor in the end: bias, activation,
+    and the Add of a residual that was computed before. A kernel with multiply-accumulates takes in only operations
+    whose output has as many elements as its own.
+
+    >>> import onnx_ir as ir
+    >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+    ...     net (float[1, 2] x) => (float[1, 2] y) <float[2, 2] w = {1, 2, 3, 4}> {
+    ...         [product] z = MatMul(x, w)
+    ...         [activation] y = Relu(z)
+    ...     }''')
+    >>> graph = operations(model, {"x": (1, 2)})
+    >>> [[graph.operations[member].name for member in kernel.members] for kernel in fused(graph)]
+    [['product', 'activation']]
     """
     taken: set[int] = set()
     kernels = []

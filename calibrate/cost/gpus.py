@@ -31,7 +31,7 @@ class Gpu:
             `BuilderFlag.TF32` set by default, else that of the CUDA cores.
         bandwidth: of the memory, in GB/s (10^9 bytes).
         source: the datasheet.
-        extra_words: words that the driver has in its name besides.
+        extra_words: words that the driver's name may have besides those of `name`.
     """
 
     name: str
@@ -42,7 +42,14 @@ class Gpu:
     extra_words: frozenset[str] = frozenset()
 
     def seconds_per_operation(self, precision: str) -> float:
-        """Return the reciprocal of the peak rate. Raises JobError where the GPU does not compute in that precision."""
+        """Return the reciprocal of the peak rate, in seconds; a multiply-accumulate is two operations.
+
+        Raises:
+            JobError: the GPU does not compute in that precision.
+
+        >>> 1 / gpu_named("T4").seconds_per_operation("int8")
+        130000000000000.0
+        """
         if precision not in self.tera:
             raise JobError(f"the {self.name} does not compute in {precision}; use fp16")
         return 1 / (self.tera[precision] * 1e12)
@@ -115,10 +122,15 @@ _VARIANT = re.compile(r"sxm|pcie|\d+gb")
 def gpu_named(name: str) -> Gpu:
     """Return a GPU by its name, in upper or lower case, with or without ``NVIDIA``.
 
-    Form factor and memory may be left out: the first that fits is meant, so ``H100`` is the SXM one.
+    Form factor and memory size may be left out: the first that fits is returned, so ``H100`` is the SXM one.
 
     Raises:
-        JobError: none is called so; it says which there are.
+        JobError: no GPU has that name; the message lists the names.
+
+    >>> gpu_named("NVIDIA GeForce RTX 4090").name
+    'RTX 4090'
+    >>> gpu_named("h100").name
+    'H100 SXM'
     """
     wanted = _words(name)
     for gpu in GPUS:
@@ -132,7 +144,13 @@ def gpu_named(name: str) -> Gpu:
 
 
 def gpu_of(compute_capability: str) -> Gpu | None:
-    """Return the GPU that stands for a compute capability, e.g. the L4 for ``8.9``; None where none is known."""
+    """Return the GPU that stands for a compute capability; None where none is known.
+
+    >>> gpu_of("8.9").name
+    'L4'
+    >>> gpu_of("12.0") is None
+    True
+    """
     return next((gpu for gpu in GPUS if gpu.compute_capability == compute_capability), None)
 
 

@@ -31,11 +31,11 @@ _Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Traffic:
-    """What a plan moves through memory, in bytes.
+    """Memory traffic of a plan, in bytes.
 
     Attributes:
-        kernels: read and written by each kernel, shape (kernels,).
-        reformats: read and written by each kernel that does nothing but change a type, shape (reformats,).
+        kernels: bytes read and written by each kernel, shape (kernels,).
+        reformats: bytes read and written by each kernel that only changes a type, shape (reformats,).
     """
 
     kernels: NDArray[np.float64]
@@ -46,7 +46,7 @@ class Traffic:
 class Kernels:
     """A model as kernels, and the float tensors that pass between them.
 
-    What a plan makes of them (`traffic`):
+    How the types of a plan follow (`traffic`):
 
     - A tensor is written as int8 where its writer can do that and all its readers want it. An int8 layer can, with
       whatever fused behind it, and so can pointwise operations and those that commute with quantization.
@@ -93,7 +93,7 @@ class Kernels:
     """Per reader: it reads int8 where all that it needs are int8."""
 
     def traffic(self, precisions: Mapping[str, str], float_precision: str) -> Traffic:
-        """Return the bytes that a plan moves.
+        """Return the bytes that a plan reads and writes.
 
         Args:
             precisions: of every layer, by node name.
@@ -135,6 +135,15 @@ def kernels_of(model: ir.Model, placement: Placement, shapes: Mapping[str, tuple
 
     Raises:
         JobError: the shapes do not fit the model; see `tensor_shapes`.
+
+    >>> import onnx_ir as ir
+    >>> from calibrate.graph import place
+    >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+    ...     net (float[1, 2] x) => (float[1, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
+    >>> kernels = kernels_of(model, place(model), {"x": (1, 2)})
+    >>> traffic = kernels.traffic({"product": "int8"}, "fp16")  # the input and the output are fp32
+    >>> traffic.kernels.tolist(), traffic.reformats.tolist()
+    ([10.0], [10.0, 12.0])
     """
     graph = operations(model, shapes)
     groups = fused(graph)
@@ -189,10 +198,11 @@ def _int8_requirements(
     readers: Mapping[str, list[tuple[int, int]]],
     quantized: set[tuple[str, str]],
 ) -> dict[tuple[int, str], frozenset[int] | None]:
-    """Return per kernel and tensor that it reads the layers that have to be int8 for it to read int8; None: never.
+    """Return, by kernel and tensor that it reads, the layers that must be int8 for it to read int8; None: never.
 
-    An int8 layer does so for its activations and the residual input that is quantized for it. What commutes with
-    QuantizeLinear does where all who read its outputs do: "Q backward-propagation" in NVIDIA's words.
+    An int8 layer reads its activations in int8, and the residual input that is quantized for it. A kernel that
+    commutes with QuantizeLinear reads int8 where all readers of its outputs do ("Q backward-propagation" in NVIDIA's
+    words).
     """
     requirements: dict[tuple[int, str], frozenset[int] | None] = {}
     for index in range(len(groups) - 1, -1, -1):

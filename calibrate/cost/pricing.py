@@ -34,14 +34,14 @@ _PROFILED = 20
 
 @dataclass(frozen=True)
 class Pricing:
-    """Costs of one basis.
+    """Costs of plans and of the float model, all on one basis, so that they compare.
 
     Attributes:
         model: that the plans are for.
-        plans: says what precisions cost.
+        plans: cost model of plans.
         macs: multiply-accumulates by layer.
         float32: cost of the float model.
-        float16: cost of the model in FP16, which is what INT8 has to beat; what FP16 cannot hold is FP32 there too.
+        float16: cost of the model in FP16, which INT8 has to beat. Nodes that FP16 cannot hold are FP32 in it.
     """
 
     model: FloatModel
@@ -51,7 +51,7 @@ class Pricing:
     float16: Cost
 
     def cost(self, plan: QuantizationPlan) -> Cost:
-        """Return what a plan costs."""
+        """Return the cost of a plan."""
         return self.plans.cost(layer_precisions(self.model.prepared, plan))
 
     def int8_share(self, plan: QuantizationPlan) -> float:
@@ -85,13 +85,13 @@ def price(
     """Return the costs: measured on this machine's GPU, else estimated for the target's, else multiply-accumulates.
 
     Args:
-        target: what the model will run on.
+        target: device that the model will run on.
         batch_size: samples of a call.
-        precision: what layers may go back to.
-        inputs: the float model, and samples that say how large its inputs are.
+        precision: float type that layers may go back to.
+        inputs: the float model, and samples that give the shapes of its inputs.
         plan: with all layers in int8 that can be; its engine is timed where there is a GPU.
         folder: for engines.
-        journal: hears why something could not be measured or estimated.
+        journal: gets a warning where something could not be measured or estimated.
     """
     model, size = inputs.model, inputs.rows_of_a_call(batch_size)
     first = next(iter(inputs.calibration.limited(1).batches()))
@@ -112,7 +112,7 @@ def price(
 def _priced(
     model: FloatModel, macs: Mapping[str, int], plan: QuantizationPlan, costs: Callable[[FloatPrecision], CostModel]
 ) -> Pricing:
-    """Return the costs that `costs` makes by the float type of all that is no layer."""
+    """Return the costs of one basis; `costs` makes the cost model for a float type of the nodes that are no layers."""
 
     def whole(kind: FloatPrecision) -> Cost:
         return costs(kind).cost(layer_precisions(model.prepared, plan.in_float(kind, kind)))
@@ -141,9 +141,9 @@ def _measured(
     precision: FloatPrecision,
     folder: Path,
 ) -> Pricing:
-    """Build the model all int8, and whole in each float type that is asked about, and time their layers.
+    """Build an engine all in int8 and one in each float type, and time their layers.
 
-    Not seen at work: no machine of ours could run an engine. `validate.backends.tensorrt` says what it follows.
+    Not tried on a GPU yet. The documents that it follows are named in `validate.backends.tensorrt`.
     """
 
     def timed(name: str, mixed: QuantizationPlan) -> NodeTimes:

@@ -27,30 +27,32 @@ Basis = Literal["measured", "estimate", "multiply-accumulates"]
 Shapes = Mapping[str, tuple[int, ...]]
 
 LAUNCH_MS = 0.001
-"""Of every kernel, whatever it does. NVIDIA's "Getting Started with CUDA Graphs" (A. Gray, 2019) has 3.8 us for each
-launch of a kernel of 2.9 us in a stream, and 3.4 us in a CUDA graph (from memory, not looked up again). It keeps the
-search from taking tiny reformats for free, and is no claim about a GPU."""
+"""Time to launch a kernel, in milliseconds, added to every kernel.
+
+NVIDIA's "Getting Started with CUDA Graphs" (A. Gray, 2019) has 3.8 us for a launch of a kernel of 2.9 us in a stream,
+and 3.4 us in a CUDA graph (from memory, not looked up again). It keeps the search from taking tiny reformats for free,
+and is no claim about a GPU."""
 
 _WEIGHT = {"int8": 1, "fp16": 2, "bf16": 2, "fp32": 4}
 
 
 class CostModel(Protocol):
-    """Says what a plan costs. Costs of one model compare with each other, and with no other's.
+    """Cost of plans. Only costs of the same model, on the same basis, compare with each other.
 
     Attributes:
-        basis: how it knows.
+        basis: how costs are known.
     """
 
     @property
     def basis(self) -> Basis:
-        """How it knows."""
+        """How costs are known: measured, estimated, or counted in multiply-accumulates."""
         ...
 
     def cost(self, precisions: Mapping[str, Precision]) -> Cost:
         """Return the cost of a plan, at least 0.
 
         Args:
-            precisions: what each layer of the placement is computed in, by node name; see `layer_precisions`.
+            precisions: of each layer of the placement, by node name; see `layer_precisions`.
         """
         ...
 
@@ -69,6 +71,13 @@ def multiply_accumulates(model: ir.Model, placement: Placement, shapes: Shapes) 
 
     Raises:
         JobError: the shapes do not fit the model.
+
+    >>> import onnx_ir as ir
+    >>> from calibrate.graph import place
+    >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+    ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
+    >>> multiply_accumulates(model, place(model), {"x": (4, 2)})
+    {'product': 16}
     """
     known = tensor_shapes(model, shapes)
     layers = {layer.node for layer in placement.layers}
@@ -77,15 +86,19 @@ def multiply_accumulates(model: ir.Model, placement: Placement, shapes: Shapes) 
 
 @dataclass(frozen=True)
 class MacCost:
-    """Multiply-accumulates of the layers, each weighed by how long a tensor core takes for it.
+    """Multiply-accumulates of the layers, each weighted by the time that a tensor core takes for it.
 
     INT8 is 1, FP16 and BF16 are 2 and FP32 is 4: the ratio of the dense peak rates of every data-center GPU in
     `calibrate.cost.gpus` since Ampere (A100: INT8 624, FP16 312, TF32 156), where TensorRT computes FP32 in TF32
-    unless it is told not to. A T4 has no TF32, and there FP32 would be 16. It knows nothing of memory, so that it makes
-    more of INT8 than INT8 is worth.
+    unless that is turned off. A T4 has no TF32, and there FP32 would be 16. Memory traffic is not in it, so that it
+    overestimates the gain of INT8.
 
     Attributes:
         macs: by layer; see `multiply_accumulates`.
+
+    >>> cost = MacCost({"first": 100, "second": 50}).cost({"first": "int8", "second": "fp16"})
+    >>> cost.value, cost.unit
+    (200.0, 'INT8-equivalent MACs')
     """
 
     macs: Mapping[str, int]
@@ -107,7 +120,7 @@ class MacCost:
 
 @dataclass(frozen=True, eq=False)
 class Roofline:
-    """An estimate in milliseconds for one GPU, from nothing but its datasheet; made by `roofline`.
+    """An estimate in milliseconds for one GPU, from its datasheet alone; made by `roofline`.
 
     Each kernel takes ``max(2 * MACs / peak rate of its precision, bytes moved / memory bandwidth)``, the roofline of
     Williams, Waterman and Patterson ("Roofline: an insightful visual performance model for multicore architectures",
@@ -118,8 +131,8 @@ class Roofline:
       two convolutions belongs to the later one.
     - Bytes are inputs, weights and output, each in the type in which it is in memory. `Kernels` says which that is: an
       int8 layer reads int8, and writes it where all that read it want it; else it writes its float type.
-    - A type that is wanted and was not written costs a kernel of its own, a read and a write. So a lone int8 layer
-      among fp16 ones pays for the quantization of its input and writes fp16, and may well cost more than in fp16.
+    - Where a reader takes another type than was written, one more kernel reads, converts and writes. So a single int8
+      layer among fp16 ones pays for the quantization of its input and writes fp16, and may well cost more than in fp16.
     - All else (Softmax, LayerNormalization, Resize, ...) reads and writes the float type, bound by bandwidth.
 
     Not in it: caches (a tensor that stays in L2 is not read from memory), tactics that are far from the peak (small
@@ -166,10 +179,18 @@ def roofline(model: ir.Model, placement: Placement, shapes: Shapes, gpu: str, fl
         placement: of the model.
         shapes: of the model's inputs, batch included.
         gpu: its name; see `gpu_named`.
-        float_precision: of the plans that will be asked about.
+        float_precision: of the plans that it will be used for.
 
     Raises:
         JobError: the GPU is unknown or does not compute in that precision, or the shapes do not fit the model.
+
+    >>> import onnx_ir as ir
+    >>> from calibrate.graph import place
+    >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+    ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
+    >>> estimate = roofline(model, place(model), {"x": (1000, 2)}, gpu="L4", float_precision="fp16")
+    >>> round(estimate.cost({"product": "fp16"}).value, 6), estimate.cost({"product": "fp16"}).unit
+    (0.003107, 'ms')
     """
     known = gpu_named(gpu)
     known.seconds_per_operation(float_precision)
@@ -180,17 +201,18 @@ def roofline(model: ir.Model, placement: Placement, shapes: Shapes, gpu: str, fl
 class MeasuredCost:
     """A cost in milliseconds from two engines that were timed layer by layer: one all int8, one all float.
 
-    A plan takes each layer's time from the engine that has it in the plan's precision. What no engine has shown is
-    what lies between an int8 and a float layer: these reformats are counted as `Kernels` has them, and timed by their
-    bytes. So `rest_ms` is to be without reformats.
+    Each layer's time is taken from the engine that has the layer in the plan's precision. No engine shows the reformats
+    between an int8 and a float layer: `Kernels` says which there are, and their bytes give their time. So `rest_ms`
+    does not include reformats.
 
     Attributes:
         kernels: of the same model and shapes.
-        int8_ms, float_ms: by layer, `kernels.layers` all; what the float engine computes in is what a plan's float
-            layers are taken to be. `validate.backends.tensorrt.layer_times` reads them from engines.
-        rest_ms: of all that is neither a layer nor a reformat.
-        reformat_ms_per_byte: for a byte that is read or written; `1e3 / (GB/s * 1e9)` where it was not measured.
-        source: what it was measured on, and with what.
+        int8_ms, float_ms: time of every layer of `kernels.layers`; all float layers of a plan are taken to be of the
+            float engine's type. `validate.backends.tensorrt.layer_times` reads them from engines.
+        rest_ms: time of all that is neither a layer nor a reformat.
+        reformat_ms_per_byte: time for a byte that is read or written; `1e3 / (GB/s * 1e9)` where it was not measured.
+        float_precision: of all that is not a layer, and of the float side of int8 layers.
+        source: hardware and software that it was measured with.
 
     Raises:
         JobError: a layer has no time.
@@ -220,5 +242,5 @@ class MeasuredCost:
         return Cost(basis=self.basis, value=sum(times) + self.rest_ms + reformats, unit="ms", source=self.source)
 
     def layer_ms(self, layer: str, precision: Precision) -> float | None:
-        """See `CostModel`: that of the engine from which `cost` takes it."""
+        """See `CostModel`: the time from the engine that `cost` uses."""
         return (self.int8_ms if precision == "int8" else self.float_ms)[layer]

@@ -1,4 +1,4 @@
-"""The `target` section of a config: what the model will run on."""
+"""The `target` section of a config: the device that the model will run on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ def _capability(target: dict[str, Any]) -> str:
 
 
 class TargetConfig(Section):
-    """What the model will run on."""
+    """The device that the model will run on.
+
+    >>> target = TargetConfig(gpu="L4")
+    >>> target.compute_capability, target.known_gpu().bandwidth
+    ('8.9', 300)
+    >>> target.is_gpu("NVIDIA L4", "8.9"), target.is_gpu("NVIDIA GeForce RTX 4090", "8.9")
+    (True, False)
+    """
 
     device: Literal["gpu", "cpu"] = Field(
         default="gpu", description="cpu: judge the CPU's integer kernels too, since they are what will run"
@@ -51,7 +58,12 @@ class TargetConfig(Section):
         return capability
 
     def is_gpu(self, name: str, compute_capability: str) -> bool:
-        """Tell whether a GPU, by the driver's name, is the target: the `gpu`, or any of the compute capability."""
+        """Return whether a GPU is the target: it is `gpu`, or where none is named, has the compute capability.
+
+        Args:
+            name: of the GPU, as the driver has it.
+            compute_capability: of the GPU, e.g. ``8.9``.
+        """
         if self.gpu is None:
             return compute_capability == self.compute_capability
         try:

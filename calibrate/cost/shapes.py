@@ -19,9 +19,9 @@ Shape = tuple[int, ...]
 def tensor_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
     """Return the shapes of all tensors outside of subgraphs, by name; constants included.
 
-    ONNX's shape inference says most of them once the inputs are known. What is left, behind operators that it does not
-    know, is asked of one run of the model on zeros. Where values decide a shape (as after NonZero), zeros may make it
-    another one than data would.
+    ONNX's shape inference gives most of them once the inputs are known. The rest, behind operators that it does not
+    know, comes from one run of the model on zeros. Where values decide a shape (as after NonZero), it may be another
+    one with real data.
 
     Args:
         model: is not changed.
@@ -29,6 +29,13 @@ def tensor_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Sha
 
     Raises:
         JobError: an input's shape is missing or does not fit, or the model cannot be run.
+
+    >>> import onnx_ir as ir
+    >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+    ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { y = MatMul(x, w) }''')
+    >>> shapes = tensor_shapes(model, {"x": (4, 2)})
+    >>> shapes["w"], shapes["y"]
+    ((2, 2), (4, 2))
     """
     wanted = {str(value.name) for value in model.graph.inputs}
     if wanted != inputs.keys():
@@ -58,7 +65,17 @@ def tensor_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Sha
 def multiply_accumulates_of(node: ir.Node, shapes: Mapping[str, Shape]) -> int:
     """Return the multiply-accumulates of a Conv, ConvTranspose, Gemm or MatMul; 0 of any other node.
 
-    The bias is not counted, and products with padding are, as everybody does (fvcore, torchvision's ``_ops``).
+    The bias is not counted, and products with padding are, as in fvcore and torchvision's ``_ops``.
+
+    Args:
+        node: of the model.
+        shapes: of its tensors; see `tensor_shapes`.
+
+    >>> import onnx_ir as ir
+    >>> x, w, y = (ir.Value(name=name) for name in "xwy")
+    >>> node = ir.Node("", "MatMul", [x, w], outputs=[y])
+    >>> multiply_accumulates_of(node, {"x": (4, 2), "w": (2, 3), "y": (4, 3)})
+    24
     """
     if node.domain != "" or node.op_type not in {"Conv", "ConvTranspose", "Gemm", "MatMul"}:
         return 0
