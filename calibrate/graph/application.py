@@ -17,9 +17,12 @@ __all__ = ["apply", "count_nodes"]
 
 
 def apply(plan: QuantizationPlan, model: ir.Model, placement: Placement, simulate: bool = False) -> ir.Model:
-    """Return a copy of a prepared model with the plan written into it; the model is not changed.
+    """Return a copy of a prepared model with the plan written into it.
 
     Args:
+        plan: for this model.
+        model: what `prepare` returned; not changed.
+        placement: of the model.
         simulate: write the float32 model that computes what the deployed one computes, for judging accuracy
             where there is no GPU. The default is the model to deploy, strongly typed; with bf16 in it, its opset is
             raised to the first that knows bf16 convolutions, if it is older.
@@ -36,9 +39,9 @@ def apply(plan: QuantizationPlan, model: ir.Model, placement: Placement, simulat
 
 
 def count_nodes(plan: QuantizationPlan, model: ir.Model) -> NodeCounts:
-    """Return how many of the prepared model's nodes the plan computes in which precision.
+    """Return how many nodes of a prepared model the plan computes in each precision.
 
-    Nodes without a float tensor (shape arithmetic) are counted with fp32, as what they are in the float model.
+    Nodes without a float tensor (shape arithmetic) are counted as fp32, as in the float model.
     """
     counts: Counter[str] = Counter()
     for node in model.graph:

@@ -27,9 +27,14 @@ _DEFAULT_RULES = QuantizationRules()
 
 @dataclass(frozen=True)
 class Layer:
-    """A node whose inputs can be int8: an activation (input 0) and a constant weight (input 1).
+    """A node whose inputs can be int8.
 
-    Where `axis` is None, input 1 is an activation too (attention).
+    Attributes:
+        node, op_type: name and operator of the node.
+        activation: name of input 0.
+        weight: name of input 1: a constant, or where `axis` is None, an activation too (attention).
+        axis: of the weight, along which it has one scale per output channel.
+        output: name of the output.
     """
 
     node: str
@@ -41,13 +46,20 @@ class Layer:
 
     @property
     def activations(self) -> tuple[str, ...]:
-        """The inputs that are activations."""
+        """Names of the inputs that are activations."""
         return (self.activation,) if self.axis is not None else (self.activation, self.weight)
 
 
 @dataclass(frozen=True)
 class ResidualInput:
-    """Input `index` of an Add, to be quantized where the Add fuses into layer `fused_into` and that is int8."""
+    """An input of a residual Add, to be quantized where the Add fuses into an int8 convolution.
+
+    Attributes:
+        node: name of the Add.
+        index: of the input.
+        tensor: name of the input.
+        fused_into: name of the convolution that makes the other input, and that the Add fuses into.
+    """
 
     node: str
     index: int
@@ -57,9 +69,15 @@ class ResidualInput:
 
 @dataclass(frozen=True)
 class Placement:
-    """All that could be quantized, in topological order, and why the other compute nodes cannot.
+    """Where Q/DQ can go in a model.
 
-    An Add of two convolutions is among `residuals` twice, in order of preference; see `residual_inputs`.
+    Attributes:
+        layers: nodes that can be int8, in topological order.
+        residuals: inputs of residual Adds. An Add of two convolutions is there twice, in order of preference; see
+            `residual_inputs`.
+        concats: of every Concat, the names of its output and of its inputs.
+        left_in_float: why a Conv, ConvTranspose, Gemm or MatMul cannot be int8, by node name.
+        excluded: names of all nodes, of any operator, that the user excluded.
     """
 
     layers: tuple[Layer, ...]
@@ -67,10 +85,9 @@ class Placement:
     concats: tuple[tuple[str, ...], ...]
     left_in_float: dict[str, str]
     excluded: frozenset[str]
-    """Names of all nodes, not only of compute nodes, that the user excluded."""
 
     def tensors(self, int8_layers: Collection[str] | None = None) -> tuple[str, ...]:
-        """Return the activations that get Q/DQ when those layers are int8 (default: whichever are), each once."""
+        """Return the names of the activations that get Q/DQ where those layers are int8 (default: all), each once."""
         layers = [layer for layer in self.layers if int8_layers is None or layer.node in int8_layers]
         residuals = self.residuals if int8_layers is None else self.residual_inputs(int8_layers)
         names = [
@@ -80,7 +97,7 @@ class Placement:
         return tuple(dict.fromkeys(names))
 
     def residual_inputs(self, int8_layers: Collection[str]) -> list[ResidualInput]:
-        """Return what to quantize when those layers are int8: at most one input of each Add."""
+        """Return the residual inputs to quantize where those layers are int8: at most one of each Add."""
         chosen: dict[str, ResidualInput] = {}
         for residual in self.residuals:
             if residual.fused_into in int8_layers:
@@ -103,7 +120,18 @@ class Placement:
 def place(model: ir.Model, rules: QuantizationRules = _DEFAULT_RULES) -> Placement:
     """Return where Q/DQ can go in a prepared model. Subgraphs (If, Loop, Scan) are left alone.
 
-    Raises JobError where the rules exclude a node that is not there.
+    Args:
+        model: what `prepare` returned; not changed.
+        rules: settings that the user chose.
+
+    Raises:
+        JobError: the rules exclude a node that is not there.
+
+    >>> import onnx_ir as ir
+    >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+    ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
+    >>> place(model).layers
+    (Layer(node='product', op_type='MatMul', activation='x', weight='w', axis=1, output='y'),)
     """
     layers: list[Layer] = []
     left: dict[str, str] = {}
@@ -127,7 +155,7 @@ def place(model: ir.Model, rules: QuantizationRules = _DEFAULT_RULES) -> Placeme
 
 
 def _excluded(model: ir.Model, exclude: Exclusion) -> frozenset[str]:
-    """Return the names of the excluded nodes. Whatever matches none is a mistake, and one that would go unseen."""
+    """Return the names of the excluded nodes; JobError where a rule matches none, as that is a mistake."""
     nodes = list(model.graph)
     names = [_name(node) for node in nodes]
     matches = {
@@ -149,7 +177,11 @@ def _suggestion(name: str, names: list[str]) -> str:
 
 
 def weight_axis(node: ir.Node) -> int:
-    """Return the axis of the weight that is the layer's output channel or feature."""
+    """Return the axis of the weight that is the layer's output channel or feature.
+
+    >>> [weight_axis(ir.node(op_type, [None, None])) for op_type in ("Conv", "ConvTranspose", "MatMul")]
+    [0, 1, 1]
+    """
     if node.op_type == "Conv":
         return 0
     if node.op_type == "Gemm":
@@ -184,10 +216,14 @@ def _layer(node: ir.Node, attention: bool) -> Layer | str:
 
 
 def is_residual(node: ir.Node) -> bool:
-    """Tell whether the node adds two computed tensors of one shape, so that a convolution can take it in.
+    """Return whether the node adds two computed tensors of one shape, so that it can fuse into a convolution.
 
-    An Add of a constant is a bias, and one that broadcasts is computed by itself. Dimensions that are not known
-    are taken to be equal.
+    An Add of a constant is a bias, and one that broadcasts does not fuse. Dimensions that are not known are taken to be
+    equal.
+
+    >>> x, y = (ir.Value(name=name, shape=ir.Shape(["N", 8])) for name in "xy")
+    >>> is_residual(ir.node("Add", [x, y])), is_residual(ir.node("Mul", [x, y]))
+    (True, False)
     """
     if node.domain != "" or node.op_type != "Add":
         return False

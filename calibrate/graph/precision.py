@@ -29,11 +29,12 @@ BF16_OPSET = 22
 
 @dataclass(frozen=True)
 class FloatFormat:
-    """A float type, and the scales that it can hold.
+    """A float type, and the range of scales that it can hold.
 
     Attributes:
-        onnx, numpy: its names there.
-        smallest, largest: least and greatest positive number; of fp16, whose range is short, least means subnormal.
+        onnx, numpy: the type in ONNX and in NumPy.
+        smallest: least positive number; of fp16, whose range is short, the least subnormal one.
+        largest: greatest finite number.
     """
 
     onnx: ir.DataType
@@ -102,7 +103,7 @@ _NO_BF16_IN_ONNX = frozenset(
         "Unique",
     }
 )
-"""By its schemas at `BF16_OPSET`."""
+"""Ops that have no bf16 by ONNX's schemas at `BF16_OPSET`."""
 
 _NO_BF16_IN_TENSORRT = frozenset(
     {
@@ -115,7 +116,7 @@ _NO_BF16_IN_TENSORRT = frozenset(
         "Mish",
     }
 )
-"""By the builder of TensorRT-RTX 1.7, which takes all of them in fp16."""
+"""Ops that the builder of TensorRT-RTX 1.7 does not take in bf16; it takes all of them in fp16."""
 
 _KEEPS_ROUNDED = frozenset(
     {
@@ -167,9 +168,9 @@ def assign_precision(model: ir.Model, plan: QuantizationPlan, simulate: bool) ->
 
     Args:
         model: float32, with the plan's Q/DQ already in it.
-        plan: names the precision of every node.
-        simulate: write no arithmetic in fp16 or bf16 but round after each such node, by a Cast there and back, and
-            its constants. ONNX Runtime's CPU has no fp16 kernels and would compute such nodes in float32
+        plan: has the precision of every node.
+        simulate: keep all arithmetic in float32, and round the outputs of each fp16 or bf16 node, by a Cast there and
+            back, and its constants. ONNX Runtime's CPU has no fp16 kernels and would compute such nodes in float32
             without rounding between them (100 * 1000 / 1000 gives 100 where fp16 gives inf); bf16 nodes it refuses.
     """
     graph = model.graph
@@ -223,20 +224,37 @@ def float_precision(node: ir.Node, plan: QuantizationPlan) -> FloatPrecision:
 
 
 def precision_of(node: ir.Node, plan: QuantizationPlan) -> Precision:
-    """Return in what a node of a prepared model is computed: int8, or its float type; see `float_precision`."""
+    """Return the precision of a node of a prepared model: int8, or its float type; see `float_precision`."""
     return "int8" if plan.layers.get(str(node.name)) == "int8" else float_precision(node, plan)
 
 
 def layer_precisions(model: ir.Model, plan: QuantizationPlan) -> dict[str, Precision]:
-    """Return in what the file computes each of the plan's layers, by node name.
+    """Return the precision in which the ONNX file computes each of the plan's layers, by node name.
 
-    That is not everywhere what `QuantizationPlan.layers` wants: see `float_precision`.
+    It may differ from that in `QuantizationPlan.layers`; see `float_precision`.
+
+    Args:
+        model: what `prepare` returned; not changed.
+        plan: for this model.
+
+    >>> import onnx_ir as ir
+    >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+    ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
+    >>> from calibrate.plan import Origin
+    >>> plan = QuantizationPlan(name="fp16", strategy="none", origin=Origin(model_sha256="0" * 64), scales={},
+    ...                         layers={"product": "fp16"}, wide_nodes={"product"})
+    >>> layer_precisions(model, plan)
+    {'product': 'fp32'}
     """
     return {str(node.name): precision_of(node, plan) for node in model.graph if node.name in plan.layers}
 
 
 def is_always_fp32(node: ir.Node) -> bool:
-    """Tell whether a node's float tensors are float32 in every plan."""
+    """Return whether a node's float tensors are float32 in every plan.
+
+    >>> is_always_fp32(ir.node("Resize", [])), is_always_fp32(ir.node("Conv", []))
+    (True, False)
+    """
     return node.op_type in _FP32_ONLY or any(attribute.type in _GRAPHS for attribute in node.attributes.values())
 
 
@@ -270,7 +288,7 @@ def _cast(value: ir.Value, source: ir.Value, precision: FloatPrecision, simulate
 
 
 def _return_to_float(node: ir.Node, output: ir.Value, precision: FloatPrecision, simulate: bool) -> ir.Value:
-    """Make `node` give `precision`, and return the float32 cast of it, which all users of `output` get.
+    """Type the output of `node` in `precision`, and return the float32 cast of it, which all users of `output` read.
 
     The float32 tensor takes over the name, so that layers can be compared by it.
     """

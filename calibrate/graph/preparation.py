@@ -23,14 +23,25 @@ _NO_LIMIT = 2**62
 """A weight of any size that is computed from constants (a Cast, a product) becomes a constant itself."""
 
 _OPAQUE_DOMAIN = "calibrate.aside"
-"""Domain of nodes that the optimizer is to leave alone: it takes all within 1e-8 of 0 for 0, and x + 1e-12 for x. But
-where x is 0, that is what keeps a norm from dividing by 0."""
+"""Domain that hides nodes from the optimizer: it takes numbers within 1e-8 of 0 for 0, and so x + 1e-12 for x. But
+where x is 0, this sum keeps a norm from dividing by 0."""
 
 
 def prepare(model: ir.Model) -> ir.Model:
     """Return the model at opset >= 19 with constants and BatchNorm folded, shapes inferred, every node named.
 
-    The given model is used up. Raises JobError where it holds Q/DQ already or cannot be converted.
+    Args:
+        model: float, without Q/DQ; it is changed, and not to be used afterwards.
+
+    Raises:
+        JobError: the model holds Q/DQ already, or cannot be converted to opset 19.
+
+    >>> import onnx_ir as ir
+    >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 17]>
+    ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { y = MatMul(x, w) }''')
+    >>> prepared = prepare(model)
+    >>> prepared.opset_imports[""], all(node.name for node in prepared.graph)
+    (19, True)
     """
     from onnxscript import optimizer, rewriter, version_converter
     from onnxscript.rewriter.rules.common import (
@@ -73,7 +84,7 @@ def prepare(model: ir.Model) -> ir.Model:
 
 
 def _adds_an_epsilon(node: ir.Node) -> bool:
-    """Tell whether a node adds a constant that is almost 0, or takes it away."""
+    """Return whether a node adds or subtracts a constant that is almost 0."""
     if node.domain or node.op_type not in {"Add", "Sub"}:
         return False
     constants = [ir.convenience.get_const_tensor(value) for value in node.inputs if value is not None]
@@ -82,9 +93,9 @@ def _adds_an_epsilon(node: ir.Node) -> bool:
 
 
 def _fused_names(model: ir.Model) -> dict[str, str]:
-    """Return, by the tensor that a BatchNorm gives, the name of the layer that it fuses into.
+    """Return the name of the layer that each BatchNorm fuses into, by the BatchNorm's output.
 
-    The rewriter makes a layer with a name of its own, or none, and users know their layers by theirs.
+    The rewriter gives a fused layer a new name or none, and users know the layer by its old name.
     """
     fused = {}
     for node in model.graph:

@@ -57,8 +57,19 @@ def quantize_weight(
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Return the int8 weight and its scales along `axis`, shape (weight.shape[axis],), or its one scale, shape ().
 
-    ``scale = max |w| / 127`` per channel, or over all where the plan's weights are per tensor; zeros alone get
-    scale 1, since any positive scale is exact.
+    ``scale = max |w| / 127`` per channel, or over all where the plan's weights are per tensor. A channel of zeros gets
+    scale 1, since any positive scale is exact for it.
+
+    Args:
+        weight: any shape.
+        axis: of the output channels.
+        plan: says if weights have scales per channel, and which float type has to hold them.
+
+    >>> from calibrate.plan import Origin
+    >>> plan = QuantizationPlan(name="p", strategy="minmax", origin=Origin(model_sha256="0" * 64), scales={}, layers={})
+    >>> array, scales = quantize_weight(np.array([[127.0, -1.0], [508.0, 4.0]], np.float32), 0, plan)
+    >>> array.tolist(), scales.tolist()
+    ([[127, -1], [127, 1]], [1.0, 4.0])
     """
     per_channel = plan.weights == "per_channel"
     reduced = tuple(i for i in range(weight.ndim) if i != axis or not per_channel)
@@ -69,7 +80,14 @@ def quantize_weight(
 
 
 def representable(scale: NDArray[np.floating[Any]], plan: QuantizationPlan) -> NDArray[np.float32]:
-    """Round scales to what the plan's float type can hold, never down to zero or up to infinity."""
+    """Return scales rounded to the plan's float type, as float32; never 0 and never infinite.
+
+    >>> from calibrate.plan import Origin
+    >>> plan = QuantizationPlan(name="p", strategy="minmax", origin=Origin(model_sha256="0" * 64), scales={}, layers={},
+    ...                         float_precision="fp16")
+    >>> representable(np.array([0.5, 1e6]), plan).tolist()
+    [0.5, 65504.0]
+    """
     kind = FORMATS[plan.float_precision]
     bounded: NDArray[np.floating[Any]] = np.clip(scale, kind.smallest, kind.largest)
     return bounded.astype(kind.numpy).astype(np.float32)

@@ -19,10 +19,25 @@ SWITCHES = "calibrate/switches"
 def switchable(model: ir.Model, placement: Placement, plan: QuantizationPlan) -> ir.Model:
     """Return a copy of a prepared model that takes `SWITCHES` as one more input.
 
-    Where all of the plan's int8 layers are on, and no others, it computes what the plan's simulated file does; a layer
-    that is off is float32, whatever the plan would type it. Each layer is an If with the float layer in one branch
+    Where all of the plan's int8 layers are on, and no others, it computes what the plan's simulated file does. A layer
+    that is off is float32, whatever type the plan gives it. Each layer is an If with the float layer in one branch
     and the quantized one in the other: only one of them runs, and both have constant weights, which runtimes lay out
-    beforehand. Layers that the plan does not have in int8 have no scales to switch to, and stay as they are.
+    beforehand. Layers that are not int8 in the plan have no scales, and stay as they are.
+
+    Args:
+        model: what `prepare` returned; not changed.
+        placement: of the model.
+        plan: for this model.
+
+    >>> import onnx_ir as ir
+    >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+    ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
+    >>> from calibrate.graph.placement import place
+    >>> from calibrate.plan import Origin
+    >>> plan = QuantizationPlan(name="p", strategy="minmax", origin=Origin(model_sha256="0" * 64),
+    ...                         scales={"x": 0.02}, layers={"product": "int8"})
+    >>> [value.name for value in switchable(model, place(model), plan).graph.inputs]
+    ['x', 'calibrate/switches']
     """
     result = model.clone()
     graph = result.graph
@@ -142,7 +157,7 @@ def _if(
 
 
 def _own_constants(nodes: list[ir.Node], prefix: str) -> list[ir.Value]:
-    """Give the nodes of a branch constants of its own, of the same data: those from outside are none there."""
+    """Give the nodes of a branch constants of their own, of the same data: outer ones are not constant there."""
     own: dict[ir.Value, ir.Value] = {}
     for node in nodes:
         for index, value in enumerate(node.inputs):
@@ -156,7 +171,7 @@ def _own_constants(nodes: list[ir.Node], prefix: str) -> list[ir.Value]:
 
 
 def _before(node: ir.Node, op_type: str, inputs: list[ir.Value]) -> ir.Value:
-    """Insert a logical operation before `node`; return what it gives."""
+    """Insert a logical operation before `node`; return its output."""
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     made = ir.node(op_type, inputs)

@@ -17,11 +17,11 @@ __all__ = ["export_torch"]
 
 
 def export_torch(reference: str, inputs: Mapping[str, NDArray[Any]], path: Path) -> None:
-    """Export the nn.Module that ``module:name`` returns, with a dynamic batch axis.
+    """Export a PyTorch module to ONNX, with a dynamic batch axis.
 
     Args:
-        reference: called without arguments.
-        inputs: a batch by input name, in the order of ``forward()``; it fixes the other axes.
+        reference: ``module:name`` of a function without arguments that returns the nn.Module.
+        inputs: a batch of each input, by name, in the order of ``forward()``; all axes but the first are fixed to it.
         path: of the ONNX file to write.
 
     Raises:

@@ -30,12 +30,12 @@ _HEX = re.compile(r"[0-9a-fA-F]{8}")
 
 @dataclass(frozen=True)
 class CalibrationCache:
-    """A cache as it was read.
+    """Content of a calibration cache.
 
     Attributes:
-        scales: of every tensor that has one, positive and finite; ``threshold / 127``.
-        unusable: tensors whose entry is no scale, as TensorRT writes for one that was zero throughout.
-        origin: what it was made from; None where no companion says so.
+        scales: by tensor, positive and finite; ``threshold / 127``.
+        unusable: tensors whose entry is no positive, finite scale; TensorRT writes one where all values were zero.
+        origin: what it was made from; None where it has no companion file.
     """
 
     scales: dict[str, float]
@@ -44,7 +44,7 @@ class CalibrationCache:
 
 
 class _Companion(BaseModel):
-    """What stands beside a cache, since TensorRT's format has no place for it."""
+    """Content of the file beside a cache: the cache's origin, for which TensorRT's format has no place."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -53,7 +53,11 @@ class _Companion(BaseModel):
 
 
 def companion(path: Path) -> Path:
-    """Return the file beside a cache that says what it was made from."""
+    """Return the path of the file beside a cache that says what it was made from.
+
+    >>> companion(Path("model.cache")).name
+    'model.cache.json'
+    """
     return path.with_name(f"{path.name}.json")
 
 
@@ -61,7 +65,7 @@ def write_cache(plan: QuantizationPlan, path: Path, tensorrt: str) -> None:
     """Write the activation scales of a plan as a calibration cache, and its origin beside it.
 
     Args:
-        plan: its layers' precisions are not part of the format: name float layers to TensorRT by other means
+        plan: its layers' precisions are not part of the format; TensorRT has to be given them by other means
             (``trtexec --layerPrecisions``).
         path: of the cache.
         tensorrt: the version that will read it, e.g. ``8.6.1``; TensorRT rejects a cache of another version.

@@ -11,7 +11,7 @@ __all__ = ["Origin"]
 
 
 class Origin(BaseModel):
-    """Hashes of everything that scales depend on. None where it is not known, as for a cache that TensorRT wrote."""
+    """Hashes of all that scales depend on. None where a hash is not known, as for a cache that TensorRT wrote."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 

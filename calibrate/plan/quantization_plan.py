@@ -24,7 +24,7 @@ class _Data(BaseModel):
 
 
 class Exclusion(_Data):
-    """Nodes that are to stay in float: they get their float inputs even where an int8 node shares them."""
+    """Nodes to keep in float. They read float inputs even where an int8 node reads the same tensors."""
 
     names: list[str] = Field(default=[], description="node names")
     patterns: list[str] = Field(default=[], description="regular expressions, searched for in node names")
@@ -42,7 +42,7 @@ class Exclusion(_Data):
 
 
 class QuantizationRules(_Data):
-    """What the user decides of a plan; the rest follows from the model and the data."""
+    """Settings of a plan that the user chooses; the rest follows from the model and the data."""
 
     float_precision: FloatPrecision = Field(
         default="fp32", description="type of everything that is not int8, and of the float side of int8 layers"
@@ -61,6 +61,18 @@ class QuantizationPlan(QuantizationRules):
 
     Symmetric int8, zero point 0: ``q = clip(round_half_even(x / scale), -128, 127)``, ``scale = threshold / 127``.
     Weights have no scales here: they are a function of the weights themselves (their largest |w|).
+
+    >>> plan = QuantizationPlan(
+    ...     name="minmax",
+    ...     strategy="minmax",
+    ...     origin=Origin(model_sha256="0" * 64),
+    ...     scales={"x": 0.02, "h": 0.1},
+    ...     layers={"first": "int8", "second": "int8"},
+    ... )
+    >>> plan.with_layers(frozenset({"second"}), "fp16", name="minmax+1fp16").layers
+    {'first': 'int8', 'second': 'fp16'}
+    >>> sorted(plan.int8_layers)
+    ['first', 'second']
     """
 
     name: str
@@ -95,7 +107,7 @@ class QuantizationPlan(QuantizationRules):
 
     @property
     def hash(self) -> str:
-        """SHA-256 of everything that decides the file that the plan makes; its name and its data do not."""
+        """SHA-256, in hex, of all that decides the ONNX file of the plan: not of its name, nor of the data's hash."""
         undecided = set() if self.wide_nodes else {"wide_nodes"}  # and plans from before they were there keep theirs
         content = self.model_dump_json(exclude={"name", "origin"} | undecided) + self.origin.model_sha256
         return hashlib.sha256(content.encode()).hexdigest()

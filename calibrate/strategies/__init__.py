@@ -1,4 +1,4 @@
-"""Statistics in, threshold out: one strategy a file, each a pure function that sees no model and no data.
+"""Calibration strategies, one per file: each computes a tensor's clipping threshold from its statistics alone.
 
 `make_plan` turns the thresholds of a strategy into a plan.
 """

@@ -14,15 +14,17 @@ from validate.stats import Statistics
 __all__ = ["ScaleHistory"]
 
 _TENSORS = 64
-"""How many tensors are followed; a strategy's search takes some milliseconds of each."""
+"""Largest number of tensors that are followed; a strategy takes some milliseconds for each."""
 
 
 class ScaleHistory:
-    """Notes thresholds while calibration samples come in, for `calibrate.observation.observe`'s `on_doubling`.
+    """Records thresholds during the calibration pass, for the plot of convergence.
+
+    `note` is the `on_doubling` of `calibrate.observation.observe`.
 
     Args:
         strategies: of the run.
-        tensors: that are observed; where there are many, some are followed that are evenly spread over the depth.
+        tensors: that are observed. Where there are more than 64, 64 are followed, evenly spread over the depth.
     """
 
     def __init__(self, strategies: Sequence[Strategy], tensors: Sequence[str]) -> None:
@@ -32,16 +34,21 @@ class ScaleHistory:
         self._notes: list[tuple[int, dict[str, dict[str, float]]]] = []
 
     def note(self, samples: int, statistics: Callable[[str], Statistics]) -> None:
-        """Note the thresholds that the first `samples` give."""
+        """Record the thresholds that the first samples give.
+
+        Args:
+            samples: how many were seen so far.
+            statistics: returns the statistics of a tensor over them.
+        """
         seen = {tensor: statistics(tensor) for tensor in self._tensors}
         self._notes.append((samples, self._all_thresholds(seen)))
 
     def curves(self, statistics: Mapping[str, Statistics], samples: int) -> list[Convergence]:
-        """Return how far each strategy's scales were from those of all samples, relative to these.
+        """Return the relative distance of each strategy's earlier scales from the final ones.
 
         Args:
-            statistics: over all samples.
-            samples: how many they are; what was noted of all of them is left out.
+            statistics: over all samples, by tensor.
+            samples: how many samples there are; the record of all of them is left out.
         """
         live = {name: statistics[name] for name in self._tensors if statistics[name].amax > 0}
         if not live:

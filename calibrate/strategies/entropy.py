@@ -28,6 +28,16 @@ def entropy(statistics: Statistics) -> float:
 
     Differs from the slides in one point: exact zeros are left out, because every symmetric scale represents
     them exactly, and a ReLU's spike at zero would otherwise decide the threshold.
+
+    Args:
+        statistics: of the tensor.
+
+    >>> import numpy as np
+    >>> from validate.stats import Statistics
+    >>> statistics = Statistics()
+    >>> statistics.update(np.append(np.linspace(-1, 1, 100_001), 4.0))  # one outlier
+    >>> entropy(statistics)
+    1.0
     """
     counts, width = _coarsen(statistics)
     if counts.size <= LEVELS or not counts.any():

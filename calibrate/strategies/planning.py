@@ -38,7 +38,11 @@ SETTLED = 0.1
 
 
 def strategy_name(strategy: Strategy) -> str:
-    """Return the name by which a strategy appears in results, e.g. ``percentile-99.99``."""
+    """Return the name of a strategy in results.
+
+    >>> strategy_name("mse"), strategy_name(PercentileStrategy(percentile=99.99))
+    ('mse', 'percentile-99.99')
+    """
     if isinstance(strategy, PercentileStrategy):
         return f"percentile-{strategy.percentile!r}".removesuffix(".0")
     return strategy
@@ -51,7 +55,25 @@ def make_plan(
     origin: Origin,
     rules: QuantizationRules,
 ) -> QuantizationPlan:
-    """Return the plan with every layer in int8 whose activations have a range."""
+    """Return the plan of a strategy: every layer is in int8 whose activations were not zero throughout.
+
+    Args:
+        strategy: that chooses the thresholds.
+        statistics: of every tensor that may be quantized.
+        placement: of the model.
+        origin: of the statistics.
+        rules: settings that the user chose.
+
+    >>> import numpy as np, onnx_ir as ir
+    >>> from calibrate.graph import place
+    >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+    ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
+    >>> statistics = {"x": Statistics()}
+    >>> statistics["x"].update(np.array([-254.0, 127.0]))
+    >>> plan = make_plan("minmax", statistics, place(model), Origin(model_sha256="0" * 64), QuantizationRules())
+    >>> plan.scales, plan.layers
+    ({'x': 2.0}, {'product': 'int8'})
+    """
     threshold = threshold_function(strategy)
     dead = unquantizable(statistics)
     scales = {name: threshold(s) / _LEVELS for name, s in statistics.items() if name not in dead}
@@ -61,7 +83,18 @@ def make_plan(
 def make_plans(
     settings: QuantizationConfig, observation: Observation, placement: Placement, origin: Origin, journal: Journal
 ) -> list[QuantizationPlan]:
-    """Return a plan for every strategy, and warn where its scales had not settled."""
+    """Return a plan for every strategy, and warn where its scales had not converged.
+
+    Args:
+        settings: strategies and rules.
+        observation: statistics of every tensor that may be quantized.
+        placement: of the model.
+        origin: of the statistics.
+        journal: gets the warnings.
+
+    Raises:
+        JobError: all tensors were zero throughout.
+    """
     plans = []
     for strategy in settings.strategies:
         plan = make_plan(strategy, observation.statistics, placement, origin, settings)
@@ -76,9 +109,16 @@ def make_plans(
 def plan_of_scales(
     strategy: str, scales: Mapping[str, float], placement: Placement, origin: Origin, rules: QuantizationRules
 ) -> QuantizationPlan:
-    """Return the plan with every layer in int8 that has all its scales.
+    """Return the plan of given scales: every layer is in int8 whose quantized inputs all have a scale.
 
     Tensors that a Concat joins share the widest of their scales.
+
+    Args:
+        strategy: name of the plan, and of what chose its scales.
+        scales: by tensor, positive and finite, ``threshold / 127``.
+        placement: of the model.
+        origin: of the scales.
+        rules: settings that the user chose.
     """
     shared = dict(scales)
     for group in placement.scale_groups():
@@ -98,12 +138,12 @@ def plan_of_scales(
 
 @dataclass(frozen=True)
 class Settling:
-    """By how much the scales of a plan changed over the last doubling of the samples, relative to what they are.
+    """Relative change of a plan's scales from half of the samples to all of them.
 
     Attributes:
         median, most, worst: over the tensors: the 50th and the 90th percentile, and the maximum; NaN where there
-            was only one batch, so that nothing can be said.
-        tensor: the one that changed most.
+            was only one batch.
+        tensor: name of the one that changed most.
     """
 
     median: float
@@ -113,7 +153,7 @@ class Settling:
 
     @property
     def settled(self) -> bool:
-        """Nine in ten tensors changed by at most `SETTLED`."""
+        """Whether nine in ten tensors changed by at most `SETTLED`."""
         return self.most <= SETTLED
 
     def __str__(self) -> str:
@@ -126,7 +166,7 @@ class Settling:
 
 
 def scale_changes(plan: QuantizationPlan, strategy: Strategy, observation: Observation) -> Settling:
-    """Return how a plan's scales differ from those that half of its samples give."""
+    """Return the relative change of a plan's scales from half of the samples to all of them."""
     half, rest = observation.halves
     if not any(s.count for s in rest.values()):
         return Settling(math.nan, math.nan, math.nan, "")
@@ -140,7 +180,13 @@ def scale_changes(plan: QuantizationPlan, strategy: Strategy, observation: Obser
 
 
 def threshold_function(strategy: Strategy) -> Callable[[Statistics], float]:
-    """Return what gives the largest |x| that is not clipped, in the tensor's unit; 127 times the scale."""
+    """Return the function from statistics to the threshold: the largest |x| that is not clipped, 127 times the scale.
+
+    >>> statistics = Statistics()
+    >>> statistics.update(np.array([-3.0, 1.0]))
+    >>> threshold_function("minmax")(statistics)
+    3.0
+    """
     if isinstance(strategy, PercentileStrategy):
         percent = strategy.percentile
         # A percentile of a mostly-zero tensor is 0, which is no scale: nothing is clipped then.

@@ -13,7 +13,7 @@ __all__ = ["PercentileStrategy", "QuantizationConfig", "Strategy"]
 
 
 class PercentileStrategy(Section):
-    """Clips a fixed share of the values."""
+    """Strategy that clips a fixed share of the values: those of |x| above a percentile, in (0, 100]."""
 
     percentile: float = Field(gt=0, le=100)
 
@@ -30,7 +30,7 @@ Strategy = Annotated[
 
 
 class QuantizationConfig(QuantizationRules):
-    """How candidates are made."""
+    """Settings of quantization: the strategies, each of which gives one candidate, and the rules for all of them."""
 
     # FP16 is what INT8 has to beat, and a rest in FP32 loses to it; nodes that FP16 cannot hold are found and kept out.
     float_precision: FloatPrecision = Field(
