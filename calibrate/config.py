@@ -23,7 +23,7 @@ __all__ = ["Config", "load"]
 
 
 class Config(Job):
-    """A job: which model, which data, which task, and what a release must keep to."""
+    """Config of a run: model, data, task and policy of a job, and how it is quantized, searched, timed and tracked."""
 
     union_branches: ClassVar = {**Job.union_branches, ("quantization", "strategies"): 3}
 
@@ -48,5 +48,13 @@ class Config(Job):
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Return the config in `path`; see `read_settings`."""
+    """Read the config of a run.
+
+    Args:
+        path: of a YAML file. Relative paths in it start at its folder.
+        overrides: ``dotted.key=value`` each, in order; the value is YAML.
+
+    Raises:
+        UsageError: the file cannot be read, or a key is unknown or wrong; the message has key and line.
+    """
     return read_settings(Config, path, overrides)

@@ -21,7 +21,15 @@ log = logging.getLogger(__name__)
 
 
 class Journal:
-    """Times stages, counts forward passes and draws progress bars; use it as a context manager."""
+    """Records times of stages, forward passes and warnings, and draws progress bars. Use it as a context manager.
+
+    Args:
+        console: to draw on.
+
+    Attributes:
+        timings: seconds by stage.
+        warnings: in order.
+    """
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -46,7 +54,7 @@ class Journal:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Add the time that the block takes to stage `name`."""
+        """Add the time of the block to that of stage `name`."""
         started = time.perf_counter()
         try:
             yield
@@ -55,9 +63,11 @@ class Journal:
 
     @contextmanager
     def bar(self, description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-        """Show a progress bar; yields a function that advances it.
+        """Show a progress bar during the block, and yield a function that advances it by a number of steps.
 
-        One whose `total` is not known beforehand ends with as much as it was advanced by.
+        Args:
+            description: shown beside the bar.
+            total: number of steps; None where it is not known beforehand.
         """
         task = self._progress.add_task(escape(description), total=total)
         yield lambda steps: self._progress.advance(task, steps)
@@ -72,24 +82,24 @@ class Journal:
             yield advance
 
     def forward(self, stage: str, batches: Iterable[Batch], models: int = 1) -> Iterator[Batch]:
-        """Yield the batches, counting `models` runs over their samples as passes of `stage`."""
+        """Yield the batches, and count their samples, times `models`, as forward passes of `stage`."""
         self._passes[stage] += models
         for batch in batches:
             self._samples[stage] += models * len(batch)
             yield batch
 
     def forwarded(self, stage: str, samples: int) -> None:
-        """Count one more run over that many samples of `stage`."""
+        """Count one more forward pass of `stage`, over that many samples."""
         self._passes[stage] += 1
         self._samples[stage] += samples
 
     def warn(self, message: str) -> None:
-        """Keep a warning for the results and show it."""
+        """Record a warning for the results, log it and print it."""
         self.warnings.append(message)
         log.warning(message)
         self._progress.console.print(f"[yellow]warning:[/] {escape(message)}", highlight=False)
 
     @property
     def forward_passes(self) -> list[ForwardPasses]:
-        """What every stage ran so far."""
+        """Forward passes of every stage so far."""
         return [ForwardPasses(stage=s, passes=n, samples=self._samples[s]) for s, n in self._passes.items()]

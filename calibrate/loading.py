@@ -30,7 +30,14 @@ __all__ = ["FloatModel", "Inputs", "SplitFingerprint", "load_inputs", "load_mode
 
 @dataclass(frozen=True)
 class FloatModel:
-    """The user's model, and where it can be quantized."""
+    """The float model of a job.
+
+    Attributes:
+        info: path, hash and size, as results have them.
+        path: of the ONNX file.
+        prepared: what `calibrate.graph.prepare` returned.
+        placement: where Q/DQ can go in it.
+    """
 
     info: ModelInfo
     path: Path
@@ -40,7 +47,15 @@ class FloatModel:
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that a run starts from."""
+    """Model, task and data of a job.
+
+    Attributes:
+        model: the float model, prepared.
+        reference: the float model as given, in ONNX Runtime.
+        task: that scores samples.
+        calibration, validation: the splits of the data.
+        preprocessing_sha256: hash of what turns a row of the data into model inputs.
+    """
 
     model: FloatModel
     reference: OnnxRuntimeModel
@@ -50,15 +65,21 @@ class Inputs:
     preprocessing_sha256: str
 
     def rows_of_a_call(self, samples: int) -> int:
-        """Return the size of axis 0 of a call of so many samples, or what the model is fixed to."""
+        """Return the size of axis 0 for a call with so many samples; the model's own where it is fixed."""
         return self.reference.fixed_batch or samples * self.calibration.preparation.rows
 
 
 @dataclass
 class SplitFingerprint:
-    """What identifies a split: of every sample its hash, class and slice, the hash of all labels, and shapes.
+    """Identity of the samples of a split. The first pass fills it (`record`); every later one must agree (`verify`).
 
-    The first pass over the split fills it (`record`), and every later one is held against it (`verify`).
+    Attributes:
+        contents: index of the first sample of each content, by the hash of its inputs.
+        order: hash of every sample's inputs, in order.
+        classes: label of every sample as text; None where it names no class.
+        slices: slice of every sample as text; None where it has none.
+        smallest, largest: least and largest size on each axis, by input name.
+        labels: running SHA-256 of all labels.
     """
 
     contents: dict[bytes, int] = field(default_factory=dict)
@@ -70,7 +91,7 @@ class SplitFingerprint:
     labels: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     def record(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the batches and remember what was in them."""
+        """Yield the batches, and record their samples."""
         for batch in batches:
             for offset, content in enumerate(batch.contents):
                 self.contents.setdefault(content, batch.first + offset)
@@ -86,7 +107,11 @@ class SplitFingerprint:
             yield batch
 
     def record_disjoint(self, validation: SplitFingerprint, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Watch the calibration set; JobError at the first sample that is in the validation set too."""
+        """Yield and record the batches of the calibration set; none may be in the validation set too.
+
+        Raises:
+            JobError: at the first sample that is in both.
+        """
         for batch in self.record(batches):
             for offset, content in enumerate(batch.contents):
                 if content in validation.contents:
@@ -98,7 +123,11 @@ class SplitFingerprint:
             yield batch
 
     def verify(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the batches of a later pass; JobError where a sample is not the one that was seen before."""
+        """Yield the batches of a later pass over the split.
+
+        Raises:
+            JobError: at the first sample that differs from the one that was recorded at its place.
+        """
         for batch in batches:
             for index, content in enumerate(batch.contents, batch.first):
                 if content != self.order[index]:
@@ -109,15 +138,19 @@ class SplitFingerprint:
             yield batch
 
     def digest(self) -> str:
-        """Return a SHA-256 over all samples in their order."""
+        """Return the SHA-256 of all samples in their order, in hex."""
         return hashlib.sha256(b"".join(self.order)).hexdigest()
 
     def labels_digest(self) -> str:
-        """Return a SHA-256 over all labels in their order."""
+        """Return the SHA-256 of all labels in their order, in hex."""
         return self.labels.hexdigest()
 
     def profile(self, fixed_batch: int | None) -> Profile:
-        """Return for every input the smallest (batch 1, or what the model is fixed to), usual and largest shape."""
+        """Return the smallest, usual and largest shape of every input, for TensorRT's optimization profile.
+
+        Args:
+            fixed_batch: size of axis 0 where the model has it fixed; None: the smallest shape is of batch 1.
+        """
         shapes = {}
         for name, (most, *inner) in self.largest.items():
             largest = (fixed_batch or most, *inner)
@@ -126,14 +159,20 @@ class SplitFingerprint:
 
 
 def _as_text(label: Any) -> str | None:
-    """Return a label that can name a class, as text; None for boxes, masks, vectors and what is not there."""
+    """Return a label that can name a class as text; None for boxes, masks and vectors, and where there is none."""
     return str(label) if isinstance(label, str | bool | int | np.integer | np.bool_) else None
 
 
 def load_inputs(job: Job, rules: QuantizationRules, folder: Path) -> Inputs:
-    """Load the model and open the data; a PyTorch model is exported to ``model.onnx`` in `folder`.
+    """Load and prepare the model, and open the data.
 
-    Raises JobError where one of them cannot be used.
+    Args:
+        job: model, data and task.
+        rules: settings of quantization that the user chose.
+        folder: where a PyTorch model is exported to ``model.onnx``.
+
+    Raises:
+        JobError: the model or the data cannot be used.
     """
     path = onnx_file(job, folder)
     model = read_onnx(path)
@@ -150,7 +189,7 @@ def load_inputs(job: Job, rules: QuantizationRules, folder: Path) -> Inputs:
 
 
 def onnx_file(job: Job, folder: Path) -> Path:
-    """Return the path of the config's model; a PyTorch model is exported to ``model.onnx`` in `folder`."""
+    """Return the path of the job's ONNX file; a PyTorch model is exported to ``model.onnx`` in `folder`."""
     if job.model.onnx:
         return Path(job.model.onnx)
     path = folder / "model.onnx"
@@ -167,12 +206,12 @@ def load_model(
 
     Args:
         path: of the ONNX file.
-        rules: what the user wants left in float.
-        model: what was read from the file already.
-        name: by which the user knows the model, where that is not the file.
+        rules: settings of quantization that the user chose.
+        model: content of the file, where it was read already; it is changed.
+        name: of the model in results; default: the path.
 
     Raises:
-        JobError: it cannot be read or prepared, or has no layer that can be int8.
+        JobError: the model cannot be read or prepared, or has no layer that can be int8.
     """
     model = model or read_onnx(path)
     sha256 = file_hash(path, model)
@@ -191,7 +230,7 @@ def load_model(
 
 
 def task_hash(task: BaseModel) -> str:
-    """Return the SHA-256 of what scores samples: the settings, and the files that they name, with their code."""
+    """Return the SHA-256, in hex, of a task's settings and of the files that they name, code among them."""
     digest = hashlib.sha256(task.model_dump_json().encode())
     for value in task.model_dump().values():
         if not isinstance(value, str):
@@ -207,7 +246,7 @@ def task_hash(task: BaseModel) -> str:
 
 
 def _preprocessing_hash(data: DataConfig) -> str:
-    """Return the SHA-256 of what turns a row into model inputs: its settings, or the file that its code is in."""
+    """Return the SHA-256 of the preprocessing: of its settings, or of the file that its code is in."""
     digest = hashlib.sha256()
     if isinstance(data.preprocess, str):
         source = getattr(sys.modules[load_object(data.preprocess, Path()).__module__], "__file__", None)

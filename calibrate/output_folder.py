@@ -32,11 +32,12 @@ _OURS = (
 
 
 def start_folder(folder: Path) -> None:
-    """Empty the folder of an earlier run's files, so that no stale verdict can be read, and start its log.
+    """Remove an earlier run's files from the folder, so that no stale verdict can be read, and start the log.
 
-    Its evaluations stay: they are named by all that they depend on, and a run that was killed goes on from them.
+    Cached evaluations stay, so that an interrupted run resumes: their names depend on all that they depend on.
 
-    Raises UsageError where the folder holds files that no run wrote, or cannot be written.
+    Raises:
+        UsageError: the folder holds files that no run wrote, or cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,8 +70,8 @@ def write_folder(
         results: of the run.
         plans: of all candidates.
         statistics: of the calibration set.
-        illustrations: what the report shows beside the results.
-        candidates: folder with a folder for each candidate's ONNX file.
+        illustrations: histograms, curves and pictures of the report.
+        candidates: folder with a subfolder for each candidate's ONNX file.
         output: folder to write.
     """
     from calibrate.observation import write_statistics

@@ -46,9 +46,16 @@ __all__ = ["run"]
 
 
 def run(config: Config, output: Path, command: str, journal: Journal) -> Results:
-    """Do the whole job and write its folder; return the results.
+    """Run the whole job, write its output folder, and return the results.
 
-    Raises JobError where the job cannot be finished; `output` then holds no results.
+    Args:
+        config: of the run.
+        output: folder to write.
+        command: command line, for the results.
+        journal: records times, passes and warnings.
+
+    Raises:
+        JobError: the job cannot be finished; `output` then holds no results.json.
     """
     with tempfile.TemporaryDirectory(prefix="calibrate-") as temporary:
         job = Job(config, Path(temporary), output, command, journal)
@@ -66,7 +73,7 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
 
 @dataclass(frozen=True)
 class Job:
-    """What was asked for. `folder` is for files until the run ends, `output` is where it leaves its own."""
+    """Config, folders and journal of a run. `folder` is temporary; `output` is what the run leaves."""
 
     config: Config
     folder: Path
@@ -77,7 +84,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Observed:
-    """The calibration set: what one pass saw, how scales came to be, and how many validation samples are in it too."""
+    """Results of the calibration pass, the history of scales, and how many samples are in both splits."""
 
     calibration: CalibrationRun
     history: ScaleHistory
@@ -87,7 +94,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Benches:
-    """What plans are measured with: candidates by the validation samples, trials by calibration samples alone."""
+    """The benches that measure plans: candidates on validation samples, trials on calibration samples alone."""
 
     candidates: CandidateBench
     trials: TrialBench
@@ -95,7 +102,7 @@ class Benches:
 
 @dataclass(frozen=True)
 class Judged:
-    """The float model and the candidates with all that was measured, the samples' scores, and the verdict."""
+    """All measurements of the float model and the candidates, the scores of samples, and the verdict."""
 
     reference: Reference
     candidates: Sequence[Candidate]
@@ -110,7 +117,7 @@ def load(job: Job) -> Inputs:
 
 
 def observe(job: Job, inputs: Inputs, reference: ReferenceRun) -> Observed:
-    """Pass once over the calibration set for the statistics that every strategy is a function of."""
+    """Run the calibration pass, which gives the statistics for all strategies."""
     data, journal = job.config.data, job.journal
     history = ScaleHistory(job.config.quantization.strategies, inputs.model.placement.tensors())
     validation = reference.fingerprint
@@ -139,7 +146,7 @@ def plan(job: Job, inputs: Inputs, observed: Observed) -> list[QuantizationPlan]
 def set_up(
     job: Job, inputs: Inputs, reference: ReferenceRun, observed: Observed, plans: Sequence[QuantizationPlan]
 ) -> Benches:
-    """Set up what plans are measured with; evaluations of an interrupted run are found again."""
+    """Set up the benches that measure plans, with the cache of evaluations, so that an interrupted run resumes."""
     config, calibration = job.config, observed.calibration
     context = evaluation_context(config, observed.origin, reference.fingerprint, calibration.fingerprint)
     evaluations = EvaluationCache(job.output / "evaluations", context)
@@ -169,26 +176,26 @@ def set_up(
 
 
 def measure(job: Job, benches: Benches, plans: Sequence[QuantizationPlan]) -> Selection:
-    """Measure every plan; samples that the verdict does not use select the one that it is about."""
+    """Measure every plan, and select one by its error on calibration samples, which the verdict does not use."""
     confidence = verdict_confidences(job.config.policy, job.config.fallback)[0]
     candidates = [benches.candidates.measure(plan, confidence) for plan in plans]
     return select(job.config.policy, benches.candidates.reference_accuracy, candidates)
 
 
 def search(job: Job, benches: Benches, measured: Selection) -> Selection:
-    """Put layers back to float where the selected candidate misses the policy: the fastest plan that meets it."""
+    """Where the selected candidate misses the policy, search the fastest plan with layers in float that meets it."""
     return put_layers_back(job.config.fallback, job.config.policy, benches.candidates, benches.trials, measured)
 
 
 def time(job: Job, inputs: Inputs, searched: Selection) -> Times:
-    """Time the float model and the candidates in turns, so that what disturbs the machine disturbs all alike."""
+    """Time the float model and the candidates in turns, so that other load on the machine affects all alike."""
     config, plans = job.config, [candidate.plan for candidate in searched.candidates]
     with job.journal.stage("latency", f"time {len(plans) + 1} models"):
         return time_models(config.latency, config.target, config.model.torch, inputs, plans, job.folder)
 
 
 def judge(job: Job, benches: Benches, observed: Observed, searched: Selection, times: Times) -> Judged:
-    """Judge the selected candidate by all rules of the policy, now that all that they ask about is known."""
+    """Judge the selected candidate by all rules of the policy."""
     policy, bench = job.config.policy, benches.candidates
     latency, latency_reason = times.of_reference()
     reference = Reference(accuracy=bench.reference_accuracy, latency=latency, latency_reason=latency_reason)
@@ -250,7 +257,7 @@ def write(job: Job, benches: Benches, observed: Observed, searched: Selection, j
 def evaluation_context(
     config: Config, origin: Origin, validation: SplitFingerprint, calibration: SplitFingerprint
 ) -> Mapping[str, str]:
-    """Return what evaluations depend on besides the plan, so that none is taken for one of another job."""
+    """Return all that evaluations depend on besides the plan: the cache's context."""
     return {
         **origin.model_dump(mode="json"),
         "validation_sha256": validation.digest(),
@@ -262,7 +269,7 @@ def evaluation_context(
 
 
 def _sample_table(reference: ReferenceRun, candidates: Sequence[MeasuredCandidate]) -> SampleTable:
-    """Return what every validation sample scored in every model."""
+    """Return the scores of every validation sample with every model."""
     split = reference.fingerprint
     return SampleTable(
         [content.hex() for content in split.order],
@@ -275,7 +282,7 @@ def _sample_table(reference: ReferenceRun, candidates: Sequence[MeasuredCandidat
 
 
 def _warn_of_rules_beside_accuracy(verdict: Verdict, journal: Journal) -> None:
-    """Say that rules which the policy misses, while its accuracy holds, make nothing go back to float."""
+    """Warn that no search ran, where only rules other than accuracy are missed."""
     missed = {rule.name for rule in verdict.rules if rule.outcome in {"fail", "undecided"}}
     if missed and not missed & {"accuracy", "accuracy with integer kernels"}:
         journal.warn(
@@ -285,7 +292,7 @@ def _warn_of_rules_beside_accuracy(verdict: Verdict, journal: Journal) -> None:
 
 
 def _describe(stream: SampleStream, split: SplitFingerprint) -> dict[str, Any]:
-    """Return what results say of a split."""
+    """Return the description of a split for the results."""
     source = stream.source.model_dump(exclude_none=True, exclude_defaults=True)
     return {
         "source": source,

@@ -43,7 +43,7 @@ ModelArgument = Annotated[Path, typer.Argument(help="float ONNX model", show_def
 
 
 class ExitCode(IntEnum):
-    """What a release pipeline acts on."""
+    """Exit code of the command line, for release pipelines."""
 
     GO = 0
     NO_GO = 1
@@ -186,7 +186,7 @@ def _run(config: Config, folder: Path, console: Console) -> ExitCode:
 def _track(
     results: Results, folder: Path, destination: Destination, retry_seconds: float, journal: Journal
 ) -> str | None:
-    """Log to MLflow and say where to look. A server that fails costs a warning: the verdict is on disk and stands."""
+    """Log to MLflow, and return the command that opens the run; None, with a warning, where the server fails."""
     from reports import tracking
     from validate.passwords import without_passwords
 

@@ -1,6 +1,6 @@
-"""The steps of a run, each alone: observe, plan, apply, inspect, and calibration caches.
+"""The steps of a run as single commands: observe, plan, apply, inspect, and calibration caches.
 
-What one step writes, the next one reads, and each refuses what is for another model, or from another version of us.
+Each step reads the files of the one before, and refuses those of another model or another version of this package.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def import_cache(path: Path, model_path: Path, output: Path, console: Console) -
 
 
 def _require_layers(made: QuantizationPlan, model: FloatModel, path: Path) -> None:
-    """Hold a plan against the model's layers and tensors, since people edit plans by hand."""
+    """Check a plan against the model's layers and tensors, since people edit plans by hand; JobError where it fails."""
     placement = model.placement
     known = {layer.node for layer in placement.layers}
     if unknown := made.layers.keys() - known:

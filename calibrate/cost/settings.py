@@ -18,14 +18,7 @@ def _capability(target: dict[str, Any]) -> str:
 
 
 class TargetConfig(Section):
-    """The device that the model will run on.
-
-    >>> target = TargetConfig(gpu="L4")
-    >>> target.compute_capability, target.known_gpu().bandwidth
-    ('8.9', 300)
-    >>> target.is_gpu("NVIDIA L4", "8.9"), target.is_gpu("NVIDIA GeForce RTX 4090", "8.9")
-    (True, False)
-    """
+    """The device that the model will run on."""
 
     device: Literal["gpu", "cpu"] = Field(
         default="gpu", description="cpu: judge the CPU's integer kernels too, since they are what will run"
@@ -63,6 +56,10 @@ class TargetConfig(Section):
         Args:
             name: of the GPU, as the driver has it.
             compute_capability: of the GPU, e.g. ``8.9``.
+
+        >>> target = TargetConfig(gpu="L4")
+        >>> target.is_gpu("NVIDIA L4", "8.9"), target.is_gpu("NVIDIA GeForce RTX 4090", "8.9")
+        (True, False)
         """
         if self.gpu is None:
             return compute_capability == self.compute_capability
@@ -72,5 +69,9 @@ class TargetConfig(Section):
             return False
 
     def known_gpu(self) -> Gpu | None:
-        """Return the GPU by which the target's speed is estimated; None where none has its compute capability."""
+        """Return the GPU by which the target's speed is estimated; None where none has its compute capability.
+
+        >>> TargetConfig(compute_capability="8.6").known_gpu().name
+        'A10'
+        """
         return gpu_named(self.gpu) if self.gpu else gpu_of(self.compute_capability)

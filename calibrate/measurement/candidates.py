@@ -33,13 +33,13 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class MeasuredCandidate:
-    """A plan, and all that was measured of it.
+    """A plan and its measurements.
 
     Attributes:
         plan: that was measured.
-        record: as the results show it.
-        scores: of every validation sample, shape (n,), or its record, shape (n, k).
-        kernel_scores: the same with the CPU's integer kernels; None where they are not what will run.
+        record: the measurements, as the results have them.
+        scores: of every validation sample, shape (n,), or records, shape (n, k).
+        kernel_scores: the same with the CPU's integer kernels; None where the CPU is not the target.
     """
 
     plan: QuantizationPlan
@@ -50,18 +50,18 @@ class MeasuredCandidate:
 
 @dataclass(frozen=True)
 class CandidateBench:
-    """Everything that candidates are measured with.
+    """Measures candidates.
 
     Attributes:
         inputs: the model, its data and its task.
-        reference: the float model on the validation set.
-        calibration: what was observed, and the float model's outputs.
-        evaluations: what was evaluated before, also by a run that was killed.
-        pricing: says what plans cost.
-        target: what the model will run on.
-        compare_samples: calibration samples of the comparison layer by layer.
-        folder: where candidates' files go until one is selected.
-        journal: times stages and counts passes.
+        reference: scores of the float model on the validation set.
+        calibration: statistics, and the float model's outputs, on the calibration set.
+        evaluations: cache of evaluations, also those of an interrupted run.
+        pricing: costs of plans.
+        target: device that the model will run on.
+        compare_samples: number of calibration samples of the layer-wise comparison.
+        folder: for the candidates' files, until one is selected.
+        journal: times stages and counts forward passes.
     """
 
     inputs: Inputs
@@ -82,13 +82,16 @@ class CandidateBench:
     def measure(
         self, plan: QuantizationPlan, confidence: float, float_layers: Sequence[str] = (), select: bool = True
     ) -> MeasuredCandidate:
-        """Measure all there is to know of a plan before it is timed.
+        """Measure all of a plan but its latency, and write its ONNX file.
 
         Args:
             plan: to measure.
             confidence: of the interval of its drop.
-            float_layers: those that fallback put back, worst first.
-            select: measure its error on the calibration samples, by which one of several plans is selected.
+            float_layers: layers that fallback put back to float, worst first.
+            select: measure its error on the calibration samples too, by which one of several plans is selected.
+
+        Raises:
+            JobError: the file breaks one of TensorRT's rules.
         """
         inputs, journal = self.inputs, self.journal
         path = self.folder / plan.name / "model.int8.onnx"

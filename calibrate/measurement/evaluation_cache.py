@@ -18,7 +18,7 @@ __all__ = ["EvaluationCache", "TimedScores"]
 
 @dataclass(frozen=True)
 class TimedScores:
-    """Per-sample numbers, shape (n,), and the seconds that they took when they were computed."""
+    """Scores, or records, of samples, shape (n,) or (n, k), and the seconds that they took when they were computed."""
 
     values: NDArray[np.float64]
     seconds: float
@@ -29,8 +29,8 @@ class EvaluationCache:
 
     Args:
         folder: of the files; made when the first is written.
-        context: what all evaluations of this run depend on: hashes of the model, the data, the task and the code that
-            prepares inputs, and versions. Where one is different, nothing that was stored is found.
+        context: all that every evaluation of this run depends on: hashes of the model, the data, the task and the code
+            that prepares inputs, and versions. Evaluations that were stored with another context are not found.
     """
 
     def __init__(self, folder: Path, context: Mapping[str, str]) -> None:
@@ -41,7 +41,7 @@ class EvaluationCache:
 
         Args:
             what: kind of evaluation.
-            compute: makes it.
+            compute: computes it.
             key: all else that it depends on, such as a plan's hash; JSON values.
         """
         content = json.dumps({"what": what, **key, **self._context}, sort_keys=True)

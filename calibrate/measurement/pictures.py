@@ -25,11 +25,11 @@ __all__ = ["illustrate", "tensor_histograms", "thumbnail", "worst_samples"]
 
 HISTOGRAMS = 8
 SAMPLES = 12
-"""How many of each are kept at most."""
+"""Largest number of histograms, and of worst samples."""
 _BINS = 128
 _LEVELS = 127
 _SIZE = (320, 96)
-"""Width and height that a picture keeps within, in pixels; lines of text are wide."""
+"""Largest width and height of a picture, in pixels; wide, for lines of text."""
 _TEXT = 400
 """Characters of a text that are kept."""
 
@@ -40,12 +40,12 @@ def illustrate(
     candidates: Sequence[MeasuredCandidate],
     history: ScaleHistory,
 ) -> Illustrations:
-    """Return what the report shows of the selected candidate beside its results.
+    """Return the illustrations of a report: histograms, convergence of scales, and the worst samples.
 
     Args:
         results: of the run.
-        bench: what measured them.
-        candidates: all of them.
+        bench: that measured the candidates.
+        candidates: of the run.
         history: of the scales.
     """
     selected = next(candidate for candidate in candidates if candidate.record.name == results.selected)
@@ -73,13 +73,16 @@ def tensor_histograms(
     statistics: Mapping[str, Statistics],
     plans: Sequence[QuantizationPlan],
 ) -> list[TensorHistogram]:
-    """Return the inputs of the layers that INT8 hurts most by themselves, and where each plan clips them.
+    """Return histograms of the inputs of the layers with the lowest isolated SQNR, and where each plan clips them.
 
     Args:
         layers: of a candidate that has them all in int8.
         placement: of the model.
         statistics: over all calibration samples.
         plans: one of each strategy.
+
+    Returns:
+        The worst first, at most 8.
     """
     inputs = {layer.node: layer.activations for layer in placement.layers}
     int8 = [layer for layer in layers if layer.precision == "int8"]
@@ -116,13 +119,13 @@ def _tensor_histogram(
 def worst_samples(
     stream: SampleStream, worse: NDArray[np.float64], reference: NDArray[np.float64], candidate: NDArray[np.float64]
 ) -> list[WorstSample]:
-    """Return the samples that lost most, with their pictures. Reads the data once more, up to the last of them.
+    """Return the samples that lost most, worst first, at most 12, with their pictures. Reads the data once more.
 
     Args:
         stream: the validation set.
         worse: how much worse the candidate scores, shape (n,); see `Metric.worsening`.
-        reference: scores, shape (n,).
-        candidate: scores, shape (n,).
+        reference: scores of the float model, shape (n,).
+        candidate: scores of the candidate, shape (n,).
     """
     loss = np.where(np.isnan(worse), np.inf, worse)  # a score that is no number is the worst
     loss = np.where(np.isnan(reference), 0, loss)  # unless the sample has none by itself: nothing to find in an image
@@ -162,12 +165,19 @@ def _display_fields(row: Mapping[str, Any], stream: SampleStream) -> dict[str, s
 
 
 def thumbnail(value: Any) -> str | None:
-    """Return a small JPEG in base64 of what a row holds, or None where that is no image.
+    """Return a JPEG of at most 320 x 96 pixels, in base64; None where the value is no image.
 
     Args:
-        value: an image as `validate.data.as_image` takes it, and turned no more than there; or an array of
-            shape (height, width), (channels, height, width) or (height, width, channels) with 1, 3 or 4 channels, of
-            bytes as they are, and of other numbers stretched from the least to the largest.
+        value: an image as `validate.data.as_image` takes it; or an array of shape (height, width),
+            (channels, height, width) or (height, width, channels) with 1, 3 or 4 channels: uint8 as it is, other types
+            scaled so that the least value is black and the largest white.
+
+    >>> import base64, io
+    >>> from PIL import Image
+    >>> Image.open(io.BytesIO(base64.b64decode(thumbnail(np.zeros((640, 640, 3), np.uint8))))).size
+    (96, 96)
+    >>> thumbnail("a sentence") is None
+    True
     """
     image = _to_image(value)
     if image is None:

@@ -17,7 +17,7 @@ __all__ = ["ReferenceRun", "evaluate_reference"]
 
 @dataclass(frozen=True)
 class ReferenceRun:
-    """What the float model showed on the validation set.
+    """Results of the float model on the validation set.
 
     Attributes:
         scores: of every sample, shape (n,), or its record, shape (n, k).
@@ -29,9 +29,10 @@ class ReferenceRun:
 
 
 def evaluate_reference(job: Job, inputs: Inputs, journal: Journal) -> ReferenceRun:
-    """Score the float model on the validation set, and warn where its answers cannot be right.
+    """Score the float model on the validation set, and warn where its scores fail a sanity check.
 
-    Raises JobError where the samples cannot be read or scored, or repeat each other against `data.allow_repeats`.
+    Raises:
+        JobError: the samples cannot be read or scored, or repeat each other although `data.allow_repeats` is false.
     """
     fingerprint = SplitFingerprint()
     with journal.stage("reference", "evaluate the float model") as advance:

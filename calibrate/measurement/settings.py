@@ -10,7 +10,7 @@ __all__ = ["LatencyConfig"]
 
 
 class LatencyConfig(Section):
-    """How candidates are timed."""
+    """Settings of the latency measurement."""
 
     runs: int = Field(default=10, ge=0, description="timed calls per model; 0 measures nothing")
     batch_size: int = Field(default=1, ge=1)

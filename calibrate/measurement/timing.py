@@ -37,7 +37,7 @@ from validate.results import Candidate, Latency, Speedup
 __all__ = ["Times", "time_models"]
 
 _BATCHES = 4
-"""Of inputs, that calls go round."""
+"""Number of different input batches; calls take them in turn."""
 _ENGINE = "TensorRT FP32"
 _ORT, _ORT_FP16 = "ONNX Runtime FP32", "ONNX Runtime FP16"
 _EAGER, _COMPILED = "PyTorch eager", "PyTorch torch.compile"
@@ -45,12 +45,12 @@ _EAGER, _COMPILED = "PyTorch eager", "PyTorch torch.compile"
 
 @dataclass(frozen=True)
 class Times:
-    """What was timed in turns, the float model first.
+    """Latencies of the float model, other baselines and candidates, measured in turns.
 
     Attributes:
         timings: of baselines and candidates, by name.
-        absent: why others were not timed, by name.
-        on_target: this machine is what the model will run on.
+        absent: why a model was not timed, by name.
+        on_target: whether this machine has the device that the model will run on.
     """
 
     timings: dict[str, Timing] = field(default_factory=dict)
@@ -58,13 +58,13 @@ class Times:
     on_target: bool = False
 
     def of_reference(self) -> tuple[Latency | None, str | None]:
-        """Return how long the float model takes, or why that is not known."""
+        """Return the latency of the float model; or None and the reason why it is not known."""
         return self._latency(_ORT if _ORT in {*self.timings, *self.absent} else _ENGINE)
 
     def add_to(self, candidate: Candidate) -> Candidate:
-        """Return the candidate with its latency, and with how much faster it is than each baseline.
+        """Return the candidate with its latency, and its speedup over each baseline that was timed.
 
-        A baseline is what was timed and is no candidate. Its time over the candidate's is above 1 where INT8 is faster.
+        A speedup is the baseline's time over the candidate's: above 1 where the candidate is faster.
         """
         latency, reason = self._latency(candidate.name)
         speedups = list(candidate.speedups)
@@ -99,10 +99,18 @@ def time_models(
     plans: Sequence[QuantizationPlan],
     folder: Path,
 ) -> Times:
-    """Time the plans' files in `folder`, and the float model in all the ways that this machine and config have.
+    """Time the candidates and the float model in turns, with all runtimes that this machine and the config have.
 
-    On a machine with the target's kind of GPU they are TensorRT engines, and FP16 is what they are held against;
-    elsewhere ONNX Runtime's own kernels on the CPU, which say nothing about a GPU.
+    With a GPU, they run as TensorRT engines, and FP16 is a baseline. Elsewhere they run with ONNX Runtime's kernels on
+    the CPU, whose times say nothing about a GPU.
+
+    Args:
+        latency: settings of the measurement.
+        target: device that the model will run on.
+        torch: ``module:name`` of the PyTorch model, where the job has one.
+        inputs: the float model, and the calibration set, whose first samples are the inputs.
+        plans: of the candidates; their ONNX files are in `folder`.
+        folder: for files.
     """
     names = [_ORT, *(plan.name for plan in plans)]
     if latency.runs == 0:

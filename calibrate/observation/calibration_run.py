@@ -20,12 +20,13 @@ from validate.tasks import Outputs
 __all__ = ["CalibrationRun", "observe_calibration_set", "unquantizable"]
 
 _PREPARED_DB = 60.0
-"""Float32 rounds differently in a folded graph, which leaves far more than this; a wrong conversion leaves less."""
+"""Least SQNR, in dB, of the prepared model against the given one. Folding constants changes only how float32 rounds,
+which gives far more; a wrong conversion gives less."""
 
 
 @dataclass(frozen=True)
 class CalibrationRun:
-    """What one pass over the calibration set found.
+    """Results of the pass over the calibration set.
 
     Attributes:
         observation: statistics of every tensor that a plan may quantize.
@@ -48,7 +49,7 @@ class CalibrationRun:
         return len(self.fingerprint.order)
 
     def origin(self, inputs: Inputs) -> Origin:
-        """Return what statistics and plans of this pass are made from."""
+        """Return the provenance of the statistics and plans of this pass."""
         return Origin(
             model_sha256=inputs.model.info.sha256,
             data_sha256=self.fingerprint.digest(),
@@ -66,8 +67,8 @@ def observe_calibration_set(
 
     Args:
         inputs: the model and its calibration set.
-        journal: counts the pass and hears warnings.
-        apart_from: a split that shares no sample with this one; None: it may.
+        journal: counts the pass and gets warnings.
+        apart_from: a split that must share no sample with this one; None: it may.
         on_doubling: see `observe`.
 
     Raises:
@@ -98,7 +99,11 @@ def observe_calibration_set(
 
 
 def unquantizable(statistics: Mapping[str, Statistics]) -> dict[str, str]:
-    """Return the tensors for which no scale exists, and why; their layers stay in float."""
+    """Return why a tensor has no scale, by tensor, for those that have none; their layers stay in float.
+
+    >>> unquantizable({"never_computed": Statistics()})
+    {'never_computed': 'was computed for no calibration sample'}
+    """
     return {
         name: "was zero for every calibration sample" if s.count else "was computed for no calibration sample"
         for name, s in statistics.items()
@@ -107,7 +112,7 @@ def unquantizable(statistics: Mapping[str, Statistics]) -> dict[str, str]:
 
 
 def _reference_outputs(inputs: Inputs) -> Outputs:
-    """Run the model as given on the first batch, and let go of it: a large model is not held twice."""
+    """Run the model as given on the first batch, and free it, so that a large model is not held twice."""
     stream = inputs.calibration
     first = next(iter(stream.limited(stream.batch_size).batches()))
     outputs = inputs.reference.run(first.inputs)
@@ -116,7 +121,7 @@ def _reference_outputs(inputs: Inputs) -> Outputs:
 
 
 def _check_prepared(expected: Outputs, outputs: Outputs) -> None:
-    """Hold a batch of the prepared model against the model as given, so that no pass over the graph can break it."""
+    """Compare a batch of the prepared model with the model as given; JobError where a graph pass has changed it."""
     for name, values in expected.items():
         error = TensorErrors()
         error.add(values, outputs[name])

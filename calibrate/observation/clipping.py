@@ -15,13 +15,21 @@ from validate.stats import Statistics
 __all__ = ["clipped_share", "measure_clipping"]
 
 _LARGEST = 127.5
-"""In steps: what is larger becomes 127. Of negative values -128 is the last, so that this counts half a step early."""
+"""In steps of the scale: larger values become 127. Negative values are clipped only below -128.5, so that this counts
+some of them that are not."""
 
 
 def measure_clipping(
     inputs: Inputs, validation: SplitFingerprint, plans: Sequence[QuantizationPlan], journal: Journal
 ) -> list[Clipping]:
-    """Return for every plan the largest clipped share of the activations that it quantizes."""
+    """Return for every plan the largest share, in [0, 1], that it clips of an activation, over the validation samples.
+
+    Args:
+        inputs: the model and its validation set.
+        validation: fingerprint of that set.
+        plans: to measure.
+        journal: counts the pass.
+    """
     tensors = inputs.model.placement.tensors()
     side_by_side, threads = workers()
     with journal.stage("clipping", f"observe {len(tensors)} tensors of the validation set") as advance:
@@ -33,7 +41,18 @@ def measure_clipping(
 
 
 def clipped_share(statistics: Statistics, scale: float) -> float:
-    """Return the share of values that INT8 clips; values of the bin that the limit is in count as clipped."""
+    """Return the share of values, in [0, 1], that INT8 clips. All values of the bin with the limit count as clipped.
+
+    Args:
+        statistics: of the tensor, of at least one value.
+        scale: positive; values beyond 127.5 times the scale are clipped.
+
+    >>> import numpy as np
+    >>> statistics = Statistics()
+    >>> statistics.update(np.array([0.0, 1.0, -2.0, 8.0]))
+    >>> clipped_share(statistics, scale=4 / 127)
+    0.25
+    """
     if statistics.amax <= _LARGEST * scale:
         return 0.0
     return float(statistics.bins[int(_LARGEST * scale / statistics.width) :].sum()) / statistics.count

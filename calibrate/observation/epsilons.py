@@ -43,20 +43,21 @@ _STAYS_SMALL = frozenset(
         "Where",
     }
 )
-"""Ops that may give a tiny number where they take one."""
+"""Ops whose output may be tiny where an input is."""
 
 _ROUNDED_TO_0 = FORMATS["fp16"].smallest / 2
-"""The greatest number that is: a tie goes to the even one."""
+"""Greatest number that FP16 rounds to 0: a tie goes to the even neighbour."""
 
 
 def nodes_that_need_epsilons(prepared: ir.Model) -> set[ir.Node]:
     """Return the nodes that FP16 could break, or change, by rounding a constant of one element to 0.
 
-    Who reads such a constant is one of them: without it, a zero vector over its own norm, ``x / max(|x|, 1e-12)``, is
-    0/0 and NaN. So are the nodes on the way from there to a division, reciprocal, negative power or logarithm, that
-    included, since FP16 would round what passes between them; and who reads a reciprocal, which may be too large.
+    - Readers of such a constant: without it, a zero vector over its own norm, ``x / max(|x|, 1e-12)``, is 0/0 and NaN.
+    - The nodes from there to a division, reciprocal, negative power or logarithm, that included, since FP16 would round
+      the tensors between them.
+    - Readers of a reciprocal, which may be too large.
 
-    Constants of more elements are weights: that some of them are tiny is no reason.
+    Constants of more elements are weights, of which some may be tiny without harm.
 
     Args:
         prepared: what `calibrate.graph.preparation` returned; not changed.
@@ -86,7 +87,7 @@ def _underflows(value: ir.Value) -> bool:
 
 
 def _fails_at_zero(node: ir.Node, small: set[ir.Value]) -> bool:
-    """Tell whether a node has no finite result where what may be tiny is 0 instead."""
+    """Return whether a node has no finite result where an input that may be tiny is rounded to 0."""
     if node.op_type == "Div":
         return node.inputs[1] in small
     return (node.op_type in {"Log", "Reciprocal"} or _exponent(node) < 0) and node.inputs[0] in small

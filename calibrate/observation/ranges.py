@@ -27,7 +27,7 @@ too wide costs a node's speed, and one that is too narrow costs the answer: an i
 """
 
 _BOUNDS = frozenset({"Clip", "Max", "Min"})
-"""Ops to which a constant beyond FP16's range is a bound that nothing reaches, also when it is rounded to 65504."""
+"""Ops to which a constant beyond FP16's range is a bound that no value reaches, also where it is rounded to 65504."""
 
 _PASSES_MASKS = frozenset(
     {
@@ -54,11 +54,17 @@ _PASSES_MASKS = frozenset(
 
 
 _SAMPLES = 16
-"""Of the calibration set, for what `Statistics` do not cover."""
+"""Calibration samples for the ranges of tensors that `Statistics` do not cover."""
 
 
 def nodes_beyond_fp16(inputs: Inputs, statistics: Mapping[str, Statistics], journal: Journal) -> frozenset[str]:
-    """Return the nodes of a run's model that stay in FP32 where others are FP16; see `wide_nodes`."""
+    """Return the names of the nodes that stay in FP32 where others are FP16; see `wide_nodes`.
+
+    Args:
+        inputs: the model, and its calibration set, of which 16 samples are run.
+        statistics: over all calibration samples, of the tensors that have them.
+        journal: counts the pass.
+    """
     prepared, stream = inputs.model.prepared, inputs.calibration.limited(_SAMPLES)
     with journal.stage("ranges", "look for values beyond FP16"):
         ranges = observe_ranges(prepared, journal.forward("ranges", stream.batches()))
@@ -69,7 +75,7 @@ def observe_ranges(prepared: ir.Model, batches: Iterable[Batch]) -> dict[str, tu
     """Return the exact minimum and maximum of every float activation, inputs among them; (inf, -inf) of no value.
 
     Only the two numbers leave the graph, so that memory is that of plain inference. Subgraphs (If, Loop, Scan) are
-    not looked into, as they stay float32. NaN is no number to compare; `observe` is what finds it.
+    left out, as they stay float32. A NaN does not show here; `observe` finds it.
 
     Every tensor of the graph counts, also a pre-activation that only a fused activation reads. A GPU computes that in
     its accumulator, in float32, and does not store it, if it fuses; but nothing promises that, and -inf from an
@@ -78,7 +84,14 @@ def observe_ranges(prepared: ir.Model, batches: Iterable[Batch]) -> dict[str, tu
 
     Args:
         prepared: what `calibrate.graph.preparation` returned.
-        batches: a few samples; `wide_nodes` adds what is known of all of them.
+        batches: a few samples; `wide_nodes` adds the statistics of all samples.
+
+    >>> from calibrate.graph import prepare
+    >>> model = prepare(ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+    ...     net (float[N, 2] x) => (float[N, 2] y) { y = Mul(x, x) }'''))
+    >>> batch = Batch({"x": np.array([[-3.0, 2.0]], np.float32)}, labels=[None], contents=[b""], first=0)
+    >>> observe_ranges(model, [batch])["y"]
+    (4.0, 9.0)
     """
     model, names = _reduced(prepared)
     session = OnnxRuntimeModel(detach(model), optimize=False)  # nothing fuses, and rearranging tensors takes memory
@@ -94,18 +107,24 @@ def observe_ranges(prepared: ir.Model, batches: Iterable[Batch]) -> dict[str, tu
 def wide_nodes(
     prepared: ir.Model, ranges: Mapping[str, tuple[float, float]], statistics: Mapping[str, Statistics]
 ) -> frozenset[str]:
-    """Return the names of the nodes that take or give values beyond `FP16_LIMIT`; see `QuantizationPlan.wide_nodes`.
+    """Return the names of the nodes that read or write values beyond `FP16_LIMIT`; see `QuantizationPlan.wide_nodes`.
 
-    A constant beyond FP16's range makes its reader one of them too, since it would be rounded to 65504, with two
-    exceptions in which that changes nothing: the bounds of Clip, Max and Min, and attention masks. A mask is what
-    follows from such a constant, goes into nothing but Softmax, and is too low, not too high, for FP16: the weight
+    A reader of a constant beyond FP16's range is one of them too, since FP16 would round the constant to 65504. There
+    are two exceptions, where that changes nothing: the bounds of Clip, Max and Min, and attention masks. A mask is
+    computed from such a constant, goes only into Softmax, and is too low, not too high, for FP16: the weight
     is 0 for -3.4e38, for -65504 and for -inf. So a masked transformer keeps its attention in FP16. At the other end of
-    its range, where FP16 rounds to 0, single constants count; see `nodes_that_need_epsilons`.
+    its range, where FP16 rounds to 0, only constants of one element count; see `nodes_that_need_epsilons`.
 
     Args:
         prepared: what `calibrate.graph.preparation` returned.
-        ranges: of its activations, by `observe_ranges`; none are known of those that are not there.
+        ranges: of its activations, by `observe_ranges`; one that is not there is taken to be in range.
         statistics: of some of them, over all calibration samples.
+
+    >>> from calibrate.graph import prepare
+    >>> model = prepare(ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+    ...     net (float[N, 2] x) => (float[N, 2] y) { [square] y = Mul(x, x) }'''))
+    >>> sorted(wide_nodes(model, {"x": (-300.0, 200.0), "y": (0.0, 90000.0)}, {}))
+    ['square']
     """
     constants = {value for value in prepared.graph.initializers.values() if _amax(value) > _LARGEST}
     masks, with_epsilons = _masks(prepared, constants), nodes_that_need_epsilons(prepared)
@@ -130,9 +149,9 @@ def wide_nodes(
 
 
 def _reduced(prepared: ir.Model) -> tuple[ir.Model, dict[str, tuple[str, str]]]:
-    """Return a copy of the model that gives the extremes of every float activation instead of its own outputs.
+    """Return a copy of the model whose outputs are the extremes of every float activation, and the outputs' names.
 
-    And by the name of each activation, the names of the outputs that are its minimum and maximum.
+    The names are those of the minimum and the maximum, by the name of the activation.
 
     The reductions stand at the end, those of the first activations last: ONNX Runtime walks back from the last node
     on, and computes first what it finds first. In any other order it keeps all activations until the end (six times

@@ -35,7 +35,7 @@ _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What numpy and zipfile raise on a file that is something else, or has a bit flipped."""
+"""Errors that NumPy and zipfile raise on a file of another kind, or on a damaged one."""
 
 
 class _Header(BaseModel):
@@ -51,7 +51,7 @@ class _Header(BaseModel):
 
 @dataclass(frozen=True)
 class StoredStatistics:
-    """What one or more passes saw, and of what."""
+    """Statistics of one or more calibration passes, their provenance, and the number of samples."""
 
     observation: Observation
     origin: Origin
@@ -59,7 +59,7 @@ class StoredStatistics:
 
 
 def write_statistics(stored: StoredStatistics, path: Path) -> None:
-    """Write statistics; the file is there only when it is complete."""
+    """Write statistics to an .npz file, which appears only when it is complete."""
     halves = stored.observation.halves
     tensors = list(halves[0])
     per_half = [[half[name] for name in tensors] for half in halves]
@@ -82,7 +82,11 @@ def write_statistics(stored: StoredStatistics, path: Path) -> None:
 
 
 def read_statistics(path: Path) -> StoredStatistics:
-    """Read what `write_statistics` wrote. Raises JobError where it is not that, or from another version."""
+    """Read what `write_statistics` wrote.
+
+    Raises:
+        JobError: the file cannot be read, is of another kind, is damaged, or is from another version of this package.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             header = _Header.model_validate_json(file["header"].tobytes())
@@ -104,7 +108,10 @@ def read_statistics(path: Path) -> StoredStatistics:
 
 
 def merged(files: Sequence[Path]) -> StoredStatistics:
-    """Read statistics of parts of the data, as several machines made them, and merge them.
+    """Read the statistics of parts of the data, which several machines may have made, and merge them.
+
+    Args:
+        files: what `write_statistics` wrote, one at least. Their order does not matter.
 
     Raises:
         JobError: they are of different models, tensors or preprocessing, or of the same data.

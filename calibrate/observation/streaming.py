@@ -26,21 +26,21 @@ __all__ = ["Observable", "Observation", "OnDoubling", "observable", "observe", "
 
 Outputs = Mapping[str, NDArray[Any]]
 OnDoubling = Callable[[int, Callable[[str], Statistics]], None]
-"""Called with how many samples were seen so far, and with what gives the statistics that they make of a tensor."""
+"""Called with the number of samples so far, and with a function from a tensor's name to its statistics over them."""
 
 _OPTIMIZED_BYTES = 1 << 30
-"""Weights up to which the optimized graph may make a round trip through a file."""
+"""Largest size of the weights for which the optimized graph is written to a file and read again."""
 
 
 @dataclass(frozen=True)
 class Observable:
-    """A float model that gives inner tensors.
+    """A float model that has inner tensors among its outputs.
 
     Attributes:
-        model: gives the tensors and the model's own outputs. The values of a tensor may come in any order within a
-            sample.
-        outputs: the model's own outputs, in the order and layout that they have without us.
-        tensors: what to observe, and the name of the node that computes it ("" for a model input).
+        model: its outputs are the tensors and the model's own outputs. The values of a tensor may be in any order
+            within a sample.
+        outputs: names of the model's own outputs, in their order; their layout is unchanged.
+        tensors: names of the tensors to observe, each with the name of the node that computes it ("" for an input).
     """
 
     model: OnnxRuntimeModel
@@ -50,10 +50,17 @@ class Observable:
 
 @dataclass(frozen=True)
 class Observation:
-    """What one pass saw of every tensor, in two halves: of every other batch.
+    """Statistics of every tensor, in two halves: one of the even batches and one of the odd batches.
 
-    Half of the samples tell whether scales had settled, and taking every other batch rather than the first ones
-    keeps data that are sorted, by class for one, from looking as if they had not.
+    Scales of one half, compared with those of all, show whether they had converged. The halves are interleaved, since
+    with sorted data (by class, for example) the first and the last half would differ.
+
+    >>> import numpy as np
+    >>> observation = Observation.empty(["x"])
+    >>> for half, values in zip(observation.halves, ([1.0, -3.0], [2.0])):
+    ...     half["x"].update(np.array(values))
+    >>> observation.statistics["x"].amax, observation.statistics["x"].count
+    (3.0, 3)
     """
 
     halves: tuple[dict[str, Statistics], dict[str, Statistics]]
@@ -65,7 +72,7 @@ class Observation:
         return {name: statistics.merge(second[name]) for name, statistics in first.items()}
 
     def merge(self, other: Observation) -> Observation:
-        """Return the observation of both; they are of the same tensors."""
+        """Return the observation of the samples of both; `other` must be of the same tensors."""
         first, second = (
             {name: statistics.merge(theirs[name]) for name, statistics in ours.items()}
             for ours, theirs in zip(self.halves, other.halves, strict=True)
@@ -80,17 +87,17 @@ class Observation:
 
 
 def workers() -> tuple[int, int]:
-    """Return how many batches this machine should run side by side, and with how many threads each."""
+    """Return how many batches this machine should run in parallel, and the threads for each."""
     cores = os.cpu_count() or 1
     side_by_side = min(4, cores)  # each holds the activations of a batch
     return side_by_side, cores // side_by_side
 
 
 def observable(prepared: ir.Model, tensors: Sequence[str], threads: int = 1) -> Observable:
-    """Return a prepared model that gives `tensors`, at hardly more than the cost of running it.
+    """Return the model with `tensors` among its outputs; it runs hardly slower than without.
 
     Args:
-        prepared: what `calibrate.graph.preparation` returned.
+        prepared: what `calibrate.graph.preparation` returned; not changed.
         tensors: names of activations.
         threads: intra-op threads.
     """
@@ -122,15 +129,24 @@ def observe(
     the result is the same, bit for bit, for any number of workers.
 
     Args:
-        source: the model.
+        source: the model; see `observable`.
         batches: calibration data.
         on_batch: called after each batch, in order, with the model's own outputs.
-        workers: how many batches to run side by side.
-        split: what the batches are of.
-        on_doubling: called after 1, 2, 4, 8, ... batches, each time when no other is running.
+        workers: how many batches to run in parallel.
+        split: name of the split, for errors.
+        on_doubling: called after 1, 2, 4, 8, ... batches, while none is running.
 
     Raises:
-        JobError: a tensor holds a NaN or an infinity; tensor, node and sample are named.
+        JobError: a tensor holds a NaN or an infinity; the message names tensor, node and sample.
+
+    >>> import numpy as np
+    >>> from calibrate.graph import prepare
+    >>> model = prepare(ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+    ...     net (float[N, 2] x) => (float[N, 2] y) { y = Mul(x, x) }'''))
+    >>> batch = Batch({"x": np.array([[-3.0, 2.0]], np.float32)}, labels=[None], contents=[b""], first=0)
+    >>> observation = observe(observable(model, ["y"]), [batch], on_batch=lambda batch, outputs: None)
+    >>> observation.statistics["y"].maximum
+    9.0
     """
     shards = [Observation.empty(source.tensors) for _ in range(workers)]
     idle: queue.SimpleQueue[Observation] = queue.SimpleQueue()
