@@ -50,33 +50,50 @@ NOT_AVAILABLE = "n/a"
 
 
 def metric_value(value: float, rate: bool) -> str:
-    """Return a metric's value: ``0.9731`` as ``97.31%`` where it is a rate, else four significant digits."""
+    """Return a metric's value: in percent where it is a rate, else with four significant digits.
+
+    >>> metric_value(0.97312, rate=True), metric_value(31.2345, rate=False), metric_value(math.nan, rate=True)
+    ('97.31%', '31.23', 'n/a')
+    """
     if not math.isfinite(value):
         return NOT_AVAILABLE
     return percent(value) if rate else _number(value, ".4g")
 
 
 def percent(share: float) -> str:
-    """Return a share in [0, 1] as ``97.31%``."""
+    """Return a share in [0, 1] in percent.
+
+    >>> percent(0.97312)
+    '97.31%'
+    """
     return _number(100 * share, ".2f") + "%"
 
 
 def share(value: float) -> str:
-    """Return a share in [0, 1] of which even a little matters: ``0``, ``<0.01%``, ``35.57%``."""
+    """Return a share in [0, 1] in percent; one that rounds to zero still differs from 0.
+
+    >>> share(0.0), share(0.00001), share(0.3557)
+    ('0', '<0.01%', '35.57%')
+    """
     if math.isnan(value):
         return NOT_AVAILABLE
     return "0" if value == 0 else "<0.01%" if value < 0.0001 else percent(value)
 
 
 def drop_unit(rate: bool) -> str:
-    """Return the unit of drops and their bounds: percentage points for a rate, else none."""
+    """Return the unit of drops and their bounds: percentage points for a rate, else none.
+
+    >>> drop_unit(rate=True), drop_unit(rate=False)
+    ('pp', '')
+    """
     return "pp" if rate else ""
 
 
 def drop(value: float, rate: bool) -> str:
-    """Return a drop with its sign and without its unit, ``0.0042`` as ``+0.42`` where it is a rate.
+    """Return a drop with its sign and without its unit. A drop that rounds to zero has no sign.
 
-    A drop that rounds to zero has no sign.
+    >>> drop(0.0042, rate=True), drop(0.0042, rate=False), drop(-0.00001, rate=True)
+    ('+0.42', '+0.0042', '0.00')
     """
     if math.isnan(value):
         return NOT_AVAILABLE
@@ -84,17 +101,29 @@ def drop(value: float, rate: bool) -> str:
 
 
 def interval(low: float, high: float, rate: bool) -> str:
-    """Return the bounds of a drop without their unit, as ``[-0.10, +0.94]``."""
+    """Return the bounds of a drop without their unit.
+
+    >>> interval(-0.001, 0.0094, rate=True)
+    '[-0.10, +0.94]'
+    """
     return f"[{drop(low, rate)}, {drop(high, rate)}]"
 
 
 def significant(value: float) -> str:
-    """Return a number of any magnitude, such as an error or a scale, with three significant digits."""
+    """Return a number of any magnitude, such as an error or a scale, with three significant digits.
+
+    >>> significant(0.000123456)
+    '0.000123'
+    """
     return NOT_AVAILABLE if math.isnan(value) else _number(value, "#.3g")
 
 
 def milliseconds(value: float) -> str:
-    """Return milliseconds without their unit, with about three significant digits."""
+    """Return milliseconds without their unit, with about three significant digits.
+
+    >>> milliseconds(1234.5), milliseconds(0.0123)
+    ('1,234', '0.012')
+    """
     if not math.isfinite(value):
         return NOT_AVAILABLE
     digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
@@ -102,7 +131,11 @@ def milliseconds(value: float) -> str:
 
 
 def cost(value: Cost) -> str:
-    """Return a cost without its unit: milliseconds as such, anything else as ``1.82 G``."""
+    """Return a cost without its unit: milliseconds as they are, anything else with a decimal prefix.
+
+    >>> cost(Cost(basis="multiply-accumulates", value=1_820_000_000, unit="INT8-equivalent MACs", source=""))
+    '1.82 G'
+    """
     if value.unit == "ms" or not math.isfinite(value.value):
         return milliseconds(value.value)
     number = value.value
@@ -114,24 +147,41 @@ def cost(value: Cost) -> str:
 
 
 def cost_unit(value: Cost) -> str:
-    """Return the unit of a cost with how it is known, of which an estimate never leaves a doubt: ``ms, estimate``."""
+    """Return the unit of a cost, with whether it is measured or an estimate.
+
+    >>> cost_unit(Cost(basis="estimate", value=1.5, unit="ms", source="roofline"))
+    'ms, estimate'
+    """
     return value.unit if value.basis == "multiply-accumulates" else f"{value.unit}, {value.basis}"
 
 
 def cost_ratio(reference: Cost | None, value: Cost) -> float | None:
-    """Return how many times cheaper `value` is, or None where the two are not known in the same way."""
+    """Return how many times cheaper `value` is, or None where the two costs are not of the same kind.
+
+    >>> times = [Cost(basis="estimate", value=value, unit="ms", source="roofline") for value in (3.0, 2.0)]
+    >>> cost_ratio(*times)
+    1.5
+    """
     if reference is None or value.value <= 0 or cost_kind(reference) != cost_kind(value):
         return None
     return reference.value / value.value
 
 
 def passes(value: float) -> str:
-    """Return a number of passes over samples, of which one may be a part: ``21``, ``3.4``."""
+    """Return a number of passes over samples, which need not be whole.
+
+    >>> passes(21.0), passes(3.41)
+    ('21', '3.4')
+    """
     return f"{round(value, 1):,g}"
 
 
 def seconds(value: float) -> str:
-    """Return a duration: ``0.42 s``, ``12.3 s``, ``2 min 05 s``, ``1 h 02 min``."""
+    """Return a duration with its units.
+
+    >>> seconds(0.42), seconds(12.3), seconds(125), seconds(3720)
+    ('0.42 s', '12.3 s', '2 min 05 s', '1 h 02 min')
+    """
     if not math.isfinite(value):
         return NOT_AVAILABLE
     if value < 10:
@@ -145,7 +195,11 @@ def seconds(value: float) -> str:
 
 
 def timestamp(iso: str) -> str:
-    """Return an ISO 8601 time with an offset as ``2026-11-23 21:27 UTC``; anything else as it is."""
+    """Return an ISO 8601 time with an offset, in UTC; anything else as it is.
+
+    >>> timestamp("2026-11-23T22:27:38+01:00")
+    '2026-11-23 21:27 UTC'
+    """
     try:
         time = datetime.fromisoformat(iso)
     except ValueError:
@@ -154,7 +208,11 @@ def timestamp(iso: str) -> str:
 
 
 def size(byte_count: int) -> str:
-    """Return a file size in decimal units: ``812 B``, ``4.1 kB``, ``10.9 MB``, ``1.2 GB``."""
+    """Return a file size in decimal units.
+
+    >>> size(812), size(4096), size(10_900_000)
+    ('812 B', '4.1 kB', '10.9 MB')
+    """
     if byte_count < 1000:
         return f"{byte_count} B"
     value = float(byte_count)
@@ -166,14 +224,21 @@ def size(byte_count: int) -> str:
 
 
 def count(value: int) -> str:
-    """Return a whole number with commas between thousands."""
+    """Return a whole number with commas between thousands.
+
+    >>> count(12345)
+    '12,345'
+    """
     return f"{value:,}"
 
 
 def decibels(sqnr: float) -> str:
     """Return an SQNR without its unit; ``exact`` where nothing differs, ``n/a`` where it is not a number.
 
-    Minus infinity, a reference that is zero everywhere, is ``n/a`` too: there is no signal to compare with.
+    Minus infinity, of a reference that is zero everywhere, is ``n/a`` too: there is no signal to compare with.
+
+    >>> decibels(31.24), decibels(math.inf), decibels(-math.inf)
+    ('31.2', 'exact', 'n/a')
     """
     if sqnr == math.inf:
         return "exact"
@@ -181,41 +246,62 @@ def decibels(sqnr: float) -> str:
 
 
 def level(sqnr: float) -> str:
-    """Return an SQNR as words: ``31.2 dB``, ``exact``, ``could not be computed``, ``zero in the reference``."""
+    """Return an SQNR with its unit, or in words where it is not finite.
+
+    >>> level(31.24), level(math.inf), level(math.nan), level(-math.inf)
+    ('31.2 dB', 'exact', 'could not be computed', 'zero in the reference')
+    """
     if math.isnan(sqnr):
         return "could not be computed"
     return "zero in the reference" if sqnr == -math.inf else decibels(sqnr) + " dB" * math.isfinite(sqnr)
 
 
 def growth(db: float) -> str:
-    """Return by how many dB error grows, with its sign and without its unit; ``lost`` where no number is left."""
+    """Return by how many dB error grows, with its sign and without its unit; ``lost`` where it grows without bound.
+
+    >>> growth(3.21), growth(math.inf)
+    ('+3.2', 'lost')
+    """
     return NOT_AVAILABLE if math.isnan(db) else "lost" if db == math.inf else _number(db, "+.1f")
 
 
 def speed_up(reference: Latency | None, latency: Latency | None) -> float | None:
-    """Return how many times faster `latency` is, or None where the two were not measured alike."""
+    """Return how many times faster `latency` is, or None where device, runtime or batch size differ.
+
+    >>> common = {"runtime": "ONNX Runtime", "device": "CPU", "batch_size": 1, "runs": 10, "p90_ms": 9, "p99_ms": 9}
+    >>> speed_up(Latency(p50_ms=3.0, **common), Latency(p50_ms=2.0, **common))
+    1.5
+    """
     if reference is None or latency is None or latency.p50_ms <= 0:
         return None
-    alike = (reference.device, reference.runtime, reference.batch_size) == (
-        latency.device,
-        latency.runtime,
-        latency.batch_size,
-    )
-    return reference.p50_ms / latency.p50_ms if alike else None
+    conditions = {(timed.device, timed.runtime, timed.batch_size) for timed in (reference, latency)}
+    return reference.p50_ms / latency.p50_ms if len(conditions) == 1 else None
 
 
 def decision(value: Decision) -> str:
-    """Return a decision as it is spoken: ``GO``, ``NO-GO``, ``INCONCLUSIVE``."""
+    """Return a decision as people write it.
+
+    >>> [decision(value) for value in Decision]
+    ['GO', 'NO-GO', 'INCONCLUSIVE']
+    """
     return value.value.replace("_", "-")
 
 
 def outcome(value: str) -> str:
-    """Return a rule's outcome as words."""
+    """Return a rule's outcome in words.
+
+    >>> outcome("not_measured")
+    'not measured'
+    """
     return value.replace("_", " ")
 
 
 def quantity(value: float | None, unit: str) -> str:
-    """Return what a rule measured or asks for: ``31.2 dB``, ``12,345 bytes``, ``0.0123``; empty where nothing was."""
+    """Return a rule's measured value or threshold with its unit; empty where there is none.
+
+    >>> quantity(31.2, "dB"), quantity(12345, "bytes"), quantity(0.0123, ""), quantity(None, "dB")
+    ('31.2 dB', '12,345 bytes', '0.0123', '')
+    """
     if value is None:
         return ""
     if math.isnan(value):
@@ -237,23 +323,39 @@ def headline(results: Results) -> str:
 
 
 def build_answer(build: BuildResult) -> str:
-    """Return whether TensorRT built the candidate: ``yes``, ``no`` or ``not checked``."""
+    """Return whether TensorRT built the candidate: ``yes``, ``no`` or ``not checked``.
+
+    >>> build_answer(BuildResult(ok=True, backend="tensorrt_rtx", version="1.2", message=""))
+    'yes'
+    """
     return "not checked" if build.ok is None else "yes" if build.ok else "no"
 
 
 def build_backend(build: BuildResult) -> str:
-    """Return which builder answered, with its version; empty where none is known."""
+    """Return the builder with its version; empty where none is known.
+
+    >>> build_backend(BuildResult(ok=True, backend="tensorrt_rtx", version="1.2", message=""))
+    'tensorrt_rtx 1.2'
+    """
     return " ".join(part for part in (build.backend, build.version) if part)
 
 
 def file_name(path: str) -> str:
-    """Return the last part of a path that was written on any system."""
+    r"""Return the last part of a path of any operating system.
+
+    >>> file_name("models/model.onnx"), file_name(r"C:\models\model.onnx")
+    ('model.onnx', 'model.onnx')
+    """
     name = PureWindowsPath(path).name if "\\" in path else PurePosixPath(path).name
     return name or path
 
 
 def shorten(text: str, limit: int) -> str:
-    """Return `text`, with its middle replaced by ``...`` where it is longer than `limit` (at least 5)."""
+    """Return `text`, with its middle replaced by ``...`` where it is longer than `limit` (at least 5).
+
+    >>> shorten("backbone/layer4/conv2", 11)
+    'back...onv2'
+    """
     if len(text) <= limit:
         return text
     tail = (limit - 3) // 2
@@ -261,10 +363,13 @@ def shorten(text: str, limit: int) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Return `text` with everything that cannot be seen as an escape such as ``\x1b``.
+    r"""Return `text` with every invisible character as an escape such as ``\x1b``.
 
-    Names come out of files that somebody else made; terminal escapes and characters that turn the direction
-    of the text have no business in a report. Newline, tab and the spaces stay.
+    Names come from files that others made. A terminal escape, or a character that changes the direction of text, must
+    not act in a report. Newline, tab and the spaces stay.
+
+    >>> print(printable("conv\x1b[31m"))
+    conv\x1b[31m
     """
     return "".join(
         char if char.isprintable() or char in "\n\t" or unicodedata.category(char) == "Zs" else _escape(char)
@@ -284,5 +389,9 @@ def _number(value: float, spec: str) -> str:
 
 
 def minus(text: str) -> str:
-    """Return text with typographic minus signs in place of hyphens before digits."""
+    """Return the text of a number with typographic minus signs in place of hyphens.
+
+    >>> minus("-0.42")
+    '−0.42'
+    """
     return text.replace("-", "\N{MINUS SIGN}")

@@ -1,4 +1,4 @@
-"""``python -m validate``: the parts of a run that judge, each alone, on models made elsewhere too.
+"""``python -m validate``: comparison, evaluation, benchmark, engine build and gate, on models from anywhere.
 
 ``validate/__main__.py`` finds `app` by the entry point of that name, so that `validate` imports nothing from here.
 """
@@ -33,7 +33,7 @@ DECISIONS = {"GO": 0, "NO_GO": 1, "INCONCLUSIVE": 3}
 
 
 class Device(StrEnum):
-    """Where models run."""
+    """Device that models run on."""
 
     CPU = "cpu"
     CUDA = "cuda"
@@ -48,7 +48,7 @@ class Precision(StrEnum):
 
 
 class SplitName(StrEnum):
-    """Which samples of a config."""
+    """Split of a config's data."""
 
     CALIBRATION = "calibration"
     VALIDATION = "validation"

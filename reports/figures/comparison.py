@@ -29,7 +29,7 @@ _INPUTS = 3
 
 
 class Trace(NamedTuple):
-    """What a reader may show and hide in the figure of the depth: one view, of one or more plotly traces."""
+    """A view in the depth figure, which a reader may show or hide: its name, colour, and indices of plotly traces."""
 
     name: str
     colour: str
@@ -70,14 +70,14 @@ def depth_figure(
 ) -> tuple[Figure, list[Trace]]:
     """Return the SQNR (dB) of every layer along the depth, and the views in it.
 
-    Quantization is in the upper panel; a runtime, where there was one, in a panel of its own below: it is judged
-    against the floor of rounding, which may be far from the scale of the other. What is exact is at the upper edge
-    of its panel and what has no number at the lower one, both labelled.
+    Quantization is in the upper panel. A runtime, where there was one, is in a panel of its own below: it is judged
+    against the rounding floor, whose scale may be quite another. Exact layers are at the upper edge of their panel,
+    and layers without a number at the lower one; both edges are labelled.
 
     Args:
         comparison: its layers may be in any order.
-        failures: by tensor, of the layers that fail.
-        thresholds: the least SQNRs among them are drawn.
+        failures: reasons of failure, by tensor, of the layers that fail.
+        thresholds: the minimum SQNRs among them are drawn as lines.
     """
     layers = sorted(comparison.layers, key=lambda x: x.depth)
     hover = [_hover(layer, failures.get(layer.tensor, ())) for layer in layers]
@@ -134,7 +134,7 @@ def depth_figure(
 
 
 def input_figure(quantized: QuantizedInput) -> Figure:
-    """Return how often each |x| of a quantized input occurs (log count), its largest unclipped values marked."""
+    """Return the histogram of |x| of a quantized input (log counts), with the limits of clipping marked."""
     histogram = quantized.histogram
     assert histogram is not None
     width, counts = histogram.width, histogram.counts

@@ -18,7 +18,12 @@ _UNKNOWN: Line = {"color": MUTED}
 
 
 def activation_figure(tensor: TensorHistogram, lines: Mapping[str, Line]) -> Figure:
-    """Return how often each |x| occurs (log count), and where each strategy clips."""
+    """Return the histogram of |x| of an activation (log counts), with each strategy's clipping threshold.
+
+    Args:
+        tensor: histogram and thresholds.
+        lines: plotly's line style of each candidate, by name.
+    """
     width, counts = tensor.histogram.width, tensor.histogram.counts
     end = 1.04 * max([len(counts) * width, *(threshold.value for threshold in tensor.thresholds)])
     top = math.log10(max([*counts, 1])) + 0.3
@@ -72,7 +77,12 @@ def activation_figure(tensor: TensorHistogram, lines: Mapping[str, Line]) -> Fig
 
 
 def convergence_figure(curves: Sequence[Convergence], lines: Mapping[str, Line]) -> Figure:
-    """Return how far scales were from their last value, in percent, over the samples seen (both logarithmic)."""
+    """Return the distance of scales from their final value, in percent, over the samples seen (both logarithmic).
+
+    Args:
+        curves: one per strategy.
+        lines: plotly's line style of each strategy, by name.
+    """
     points = [point for curve in curves for point in curve.points]
     shown = [100 * point.most for point in points if math.isfinite(point.most) and point.most > 0]
     # A change of zero has no place on a logarithmic axis: it is drawn at the lower edge.

@@ -25,7 +25,7 @@ __all__ = [
     "sqnr_figure",
 ]
 
-# Each of these reads on white and on near-black; the first is for the selected candidate alone.
+# Each of these is legible on white and on near-black; the first is for the selected candidate alone.
 SELECTED = "#2f81d6"
 OTHERS = ("#c9772b", "#2a9d78", "#b8578f", "#8a72d0", "#a08a1f", "#4b9aa8", "#c05a55", "#7a8793")
 MUTED = "#7f8994"
@@ -197,7 +197,7 @@ def _label(row: int, x: float, anchor: str, text: str) -> dict[str, Any]:
 
 
 def layout(**changes: Any) -> dict[str, Any]:
-    """Return a layout that reads on light and dark; the page's style sheet recolours its text and lines."""
+    """Return a plotly layout that is legible on light and dark; the page's style sheet recolours text and lines."""
     return {
         "autosize": True,
         "paper_bgcolor": "rgba(0,0,0,0)",
@@ -216,18 +216,22 @@ def layout(**changes: Any) -> dict[str, Any]:
 
 
 def plot_text(text: str) -> str:
-    """Return text for a figure: plotly reads some HTML (bold, links) in every text that it draws."""
+    """Return text escaped for a figure: plotly renders some HTML (bold, links) in every text that it draws.
+
+    >>> plot_text("<b>conv</b>")
+    '&lt;b&gt;conv&lt;/b&gt;'
+    """
     return escape(fmt.printable(text), quote=False)
 
 
 def colours(results: Results) -> dict[str, str]:
-    """Return a colour per candidate; the selected one has its own."""
+    """Return a colour per candidate, by name; the selected one has a colour of its own."""
     others = [candidate.name for candidate in results.candidates if candidate.name != results.selected]
     colours = {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
     return colours if results.selected is None else {**colours, results.selected: SELECTED}
 
 
 def dashes(results: Results) -> dict[str, str]:
-    """Return how each candidate's line is drawn, so that colour alone does not tell them apart."""
+    """Return plotly's line style of each candidate, by name, so that lines differ by more than colour."""
     kinds = ("solid", "dash", "dot")
     return {candidate.name: kinds[i % len(kinds)] for i, candidate in enumerate(results.candidates)}

@@ -25,20 +25,20 @@ _FRONT = OTHERS[1]
 
 
 def comparable(results: Results) -> list[ParetoPoint]:
-    """Return the points whose costs are of the most frequent kind: only these belong on one axis."""
+    """Return the Pareto points whose costs are of the most frequent kind: only costs of one kind share an axis."""
     kinds = Counter(cost_kind(point.cost) for point in results.pareto)
     return [point for point in results.pareto if cost_kind(point.cost) == max(kinds, key=kinds.__getitem__)]
 
 
 def margin(results: Results) -> float | None:
-    """Return the policy's margin, where the results hold one."""
+    """Return the policy's largest drop, in the metric's unit; None where the results have none."""
     policy = results.config.get("policy")
     allowed = policy.get("max_drop") if isinstance(policy, dict) else None
     return float(allowed) if isinstance(allowed, int | float) and math.isfinite(allowed) else None
 
 
 def pareto_figure(results: Results) -> Figure:
-    """Return metric over cost: a point per model with its interval, the front joined by steps, the margin marked."""
+    """Return the metric over cost: a point per model with its interval, the Pareto front as steps, and the margin."""
     accuracy = results.reference.accuracy
     rate, higher = accuracy.is_rate, accuracy.higher_is_better
     scale = 100.0 if rate else 1.0

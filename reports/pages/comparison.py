@@ -37,11 +37,11 @@ __all__ = [
 ]
 
 WORST = 25
-"""How many layers the table of the worst has."""
+"""Number of layers in the table of the worst."""
 HISTOGRAMS = 6
-"""How many of the worst layers have a histogram of what they quantize."""
+"""Number of the worst layers that have a histogram of a quantized input."""
 _FAILURES = 10
-"""How many layers that fail are shown at once; the rest is folded away."""
+"""Number of failing layers that are shown at once; the others are collapsed."""
 
 
 class _Histogram(NamedTuple):
@@ -53,12 +53,19 @@ class _Histogram(NamedTuple):
 
 
 def write_comparison_page(comparison: Comparison, judgement: Judgement, thresholds: Thresholds, path: Path) -> None:
-    """Write the page, whole or not at all."""
+    """Write the HTML page of a comparison; the file appears only when it is complete.
+
+    Args:
+        comparison: of two models, layer by layer.
+        judgement: of the comparison by the thresholds.
+        thresholds: of the judgement.
+        path: of the page.
+    """
     page.write(render_comparison_page(comparison, judgement, thresholds), path)
 
 
 def render_comparison_page(comparison: Comparison, judgement: Judgement, thresholds: Thresholds) -> str:
-    """Return the page. The same comparison, judgement, thresholds and versions give the same page."""
+    """Return the HTML page. The same comparison, judgement, thresholds and versions give the same page."""
     layers = comparison.layers
     failures = {verdict.tensor: verdict.failures for verdict in judgement.layers}
     # What makes no error of its own is worth a row only where something else is wrong with it.
@@ -95,12 +102,12 @@ def render_comparison_page(comparison: Comparison, judgement: Judgement, thresho
 
 
 def ranked(layers: list[LayerDifference]) -> list[LayerDifference]:
-    """Return the layers that make the most error first; where there is no isolated view, where it grows most."""
+    """Return the layers sorted by the error that each makes alone; where that was not measured, by growth of error."""
     return by_isolated(layers) or by_growth(layers)
 
 
 def problems(layer: LayerDifference) -> list[str]:
-    """Return why numbers of a layer could not be computed, each view's reason once."""
+    """Return why numbers of a layer could not be computed, each reason once with the views that it is about."""
     views = (layer.accumulated, layer.isolated, layer.runtime.difference if layer.runtime else None)
     names = ("accumulated", "isolated", "runtime")
     grouped: dict[str, list[str]] = {}
@@ -121,7 +128,12 @@ def worst_inputs(layers: list[LayerDifference], limit: int) -> list[tuple[LayerD
 
 
 def unpaired_groups(unpaired: list[Unpaired]) -> list[tuple[str, str, list[Unpaired]]]:
-    """Return (side, reason, tensors): all tensors that were compared with nothing, the largest group first."""
+    """Return the tensors without a counterpart, grouped by side and reason, the largest group first.
+
+    >>> tensor = Unpaired(tensor="scores", node="softmax", side="candidate", reason="no tensor of that name")
+    >>> [(side, reason, len(tensors)) for side, reason, tensors in unpaired_groups([tensor])]
+    [('candidate', 'no tensor of that name', 1)]
+    """
     groups: dict[tuple[str, str], list[Unpaired]] = {}
     for tensor in unpaired:
         groups.setdefault((tensor.side, tensor.reason), []).append(tensor)

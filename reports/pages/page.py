@@ -25,13 +25,13 @@ __all__ = ["render", "write"]
 def render(
     template: str, figures: Mapping[str, Figure], filters: Mapping[str, Callable[..., Any]], **content: Any
 ) -> str:
-    """Return a page. The same content and versions give the same page.
+    """Return an HTML page. The same content and versions give the same page.
 
     Args:
-        template: its file in ``reports/templates``; it extends ``base.html.jinja``.
-        figures: by the name that they have in the template.
-        filters: of the template, beside those that all pages have.
-        content: what the template is filled with.
+        template: name of a file in ``reports/templates``, which extends ``base.html.jinja``.
+        figures: plotly figures, by their name in the template.
+        filters: Jinja filters of this page, besides those of all pages.
+        content: variables of the template.
     """
     environment = _environment()
     environment.filters.update(filters)
@@ -44,7 +44,7 @@ def render(
 
 
 def write(page: str, path: Path) -> None:
-    """Write a page, whole or not at all: a reader never sees half a file."""
+    """Write a page; the file appears only when it is complete."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(page, encoding="utf-8", newline="\n")
     partial.replace(path)

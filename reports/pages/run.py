@@ -1,10 +1,9 @@
 """The HTML page about a run; `reports.pages.page` says what all pages have in common.
 
-It is made of ``results.json`` and of what lies beside it: ``illustrations.json`` (histograms, convergence, pictures)
-and ``samples.parquet``. Where one of them is missing, the page says what it cannot show.
+Its data are ``results.json`` and the files beside it: ``illustrations.json`` (histograms, convergence, pictures) and
+``samples.parquet``. Where one of them is missing, the page says what it cannot show.
 
-Everything a page says is in its text and tables, and the figures only add to them: a reader whose viewer runs no
-scripts misses no number.
+All numbers are in text and tables, and figures only add to them: nothing is missing in a viewer that runs no scripts.
 """
 
 from __future__ import annotations
@@ -58,22 +57,22 @@ __all__ = [
 ]
 
 EFFECTS = 20
-"""How many layers the table of effects has."""
+"""Number of layers in the table of effects."""
 
 
 class Effect(NamedTuple):
-    """A layer that fallback ranked."""
+    """A layer that fallback ranked, and its task error alone in INT8."""
 
     node: str
     error: float
     share: float
-    """Of the largest finite error, in [0, 1]."""
+    """The error over the largest finite error, in [0, 1]."""
     in_float: bool
-    """Fallback put it back to float in the selected candidate."""
+    """Whether it is in float in the selected candidate."""
 
 
 class FloatLayer(NamedTuple):
-    """A layer that fallback put back to float, and what it was like in INT8."""
+    """A layer that fallback put back to float, with its SQNR in float and in INT8."""
 
     node: str
     op_type: str | None
@@ -85,22 +84,22 @@ class FloatLayer(NamedTuple):
 
 
 def write_run_page(results: Results, path: Path, folder: Path | None = None) -> None:
-    """Write the page, whole or not at all: a reader never sees half a file.
+    """Write the HTML page of a run; the file appears only when it is complete.
 
     Args:
-        results: what it is about.
+        results: of the run.
         path: of the page.
-        folder: where the run's other files are, by default beside the page.
+        folder: with the run's other files; default: that of the page.
     """
     page.write(render_run_page(results, folder or path.parent), path)
 
 
 def render_run_page(results: Results, folder: Path) -> str:
-    """Return the page. The same results, files beside them and versions give the same page.
+    """Return the HTML page of a run. The same results, files beside them and versions give the same page.
 
     Args:
-        results: what it is about.
-        folder: where the run's other files are.
+        results: of the run.
+        folder: with the run's other files.
     """
     rate = results.reference.accuracy.is_rate
     selected = results.selected_candidate
@@ -205,7 +204,7 @@ def float_layers(results: Results, candidate: Candidate) -> list[FloatLayer]:
 
 
 def unquantized(candidate: Candidate) -> list[tuple[str, str, int]]:
-    """Return (precision, operator, number of layers) of what is in float without fallback's doing."""
+    """Return (precision, operator, number of layers) of the layers in float that fallback did not put there."""
     fallen = set(candidate.float_layers)
     counts = Counter(
         (layer.precision, layer.op_type)
@@ -216,7 +215,7 @@ def unquantized(candidate: Candidate) -> list[tuple[str, str, int]]:
 
 
 def effects(results: Results) -> list[Effect]:
-    """Return every layer that fallback ranked with its estimated error, worst first as the search has them."""
+    """Return every layer that fallback ranked with its error, worst first; empty where there was no search."""
     if results.search is None:
         return []
     errors = results.search.effects
@@ -227,7 +226,7 @@ def effects(results: Results) -> list[Effect]:
 
 
 def _share_of_largest(error: float, largest: float) -> float:
-    """Return the share of the largest; infinity is all of it, and what is not a number or below zero nothing."""
+    """Return the error over the largest, in [0, 1]; 1 for infinity, and 0 for NaN or a negative error."""
     if not math.isfinite(error):
         return float(error > 0)
     return max(0.0, error / largest) if largest > 0 else 0.0

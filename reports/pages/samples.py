@@ -20,11 +20,12 @@ __all__ = ["GroupChange", "SampleScores", "changes", "read_scores"]
 
 @dataclass(frozen=True)
 class SampleScores:
-    """Scores of the float model and of one candidate on each sample by itself, paired: float64 of shape (n,).
+    """Scores of the float model and of one candidate on each sample, paired.
 
     Attributes:
+        reference, candidate: scores, float64, shape (n,).
         metric: of the task.
-        groups: by what samples are grouped (``label``, ``class``, ``slice``), the samples of each group.
+        groups: scores of the samples of each group, by what they are grouped by (``label``, ``class`` or ``slice``).
     """
 
     reference: NDArray[np.float64]
@@ -34,17 +35,17 @@ class SampleScores:
 
     @property
     def worse(self) -> int:
-        """Samples on which the candidate scores worse."""
+        """Number of samples on which the candidate scores worse."""
         return int((self.metric.worsening(self.reference, self.candidate) > 0).sum())
 
     @property
     def better(self) -> int:
-        """Samples on which it scores better."""
+        """Number of samples on which the candidate scores better."""
         return int((self.metric.worsening(self.reference, self.candidate) < 0).sum())
 
 
 class GroupChange(NamedTuple):
-    """What a candidate did to the samples of one group."""
+    """Change of the metric on the samples of one group."""
 
     name: str
     samples: int
@@ -60,7 +61,13 @@ class GroupChange(NamedTuple):
 
 
 def read_scores(results: Results, candidate: str, folder: Path) -> SampleScores | str:
-    """Return the scores of a candidate of results in a folder, or a sentence that says why there are none."""
+    """Return the scores of a candidate, or a sentence that says why there are none.
+
+    Args:
+        results: of a run.
+        candidate: name.
+        folder: with the results and ``samples.parquet``.
+    """
     try:
         table, problem = samples_of(results, folder)
     except JobError as error:
@@ -84,8 +91,17 @@ def read_scores(results: Results, candidate: str, folder: Path) -> SampleScores 
 def changes(metric: Metric, groups: Mapping[str, Paired]) -> list[GroupChange]:
     """Return the change of every group, the one that lost most first.
 
-    Samples whose scores are not finite are left out. Where most groups have a single sample, as texts have that are
-    labels, nothing can be said of a group and the list is empty.
+    Samples whose scores are not finite are left out. Where most groups have a single sample (texts as labels, for
+    example), a group says nothing, and the list is empty.
+
+    Args:
+        metric: of the task.
+        groups: scores of the float model and of the candidate, by group.
+
+    >>> accuracy = Metric("accuracy", higher_is_better=True, is_rate=True)
+    >>> cats, dogs = (np.ones(4), np.array([1.0, 1.0, 1.0, 0.0])), (np.ones(2), np.ones(2))
+    >>> [(change.name, change.drop, change.worse) for change in changes(accuracy, {"dog": dogs, "cat": cats})]
+    [('cat', 0.25, 1), ('dog', 0.0, 0)]
     """
     rows = []
     for name, (reference, candidate) in groups.items():

@@ -1,4 +1,4 @@
-"""What a release pipeline asks for: judge results again, show the verdict, register the model.
+"""Release checks for pipelines: judge results again, show the verdict, register the model.
 
 JUnit XML and Markdown are written here; the registry is MLflow's.
 """

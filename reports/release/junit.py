@@ -12,15 +12,15 @@ __all__ = ["text", "write_junit"]
 
 
 def write_junit(results: Results, path: Path) -> None:
-    """Write what `text` returns."""
+    """Write the verdict as JUnit XML, in UTF-8; see `text`."""
     path.write_text(text(results), encoding="utf-8")
 
 
 def text(results: Results) -> str:
-    """Return the document: the policy is a suite and each rule a case.
+    """Return the verdict as a JUnit XML document: the policy is a test suite and each rule a test case.
 
-    A rule that fails, or is undecided, is a failure. One that was not measured is an error, since it says nothing of
-    the model, or skipped where it is optional. The whole is read as green just where the decision is GO.
+    A rule that fails, or is undecided, is a failure. A rule that was not measured is an error, since it says nothing of
+    the model, or skipped where it is optional. CI systems show the document as passed exactly where the decision is GO.
     """
     rules = results.verdict.rules
     selected = results.selected or "no candidate"

@@ -11,14 +11,14 @@ from validate.results import Results, Rule
 
 __all__ = ["escaped", "text", "write_markdown"]
 
-_PLAIN = set(",;%/'\".()-+=:!?")  # of ASCII punctuation: what means nothing within a line, once the rest is escaped
+_PLAIN = set(",;%/'\".()-+=:!?")  # ASCII punctuation that has no meaning within a line, once the rest is escaped
 _SPECIAL = str.maketrans({char: f"\\{char}" for char in set(string.punctuation) - _PLAIN})
 _MARKERS = re.compile(r"^([-+=]|\d+(?=[.)]))|(:)(?=\S)")
 """Of lists and headings at the start of a line, and colons, which GitHub reads as links and emojis."""
 
 
 def write_markdown(results: Results, path: Path) -> None:
-    """Write what `text` returns."""
+    """Write the verdict as Markdown, in UTF-8; see `text`."""
     path.write_text(text(results), encoding="utf-8")
 
 
@@ -40,7 +40,11 @@ def _row(rule: Rule) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return a text that somebody else wrote, so that Markdown shows it as it is, in one line."""
+    r"""Return a text of unknown origin escaped, so that Markdown shows it as it is, in one line.
+
+    >>> print(escaped("conv_1 | **bold**"))
+    conv\_1 \| \*\*bold\*\*
+    """
     line = " ".join(fmt.printable(text).split())
     return _MARKERS.sub(_escaped_marker, line.translate(_SPECIAL))
 

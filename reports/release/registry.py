@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 __all__ = ["CHAMPION", "RegisteredVersion", "Registry"]
 
 CHAMPION = "champion"
-"""Alias of the version that is live."""
+"""Alias of the registered version that is in production."""
 _RESULTS = "results.json"
 _LONGEST_TAG = 5000  # that every store takes
 
 
 @dataclass(frozen=True)
 class RegisteredVersion:
-    """A registered version: how people know it, and the run that it came from; None where it came from none."""
+    """A registered version: its label for people, and the run that it came from; None where it came from none."""
 
     label: str
     run_id: str | None
@@ -41,7 +41,7 @@ class Registry:
     All methods raise JobError where the server cannot be reached or refuses.
 
     Args:
-        uri: of the server or its database.
+        uri: of the tracking server or its database.
     """
 
     def __init__(self, uri: str) -> None:
@@ -51,9 +51,13 @@ class Registry:
             logging.getLogger(chatty).setLevel(logging.WARNING)
 
     def download(self, run_id: str, folder: Path) -> bool:
-        """Write the results of a job's run, and its samples where it has them, into a folder; tell whether it has any.
+        """Download the results of a job's run, and its samples where it has them; return whether it has results.
 
         The run of a candidate, or one that was not completed, has none.
+
+        Args:
+            run_id: of the job's run.
+            folder: to write to.
         """
         with self._client() as client:
             present = {file.path for file in client.list_artifacts(run_id)}
@@ -65,7 +69,12 @@ class Registry:
         return True
 
     def run_of(self, results: Results, folder: Path) -> str:
-        """Return the identity of the run of a job that was logged; see `reports.tracking.log_results`."""
+        """Return the id of the run of a job that was logged; see `reports.tracking.log_results`.
+
+        Args:
+            results: of the job.
+            folder: with their files.
+        """
         key = job_record(results, folder).key
         with self._client() as client:
             page = client.search_experiments()
@@ -82,7 +91,7 @@ class Registry:
         return str(jobs[0])
 
     def version_with_alias(self, name: str, alias: str = CHAMPION) -> RegisteredVersion | None:
-        """Return the version of a registered model that holds an alias; None where none does."""
+        """Return the version of a registered model that has an alias; None where none has."""
         from mlflow.exceptions import MlflowException
 
         with self._client() as client:
@@ -95,7 +104,7 @@ class Registry:
             return RegisteredVersion(f"{name} version {version.version} ({alias})", version.run_id or None)
 
     def register(self, name: str, results: Results, run_id: str, verdict: Verdict) -> str:
-        """Make the model of a job's run a version, tag it with the verdict, and on GO move the alias to it.
+        """Register the model of a job's run as a version, tag it with the verdict, and on GO move the alias to it.
 
         A run's model becomes one version, however often it is judged.
 
@@ -106,7 +115,7 @@ class Registry:
             verdict: on the selected candidate.
 
         Returns:
-            A sentence.
+            A sentence that says what was done.
         """
         from mlflow.exceptions import MlflowException
 
@@ -153,9 +162,10 @@ class Registry:
 
     @contextmanager
     def _as_global_tracking_uri(self) -> Iterator[None]:
-        """Make the server MLflow's global one for a while: a local store looks up models:/ID there, and not in itself.
+        """Set MLflow's global tracking URI to this server's during the block.
 
-        The version's source has to be models:/ID: a database keeps nothing else that leads from a version to its model.
+        A local store looks up models:/ID at the global URI, and not in itself. The version's source has to be
+        models:/ID, as a database keeps nothing else that leads from a version to its model.
         """
         import mlflow
 
@@ -168,7 +178,7 @@ class Registry:
 
     @contextmanager
     def _client(self) -> Iterator[MlflowClient]:
-        """Yield a client; what it raises becomes one sentence."""
+        """Yield a client; its errors become a JobError of one sentence."""
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 

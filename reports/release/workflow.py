@@ -26,17 +26,17 @@ __all__ = ["ReleaseRequest", "release"]
 
 @dataclass(frozen=True)
 class ReleaseRequest:
-    """What was asked for.
+    """Options of a release check.
 
     Attributes:
-        results: results.json or its folder; or else
-        mlflow_run: identity of a job's run at
-        tracking_uri: MLflow's; None: the config's, else that of the environment.
-        policy: YAML.
-        baseline: alias, or NAME@ALIAS, of a registered model to compare with.
-        engine: TensorRT engine that is to be deployed.
+        results: path of results.json or of its folder; None where `mlflow_run` is given.
+        mlflow_run: id of a job's run in MLflow; None where `results` is given.
+        tracking_uri: of MLflow; None: the config's, else that of the environment.
+        policy: path of a YAML file.
+        baseline: alias, or NAME@ALIAS, of a registered model to compare with; None: no comparison.
+        engine: path of the TensorRT engine that is to be deployed.
         junit, markdown: files to write.
-        register: name of a registered model.
+        register: name of the registered model of which the job's model becomes a version.
     """
 
     results: Path | None
@@ -51,10 +51,17 @@ class ReleaseRequest:
 
 
 def release(request: ReleaseRequest, console: Console) -> Decision:
-    """Judge results that were measured before, and do what was asked for with the verdict; return it.
+    """Judge results that were measured before, print the verdict, write the files, and register the model.
+
+    Args:
+        request: options.
+        console: to print on.
+
+    Returns:
+        The decision.
 
     Raises:
-        UsageError: the request makes no sense, or a file of it cannot be read.
+        UsageError: the options contradict each other, or a file of them cannot be read.
         JobError: a file is damaged, or MLflow fails.
     """
     if (request.results is None) == (request.mlflow_run is None):

@@ -1,4 +1,4 @@
-"""What ``python -m validate compare`` prints: which layer is to blame, the worst layers, and what was not compared."""
+"""Output of ``python -m validate compare``: the worst layers, where error comes from, and what was not compared."""
 
 from __future__ import annotations
 
@@ -21,14 +21,20 @@ _ROWS = 10
 
 
 def comparison_summary(comparison: Comparison, judgement: Judgement, folder: Path) -> RenderableType:
-    """Return all that is printed at the end of a comparison; its files are in `folder`."""
+    """Return the output at the end of a comparison.
+
+    Args:
+        comparison: of two models, layer by layer.
+        judgement: of the comparison.
+        folder: with its files.
+    """
     return Group(
         worst_table(comparison, judgement), Text(""), _verdict(comparison, judgement), _next(comparison, folder)
     )
 
 
 def worst_table(comparison: Comparison, judgement: Judgement) -> Table:
-    """Return the layers that make the most error, worst first; those that fail are red."""
+    """Return a table of the layers that make the most error, worst first; those that fail are red."""
     failed = {verdict.tensor for verdict in judgement.layers}
     runtime = comparison.runtime is not None
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
@@ -61,7 +67,7 @@ def worst_table(comparison: Comparison, judgement: Judgement) -> Table:
 
 
 def findings(comparison: Comparison) -> list[str]:
-    """Return, in sentences, which layer each view points at, and whether scales or runtime is to blame."""
+    """Return sentences that name the worst layer of each view, and say if error comes from the scales or the runtime."""
     sentences = []
     if makers := by_isolated(comparison.layers):
         made = _level(makers[0].isolated)

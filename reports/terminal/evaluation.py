@@ -1,4 +1,4 @@
-"""What ``python -m validate evaluate`` prints: each model's metric, and how much worse than the first it is."""
+"""Output of ``python -m validate evaluate``: each model's metric, and its drop against the first model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["evaluation_summary", "evaluation_table"]
 
 
 def evaluation_summary(evaluation: Evaluation, output: Path) -> RenderableType:
-    """Return all that is printed at the end of an evaluation; its file is `output`."""
+    """Return the output at the end of an evaluation; its file is `output`."""
     lines = [Text(f"warning: {fmt.printable(sentence)}", style="yellow") for sentence in evaluation.warnings]
     lines += [Text(fmt.printable(f"{m.model}: {m.runtime}, {m.device}"), style="dim") for m in evaluation.models]
     lines.append(Text(f"preprocessing: {fmt.printable(str(evaluation.data['preprocessing']))}", style="dim"))
@@ -26,9 +26,9 @@ def evaluation_summary(evaluation: Evaluation, output: Path) -> RenderableType:
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
-    """Return a row per model; a positive drop is worse than the first model, whatever the metric.
+    """Return a table with a row per model; a positive drop is worse than the first model, whatever the metric.
 
-    What holds a model against the first is left out where there is only that one.
+    The columns that compare with the first model are left out where there is no other.
     """
     accuracy = evaluation.models[0].accuracy
     unit = fmt.drop_unit(accuracy.is_rate)
@@ -49,7 +49,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 
 
 def _cells(model: ModelEvaluation, agrees: bool) -> list[str]:
-    """Return the cells of a row; the first model has none of what holds it against itself."""
+    """Return the cells of a row; the first model is not compared with itself."""
     accuracy = model.accuracy
     cells = [fmt.printable(model.model), fmt.metric_value(accuracy.value, accuracy.is_rate)]
     if isinstance(accuracy, CandidateAccuracy):

@@ -1,4 +1,4 @@
-"""What ``python -m validate benchmark`` prints: how long each model takes, and how surely longer than the first."""
+"""Output of ``python -m validate benchmark``: latency of each model, and its ratio to the first with an interval."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["latency_summary", "latency_table"]
 
 
 def latency_summary(report: LatencyReport, output: Path) -> RenderableType:
-    """Return all that is printed at the end of a benchmark; its file is `output`."""
+    """Return the output at the end of a benchmark; its file is `output`."""
     machine = report.machine
     held = f"on CPUs {', '.join(map(str, machine.pinned_cpus))}" if machine.pinned_cpus else "not pinned to CPUs"
     hows = dict.fromkeys(f"{model.name}: {_how(model)}" for each in report.batch_sizes for model in each.models)
@@ -29,7 +29,7 @@ def latency_summary(report: LatencyReport, output: Path) -> RenderableType:
 
 
 def latency_table(report: LatencyReport) -> Table:
-    """Return a row per batch size and model; a ratio below 1 is faster than the first model."""
+    """Return a table with a row per batch size and model; a ratio below 1 is faster than the first model."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("batch", justify="right")
     table.add_column("model", overflow="fold")

@@ -1,6 +1,6 @@
-"""What the command line prints when a run is over: the candidates, the verdict, and where to look next.
+"""Output of ``python -m calibrate run``: the candidates, the verdict, and where the files are.
 
-Names come out of models and configs, so they go into `rich.text.Text` and never through rich's markup.
+Names come from models and configs, so they go into `rich.text.Text` and never through rich's markup.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _OUTCOMES = {"fail": "red", "undecided": "yellow", "not_measured": "yellow", "pa
 
 
 def candidates_table(results: Results) -> Table:
-    """Return a row for the float reference and one per candidate; the selected one is bold and starred.
+    """Return a table with the float reference and the candidates; the selected one is bold, with a star.
 
-    Fits 80 columns with names of up to 18 characters, and 100 with 38; longer ones fold, and numbers never do.
+    It fits 80 columns with names of up to 18 characters, and 100 with 38; longer names wrap, and numbers never do.
     """
     rate = results.reference.accuracy.is_rate
     unit = fmt.drop_unit(rate)
@@ -76,11 +76,11 @@ def candidates_table(results: Results) -> Table:
 
 
 def run_summary(results: Results, output: Path, tracking_hint: str | None) -> RenderableType:
-    """Return all that is printed at the end of a run.
+    """Return the output at the end of a run.
 
     Args:
-        results: the run.
-        output: the run's folder, which holds ``report.html`` and ``results.json``.
+        results: of the run.
+        output: the run's folder, with ``report.html`` and ``results.json``.
         tracking_hint: the command that opens the run in MLflow, or None where nothing was logged.
     """
     return Group(
@@ -93,7 +93,7 @@ def run_summary(results: Results, output: Path, tracking_hint: str | None) -> Re
 
 
 def _search(results: Results) -> list[Text]:
-    """Return what fallback did, in two lines; none where it did not run."""
+    """Return a summary of the search in two lines; none where there was no search."""
     search = results.search
     if search is None:
         return []
@@ -161,7 +161,7 @@ _COST_HEADINGS = {"measured": "GPU\n{unit}", "estimate": "est.\n{unit}", "multip
 
 
 def _cost_heading(results: Results) -> Text:
-    """Return what the costs of all candidates are, or only that they are costs where they differ in kind."""
+    """Return the heading of the costs: their basis and unit, or just "cost" where these differ."""
     kinds = {(candidate.cost.basis, candidate.cost.unit) for candidate in results.candidates}
     if len(kinds) != 1:
         return Text("cost")
@@ -170,7 +170,7 @@ def _cost_heading(results: Results) -> Text:
 
 
 def _caption(results: Results) -> Text | None:
-    """Return what the columns of cost and latency are about."""
+    """Return the sources of the costs and latencies."""
     costs = dict.fromkeys(f"{fmt.cost_unit(c.cost)}: {c.cost.source}." for c in results.candidates)
     measured = [results.reference.latency, *(candidate.latency for candidate in results.candidates)]
     ways = dict.fromkeys(f"{x.device}, batch {x.batch_size}" for x in measured if x is not None)
@@ -185,5 +185,5 @@ def _latency(latency: Latency | None) -> Text:
 
 
 def _text(text: str, style: str = "") -> Text:
-    """Return text that somebody else wrote: no markup, no terminal escapes."""
+    """Return a text of unknown origin without markup and terminal escapes."""
     return Text(fmt.printable(text), style=style)

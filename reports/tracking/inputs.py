@@ -21,7 +21,7 @@ _LONGEST_DIGEST = 36  # more is refused: mlflow/utils/validation.py; params have
 
 
 class _Samples(MetaDataset):
-    """Samples that are described and not held."""
+    """Description of samples, without the samples."""
 
     def __init__(self, source: DatasetSource, name: str, digest: str, number: int) -> None:
         super().__init__(source, name, digest)
@@ -33,7 +33,7 @@ class _Samples(MetaDataset):
 
 
 def dataset_inputs(data: Mapping[str, Any]) -> list[DatasetInput]:
-    """Return an input with its digest for every split of `Results.data`; its context is the name of the split."""
+    """Return MLflow's dataset inputs, one per split of `Results.data`; the context is the name of the split."""
     inputs = []
     for split, description in data.items():
         name, source = _source(description["source"])
@@ -45,7 +45,7 @@ def dataset_inputs(data: Mapping[str, Any]) -> list[DatasetInput]:
 
 
 def _source(given: Any) -> tuple[str, DatasetSource]:
-    """Return a name and where the samples come from, of a source as the config names it."""
+    """Return a data set's name and MLflow source, from a source as the config has it."""
     given = given if isinstance(given, Mapping) else {"callable": str(given)}
     if hub := given.get("hub"):
         return hub, HuggingFaceDatasetSource(

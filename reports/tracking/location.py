@@ -17,7 +17,7 @@ DEFAULT_EXPERIMENT = "calibrate"
 
 @dataclass(frozen=True)
 class Destination:
-    """A place for a job's runs.
+    """Where the runs of a job are logged.
 
     Attributes:
         uri: of the tracking server or its database.
@@ -33,9 +33,10 @@ class Destination:
     def of(
         cls, results: Results, uri: str | None = None, experiment: str | None = None, name: str | None = None
     ) -> Destination:
-        """Return where the job's config says that its results go; what is given here comes first.
+        """Return the destination that the job's config names; arguments take precedence.
 
-        Raises UsageError where only the config says it, and a password in it, which results do not hold.
+        Raises:
+            UsageError: only the config names the server, with a password, which results do not hold.
         """
         tracking = results.config.get("tracking") or {}
         configured = tracking.get("uri")
@@ -54,11 +55,21 @@ class Destination:
 
 
 def default_uri(configured: str | None) -> str:
-    """Return the tracking URI: the config's, else MLFLOW_TRACKING_URI, else a sqlite file in this folder."""
+    """Return the tracking URI: the config's, else MLFLOW_TRACKING_URI, else a SQLite file in the working directory.
+
+    >>> default_uri("http://mlflow:5000")
+    'http://mlflow:5000'
+    """
     return configured or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
 def ui_command(uri: str) -> str:
-    """Return what to type, or where to look, to see the runs."""
+    """Return the command that opens MLflow's user interface, or the address of a server that has one.
+
+    >>> ui_command("sqlite:///mlflow.db")
+    'mlflow ui --backend-store-uri sqlite:///mlflow.db'
+    >>> ui_command("http://mlflow:5000")
+    'http://mlflow:5000'
+    """
     shown: str = without_passwords(uri)
     return shown if uri.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {shown}"

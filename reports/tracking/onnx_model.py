@@ -17,14 +17,14 @@ _SIMULATED = {"extra_session_config": {"session.disable_quant_qdq": "1"}}
 
 
 def save(file: Path, folder: Path, model: Model) -> None:
-    """Save `file` to the new `folder` in the onnx flavor.
+    """Save an ONNX file as an MLflow model in the onnx flavor.
 
-    Weights in external data are never in memory: they are linked to, beside a graph that refers to them as before.
+    External data are not loaded: the saved model has links to them.
 
     Args:
         file: ONNX; its external data, if any, are beside it.
-        folder: is made.
-        model: MLflow's description; gets signature and flavor.
+        folder: to write; must not exist.
+        model: MLflow's description of the model; signature and flavor are added to it.
     """
     import mlflow.onnx
     import onnx

@@ -1,7 +1,7 @@
-"""What is logged to MLflow, as data.
+"""Records of the runs that are logged to MLflow, as data.
 
 All candidates and trials have the same parameters, and the same metrics as far as they were measured, so that
-MLflow's own pages compare them, across jobs too. Nothing here depends on when or how often it is sent.
+MLflow's own pages compare them, across jobs too. A record does not depend on when or how often it is sent.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from validate.results import Candidate, CandidateAccuracy, LayerError, Results, 
 __all__ = ["JobRecord", "Measurement", "RunRecord", "job_record"]
 
 FILES = ("results.json", "plan.json", "statistics.npz", "samples.parquet", "illustrations.json", "report.html")
-"""Artifacts of the job, where they are there. Other parts of the product find them by these names."""
+"""Artifacts of the job's run, as far as the files exist. `reports.release` finds them by these names."""
 MODEL = "model.int8.onnx"
 TABLES_TAG = "mlflow.loggedArtifacts"
-"""By which MLflow's pages know which artifacts are tables; `mlflow.log_table` sets it."""
+"""Tag that lists the artifacts that MLflow shows as tables; `mlflow.log_table` sets it."""
 _LONGEST_PARAM, _LONGEST_TAG, _LONGEST_KEY = 6000, 8000, 250  # more is refused: mlflow/utils/validation.py
 
 
 class Measurement(NamedTuple):
-    """A finite metric; `step` is the depth of a layer, else 0."""
+    """A metric with a finite value; `step` is the depth of a layer, else 0."""
 
     key: str
     value: float
@@ -41,13 +41,13 @@ class Measurement(NamedTuple):
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run.
+    """Record of one MLflow run.
 
     Attributes:
-        name: shown to people.
-        plan: hash of the plan that the run is about; empty for the job, which is about all of them.
-        tags, params, metrics: as MLflow has them.
-        texts: artifacts by file name.
+        name: of the run.
+        plan: hash of the run's plan; empty for the run of the job.
+        tags, params, metrics: of the run.
+        texts: content of text artifacts, by file name.
     """
 
     name: str
@@ -60,17 +60,17 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job and all that is nested in it.
+    """Record of a job: its run, and the runs nested in it.
 
     Attributes:
-        key: identifies the job: the same results have the same, wherever and whenever they are read.
-        version: of the results; another one where they were judged again.
-        started_ms, ended_ms: since the epoch.
+        key: identifies the job; it depends on the results alone.
+        version: hash of the results; it changes where they are judged again.
+        started_ms, ended_ms: milliseconds since the epoch.
         job: the run of the job.
         plans: the runs of its candidates and trials.
         data: `Results.data`.
-        files: artifacts of the job's run that are there.
-        model: the selected candidate's file, where it is there.
+        files: artifacts of the job's run that exist.
+        model: ONNX file of the selected candidate; None where it does not exist.
     """
 
     key: str
@@ -85,7 +85,15 @@ class JobRecord:
 
 
 def job_record(results: Results, folder: Path) -> JobRecord:
-    """Return what to log of results whose files are in `folder`. Raises JobError where the model is another one."""
+    """Return the record of a job.
+
+    Args:
+        results: of the job.
+        folder: with the job's files.
+
+    Raises:
+        JobError: the model in the folder was not made from the selected candidate's plan.
+    """
     ended = int(1000 * datetime.fromisoformat(results.created).timestamp())
     return JobRecord(
         key=_key(results),
@@ -101,9 +109,9 @@ def job_record(results: Results, folder: Path) -> JobRecord:
 
 
 def _model(results: Results, path: Path) -> Path | None:
-    """Return the selected candidate's file, where there is one; another model must never be taken for what was judged.
+    """Return the selected candidate's ONNX file; None where it does not exist.
 
-    Raises JobError where it was not made from the candidate's plan.
+    Raises JobError where it was not made from the candidate's plan: it would be logged as the model that was judged.
     """
     if not path.is_file():
         return None
@@ -119,7 +127,7 @@ def _model(results: Results, path: Path) -> Path | None:
 
 
 def _key(results: Results) -> str:
-    """Return the hash of what was measured when and where. The verdict may be made again, and is left out."""
+    """Return the hash that identifies the job. The verdict is not in it, as it may be judged again."""
     plans = [candidate.plan_hash for candidate in results.candidates]
     return _digest([results.created, results.command, results.model.sha256, results.timings, plans])
 
@@ -213,7 +221,7 @@ def _trial(results: Results, trial: Trial) -> RunRecord:
 
 
 def _strategy(results: Results, trial: Trial) -> str:
-    """Return what chose a trial's scales: trials are named after the candidate that they put layers back of."""
+    """Return the strategy of a trial's scales: a trial's name begins with that of the candidate it derives from."""
     strategies = {candidate.name: candidate.strategy for candidate in results.candidates}
     return strategies.get(trial.name.rpartition("+")[0], "unknown")
 
@@ -244,7 +252,7 @@ def _trial_tags(trial: Trial | None) -> dict[str, str]:
 
 
 def _context_tags(results: Results) -> dict[str, str]:
-    """Return what made the run, and what the model is to run on, as the config says."""
+    """Return tags of the command that made the run, and of the config's target device."""
     target = results.config.get("target") or {}
     capability = target.get("compute_capability")
     gpu = target.get("gpu") or (f"compute capability {capability}" if capability else "none")

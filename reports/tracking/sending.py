@@ -1,7 +1,7 @@
-"""Sends records to a tracking server, exactly once, however often it fails in between.
+"""Sends records to a tracking server, each exactly once, also where attempts fail and are repeated.
 
-Every run carries the job's key, so that a second attempt finds what the first has left and completes it. A run that
-holds all of its record is tagged with the version of the results, as the last thing that is done to it.
+Every run is tagged with the job's key, so that a second attempt finds the runs of the first and completes them. A
+complete run is tagged with the version of the results; that tag is set last.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ _HTTP_TOO_MANY_REQUESTS, _HTTP_SERVER_ERRORS = 429, 500
 
 
 def log_results(results: Results, folder: Path, destination: Destination, retry_seconds: float = RETRY_SECONDS) -> bool:
-    """Log a job that is already on disk; complete what an earlier attempt has left.
+    """Log the results of a job to MLflow; what an earlier attempt has sent is completed.
 
     Args:
         results: of the job.
-        folder: where its files are; those that are missing are not logged.
-        destination: where to.
-        retry_seconds: how long to try again from the first failure on. A request that hangs adds at most
-            MLFLOW_HTTP_REQUEST_TIMEOUT, or where that is not set, 20 seconds, and 120 for a file.
+        folder: with its files; those that are missing are not logged.
+        destination: server, experiment and name.
+        retry_seconds: how long to try again after the first failure. A request without an answer adds at most
+            MLFLOW_HTTP_REQUEST_TIMEOUT; where that is not set, 20 seconds, and 120 for a file.
 
     Returns:
         False where everything was there already, so that nothing was sent.

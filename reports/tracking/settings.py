@@ -10,7 +10,7 @@ __all__ = ["TrackingConfig"]
 
 
 class TrackingConfig(Section):
-    """Where MLflow logs."""
+    """Settings of logging to MLflow."""
 
     uri: str | None = Field(
         default=None, description="tracking server; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
