@@ -67,7 +67,7 @@ def worst_table(comparison: Comparison, judgement: Judgement) -> Table:
 
 
 def findings(comparison: Comparison) -> list[str]:
-    """Return sentences that name the worst layer of each view, and say if error comes from the scales or the runtime."""
+    """Return sentences that name the worst layer of each view, and say if the scales or the runtime make the error."""
     sentences = []
     if makers := by_isolated(comparison.layers):
         made = _level(makers[0].isolated)
