@@ -105,7 +105,7 @@ def plan(
     overrides: OverridesOption = None,
     output: Annotated[Path, typer.Option("--output", help="folder of the plans")] = Path("plans"),
 ) -> None:
-    """Make a plan of statistics for every strategy of the config, without inference."""
+    """Make a plan from statistics for every strategy of the config, without inference."""
     step(lambda console: _commands().plan(_config(config, overrides), statistics, output, console))
 
 
@@ -141,7 +141,7 @@ def import_cache(
     model: ModelArgument,
     output: Annotated[Path, typer.Option("--output", help="plan to write")] = Path("plan.json"),
 ) -> None:
-    """Make a plan of a calibration cache and its float model."""
+    """Make a plan from a calibration cache and its float model."""
     step(lambda console: _commands().import_cache(cache, model, output, console))
 
 

@@ -1,4 +1,4 @@
-"""What a plan costs to run on the target: measured on its GPU, estimated by a roofline, or counted in MACs.
+"""Cost of a plan on the target: measured on its GPU, estimated by a roofline, or counted in MACs.
 
 `price` picks the best of the three that is available; the search looks for plans of low cost.
 """

@@ -247,7 +247,7 @@ def _outputs(graph: Operations, members: list[int]) -> list[str]:
 
 
 def _pads_with_zero(node: ir.Node) -> bool:
-    """Tell whether the node is a Pad that adds no other values than its input has, and zero, which int8 has too."""
+    """Return whether the node is a Pad that adds only values of its input, or zero, which int8 holds exactly."""
     if node.op_type != "Pad":
         return False
     value = node.inputs[2] if len(node.inputs) > 2 else None

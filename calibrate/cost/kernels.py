@@ -218,7 +218,7 @@ def _int8_requirements(
 
 
 def _quantizes(start: Operation, layer: int) -> int:
-    """Tell whether a kernel can write int8: an int8 layer, and what is itself pointwise or commutes with Q."""
+    """Return whether a kernel can write int8: an int8 layer can, and pointwise or commuting operations can."""
     if layer >= 0:
         return _QUANTIZES_IF_INT8
     return _QUANTIZES if start.pointwise or start.commutes else _NEVER_QUANTIZES

@@ -209,6 +209,12 @@ def float_precision(node: ir.Node, plan: QuantizationPlan) -> FloatPrecision:
 
     A node that cannot have the type that the plan names is fp32: its values leave FP16's range
     (`QuantizationPlan.wide_nodes`), or ONNX or TensorRT has no bf16 there.
+
+    >>> from calibrate.plan import Origin
+    >>> plan = QuantizationPlan(name="p", strategy="none", origin=Origin(model_sha256="0" * 64), scales={}, layers={},
+    ...                         float_precision="fp16", wide_nodes={"large"})
+    >>> [float_precision(ir.node("Mul", [], name=name), plan) for name in ("small", "large")]
+    ['fp16', 'fp32']
     """
     if is_always_fp32(node):
         return "fp32"

@@ -73,7 +73,7 @@ class Trials:
     records: list[Trial] = field(default_factory=list)
 
     def run(self) -> SearchOutcome:
-        """Rank, search, and return what was found."""
+        """Rank the layers, search, and return the plans that were found."""
         layers = [name for name, precision in self.plan.layers.items() if precision == "int8"]
         pool = min(self.settings.samples, self.bench.calibration.samples)
         samples = ranking_samples(len(layers), pool)
@@ -153,7 +153,7 @@ class Trials:
 
     @cached_property
     def _precisions(self) -> tuple[dict[str, Precision], dict[str, Precision]]:
-        """What the layers are computed in by the plan, and with all of them back: the search asks very often."""
+        """Precisions of the layers in the plan, and with all of them in float; cached, as every cost needs them."""
         prepared, plan = self.bench.inputs.model.prepared, self.plan
         back = plan.with_layers(plan.int8_layers, self.settings.precision, plan.name)
         return layer_precisions(prepared, plan), layer_precisions(prepared, back)

@@ -1,4 +1,4 @@
-"""Makes plans of statistics and strategies, without inference."""
+"""Makes plans from statistics and strategies, without inference."""
 
 from __future__ import annotations
 
@@ -119,6 +119,13 @@ def plan_of_scales(
         placement: of the model.
         origin: of the scales.
         rules: settings that the user chose.
+
+    >>> import onnx_ir as ir
+    >>> from calibrate.graph import place
+    >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+    ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
+    >>> plan_of_scales("given", {}, place(model), Origin(model_sha256="0" * 64), QuantizationRules()).layers
+    {'product': 'fp32'}
     """
     shared = dict(scales)
     for group in placement.scale_groups():

@@ -1,6 +1,6 @@
 """The command lines of `validate` and `reports`.
 
-They are here because they show what they find: `reports` is the lowest package that may run `validate` and print.
+They are here because they print results: `reports` is the lowest package that may import `validate` and show results.
 """
 
 from reports.commands.reports import app as reports_app

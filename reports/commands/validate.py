@@ -68,7 +68,7 @@ def compare(
     reference: Annotated[
         str | None, typer.Argument(help="FILE.onnx, FILE.engine, FILE.pt2, module:name or FILE.py:name")
     ] = None,
-    candidate: Annotated[str | None, typer.Argument(help="what is held against it")] = None,
+    candidate: Annotated[str | None, typer.Argument(help="model that is compared with it")] = None,
     data: Annotated[
         Path | None, typer.Option("--data", help="a config with a section data, or an .npz with an array per input")
     ] = None,
@@ -90,7 +90,7 @@ def compare(
     ] = None,
     output: Annotated[Path, typer.Option("--output", help="output folder")] = Path("runs/compare"),
 ) -> None:
-    """Say layer by layer how far a model is from a reference, and which layer is to blame."""
+    """Compare a model with a reference layer by layer, and name the layers that make the error."""
 
     def job(console: Console) -> int:
         from validate.exceptions import NothingComparedError, UsageError

@@ -303,7 +303,7 @@ def _line(colour: str, dash: str, width: float, **ends: Any) -> dict[str, Any]:
 
 
 def _hover(layer: LayerDifference, failures: Sequence[str]) -> str:
-    """Return what is said of a layer: plotly's lines, with everything in them that came from a model escaped."""
+    """Return the hover text of a layer, in plotly's HTML, with every text from the model escaped."""
     lines = [
         f"<b>{plot_text(fmt.shorten(layer.node, 60))}</b>",
         f"{plot_text(layer.op_type)}, {layer.precision.upper()}",

@@ -1,4 +1,4 @@
-"""What the command lines print: results as tables and panels of rich.
+"""Terminal output of the command lines: results as tables and panels of rich.
 
 One module per kind of result.
 """

@@ -1,10 +1,10 @@
 """Logs results to MLflow: a job is a run, and every candidate and trial is a run nested in it.
 
-- `location`: where to (`Destination`), and how to look at it
-- `records`: what is logged, as data: a pure function of the results and of the files beside them
-- `inputs`: the data sets, as MLflow knows them
+- `location`: the tracking server (`Destination`), and the command that opens its user interface
+- `records`: the runs as data, a pure function of the results and of the files beside them
+- `inputs`: the data sets, as MLflow's dataset inputs
 - `onnx_model`: the selected candidate as an MLflow model
-- `sending`: makes a server hold the records, exactly once, however often it fails in between (`log_results`)
+- `sending`: sends the records, each exactly once, also where attempts fail and are repeated (`log_results`)
 
 docs/mlflow.md says what is where.
 """

@@ -1,4 +1,4 @@
-"""The data sets of a job, as MLflow knows them. Imports MLflow."""
+"""The data sets of a job, as MLflow's dataset inputs. Imports MLflow."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def log_results(results: Results, folder: Path, destination: Destination, retry_
 
 
 def _may_pass(error: Exception) -> bool:
-    """Tell whether what failed may work a moment later."""
+    """Return whether a failure is transient, so that a retry may succeed."""
     import requests
     from mlflow.exceptions import MlflowException
 
@@ -157,7 +157,7 @@ class _Sending:
         return True
 
     def _known_runs(self) -> dict[str, Run]:
-        """Return the runs of the job that are there, in whatever experiment, by their plan."""
+        """Return the job's runs on the server, of any experiment, by their plan's hash."""
         page = self.client.search_experiments()
         experiments = list(page)
         while page.token:
