@@ -81,12 +81,13 @@ class SplitFingerprint:
         smallest, largest: least and largest size on each axis, by input name.
         labels: running SHA-256 of all labels.
 
-    >>> batch = Batch({"x": np.zeros((2, 3))}, labels=["cat", "dog"], contents=[b"hash 0", b"hash 1"], first=0)
-    >>> fingerprint = SplitFingerprint()
-    >>> len(list(fingerprint.record([batch]))), fingerprint.classes
-    (1, ['cat', 'dog'])
-    >>> list(fingerprint.verify([batch])) == [batch]
-    True
+    Examples:
+        >>> batch = Batch({"x": np.zeros((2, 3))}, labels=["cat", "dog"], contents=[b"hash 0", b"hash 1"], first=0)
+        >>> fingerprint = SplitFingerprint()
+        >>> len(list(fingerprint.record([batch]))), fingerprint.classes
+        (1, ['cat', 'dog'])
+        >>> list(fingerprint.verify([batch])) == [batch]
+        True
     """
 
     contents: dict[bytes, int] = field(default_factory=dict)

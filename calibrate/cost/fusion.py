@@ -180,15 +180,16 @@ def fused(graph: Operations) -> list[Fused]:
     and the Add of a residual that was computed before. A kernel with multiply-accumulates takes in only operations
     whose output has as many elements as its own.
 
-    >>> import onnx_ir as ir
-    >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
-    ...     net (float[1, 2] x) => (float[1, 2] y) <float[2, 2] w = {1, 2, 3, 4}> {
-    ...         [product] z = MatMul(x, w)
-    ...         [activation] y = Relu(z)
-    ...     }''')
-    >>> graph = operations(model, {"x": (1, 2)})
-    >>> [[graph.operations[member].name for member in kernel.members] for kernel in fused(graph)]
-    [['product', 'activation']]
+    Examples:
+        >>> import onnx_ir as ir
+        >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+        ...     net (float[1, 2] x) => (float[1, 2] y) <float[2, 2] w = {1, 2, 3, 4}> {
+        ...         [product] z = MatMul(x, w)
+        ...         [activation] y = Relu(z)
+        ...     }''')
+        >>> graph = operations(model, {"x": (1, 2)})
+        >>> [[graph.operations[member].name for member in kernel.members] for kernel in fused(graph)]
+        [['product', 'activation']]
     """
     taken: set[int] = set()
     kernels = []

@@ -47,8 +47,9 @@ class Gpu:
         Raises:
             JobError: the GPU does not compute in that precision.
 
-        >>> 1 / gpu_named("T4").seconds_per_operation("int8")
-        130000000000000.0
+        Examples:
+            >>> 1 / gpu_named("T4").seconds_per_operation("int8")
+            130000000000000.0
         """
         if precision not in self.tera:
             raise JobError(f"the {self.name} does not compute in {precision}; use fp16")
@@ -127,10 +128,11 @@ def gpu_named(name: str) -> Gpu:
     Raises:
         JobError: no GPU has that name; the message lists the names.
 
-    >>> gpu_named("NVIDIA GeForce RTX 4090").name
-    'RTX 4090'
-    >>> gpu_named("h100").name
-    'H100 SXM'
+    Examples:
+        >>> gpu_named("NVIDIA GeForce RTX 4090").name
+        'RTX 4090'
+        >>> gpu_named("h100").name
+        'H100 SXM'
     """
     wanted = _words(name)
     for gpu in GPUS:
@@ -146,10 +148,11 @@ def gpu_named(name: str) -> Gpu:
 def gpu_of(compute_capability: str) -> Gpu | None:
     """Return the GPU that stands for a compute capability; None where none is known.
 
-    >>> gpu_of("8.9").name
-    'L4'
-    >>> gpu_of("12.0") is None
-    True
+    Examples:
+        >>> gpu_of("8.9").name
+        'L4'
+        >>> gpu_of("12.0") is None
+        True
     """
     return next((gpu for gpu in GPUS if gpu.compute_capability == compute_capability), None)
 

@@ -136,14 +136,15 @@ def kernels_of(model: ir.Model, placement: Placement, shapes: Mapping[str, tuple
     Raises:
         JobError: the shapes do not fit the model; see `tensor_shapes`.
 
-    >>> import onnx_ir as ir
-    >>> from calibrate.graph import place
-    >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
-    ...     net (float[1, 2] x) => (float[1, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
-    >>> kernels = kernels_of(model, place(model), {"x": (1, 2)})
-    >>> traffic = kernels.traffic({"product": "int8"}, "fp16")  # the input and the output are fp32
-    >>> traffic.kernels.tolist(), traffic.reformats.tolist()
-    ([10.0], [10.0, 12.0])
+    Examples:
+        >>> import onnx_ir as ir
+        >>> from calibrate.graph import place
+        >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+        ...     net (float[1, 2] x) => (float[1, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
+        >>> kernels = kernels_of(model, place(model), {"x": (1, 2)})
+        >>> traffic = kernels.traffic({"product": "int8"}, "fp16")  # the input and the output are fp32
+        >>> traffic.kernels.tolist(), traffic.reformats.tolist()
+        ([10.0], [10.0, 12.0])
     """
     graph = operations(model, shapes)
     groups = fused(graph)

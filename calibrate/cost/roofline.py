@@ -72,12 +72,13 @@ def multiply_accumulates(model: ir.Model, placement: Placement, shapes: Shapes) 
     Raises:
         JobError: the shapes do not fit the model.
 
-    >>> import onnx_ir as ir
-    >>> from calibrate.graph import place
-    >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
-    ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
-    >>> multiply_accumulates(model, place(model), {"x": (4, 2)})
-    {'product': 16}
+    Examples:
+        >>> import onnx_ir as ir
+        >>> from calibrate.graph import place
+        >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+        ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
+        >>> multiply_accumulates(model, place(model), {"x": (4, 2)})
+        {'product': 16}
     """
     known = tensor_shapes(model, shapes)
     layers = {layer.node for layer in placement.layers}
@@ -96,9 +97,10 @@ class MacCost:
     Attributes:
         macs: by layer; see `multiply_accumulates`.
 
-    >>> cost = MacCost({"first": 100, "second": 50}).cost({"first": "int8", "second": "fp16"})
-    >>> cost.value, cost.unit
-    (200.0, 'INT8-equivalent MACs')
+    Examples:
+        >>> cost = MacCost({"first": 100, "second": 50}).cost({"first": "int8", "second": "fp16"})
+        >>> cost.value, cost.unit
+        (200.0, 'INT8-equivalent MACs')
     """
 
     macs: Mapping[str, int]
@@ -184,13 +186,14 @@ def roofline(model: ir.Model, placement: Placement, shapes: Shapes, gpu: str, fl
     Raises:
         JobError: the GPU is unknown or does not compute in that precision, or the shapes do not fit the model.
 
-    >>> import onnx_ir as ir
-    >>> from calibrate.graph import place
-    >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
-    ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
-    >>> estimate = roofline(model, place(model), {"x": (1000, 2)}, gpu="L4", float_precision="fp16")
-    >>> round(estimate.cost({"product": "fp16"}).value, 6), estimate.cost({"product": "fp16"}).unit
-    (0.003107, 'ms')
+    Examples:
+        >>> import onnx_ir as ir
+        >>> from calibrate.graph import place
+        >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+        ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
+        >>> estimate = roofline(model, place(model), {"x": (1000, 2)}, gpu="L4", float_precision="fp16")
+        >>> round(estimate.cost({"product": "fp16"}).value, 6), estimate.cost({"product": "fp16"}).unit
+        (0.003107, 'ms')
     """
     known = gpu_named(gpu)
     known.seconds_per_operation(float_precision)

@@ -57,9 +57,10 @@ class TargetConfig(Section):
             name: of the GPU, as the driver has it.
             compute_capability: of the GPU, e.g. ``8.9``.
 
-        >>> target = TargetConfig(gpu="L4")
-        >>> target.is_gpu("NVIDIA L4", "8.9"), target.is_gpu("NVIDIA GeForce RTX 4090", "8.9")
-        (True, False)
+        Examples:
+            >>> target = TargetConfig(gpu="L4")
+            >>> target.is_gpu("NVIDIA L4", "8.9"), target.is_gpu("NVIDIA GeForce RTX 4090", "8.9")
+            (True, False)
         """
         if self.gpu is None:
             return compute_capability == self.compute_capability
@@ -71,7 +72,8 @@ class TargetConfig(Section):
     def known_gpu(self) -> Gpu | None:
         """Return the GPU by which the target's speed is estimated; None where none has its compute capability.
 
-        >>> TargetConfig(compute_capability="8.6").known_gpu().name
-        'A10'
+        Examples:
+            >>> TargetConfig(compute_capability="8.6").known_gpu().name
+            'A10'
         """
         return gpu_named(self.gpu) if self.gpu else gpu_of(self.compute_capability)

@@ -30,12 +30,13 @@ def tensor_shapes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Sha
     Raises:
         JobError: an input's shape is missing or does not fit, or the model cannot be run.
 
-    >>> import onnx_ir as ir
-    >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
-    ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { y = MatMul(x, w) }''')
-    >>> shapes = tensor_shapes(model, {"x": (4, 2)})
-    >>> shapes["w"], shapes["y"]
-    ((2, 2), (4, 2))
+    Examples:
+        >>> import onnx_ir as ir
+        >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+        ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { y = MatMul(x, w) }''')
+        >>> shapes = tensor_shapes(model, {"x": (4, 2)})
+        >>> shapes["w"], shapes["y"]
+        ((2, 2), (4, 2))
     """
     wanted = {str(value.name) for value in model.graph.inputs}
     if wanted != inputs.keys():
@@ -71,11 +72,12 @@ def multiply_accumulates_of(node: ir.Node, shapes: Mapping[str, Shape]) -> int:
         node: of the model.
         shapes: of its tensors; see `tensor_shapes`.
 
-    >>> import onnx_ir as ir
-    >>> x, w, y = (ir.Value(name=name) for name in "xwy")
-    >>> node = ir.Node("", "MatMul", [x, w], outputs=[y])
-    >>> multiply_accumulates_of(node, {"x": (4, 2), "w": (2, 3), "y": (4, 3)})
-    24
+    Examples:
+        >>> import onnx_ir as ir
+        >>> x, w, y = (ir.Value(name=name) for name in "xwy")
+        >>> node = ir.Node("", "MatMul", [x, w], outputs=[y])
+        >>> multiply_accumulates_of(node, {"x": (4, 2), "w": (2, 3), "y": (4, 3)})
+        24
     """
     if node.domain != "" or node.op_type not in {"Conv", "ConvTranspose", "Gemm", "MatMul"}:
         return 0

@@ -43,14 +43,15 @@ def count_nodes(plan: QuantizationPlan, model: ir.Model) -> NodeCounts:
 
     Nodes without a float tensor (shape arithmetic) are counted as fp32, as in the float model.
 
-    >>> import onnx_ir as ir
-    >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
-    ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
-    >>> from calibrate.plan import Origin
-    >>> plan = QuantizationPlan(name="p", strategy="minmax", origin=Origin(model_sha256="0" * 64),
-    ...                         scales={"x": 0.02}, layers={"product": "int8"})
-    >>> count_nodes(plan, model).int8
-    1
+    Examples:
+        >>> import onnx_ir as ir
+        >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+        ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
+        >>> from calibrate.plan import Origin
+        >>> plan = QuantizationPlan(name="p", strategy="minmax", origin=Origin(model_sha256="0" * 64),
+        ...                         scales={"x": 0.02}, layers={"product": "int8"})
+        >>> count_nodes(plan, model).int8
+        1
     """
     counts: Counter[str] = Counter()
     for node in model.graph:

@@ -41,13 +41,14 @@ def check(model: ir.Model, excluded: Collection[str] = ()) -> list[str]:
         model: with Q/DQ.
         excluded: names of nodes that were left in float on purpose, so that no rule asks for Q/DQ around them.
 
-    >>> import onnx_ir as ir
-    >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
-    ...     net (float[2] x) => (int8[2] y) <float scale = {0.5}, int8 zero = {3}> {
-    ...         [quantize] y = QuantizeLinear(x, scale, zero)
-    ...     }''')
-    >>> check(model)
-    ['quantize: the zero point is not 0']
+    Examples:
+        >>> import onnx_ir as ir
+        >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+        ...     net (float[2] x) => (int8[2] y) <float scale = {0.5}, int8 zero = {3}> {
+        ...         [quantize] y = QuantizeLinear(x, scale, zero)
+        ...     }''')
+        >>> check(model)
+        ['quantize: the zero point is not 0']
     """
     found: list[str] = []
     for node in model.graph:

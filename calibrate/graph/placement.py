@@ -127,11 +127,12 @@ def place(model: ir.Model, rules: QuantizationRules = _DEFAULT_RULES) -> Placeme
     Raises:
         JobError: the rules exclude a node that is not there.
 
-    >>> import onnx_ir as ir
-    >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
-    ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
-    >>> place(model).layers
-    (Layer(node='product', op_type='MatMul', activation='x', weight='w', axis=1, output='y'),)
+    Examples:
+        >>> import onnx_ir as ir
+        >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+        ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
+        >>> place(model).layers
+        (Layer(node='product', op_type='MatMul', activation='x', weight='w', axis=1, output='y'),)
     """
     layers: list[Layer] = []
     left: dict[str, str] = {}
@@ -179,8 +180,9 @@ def _suggestion(name: str, names: list[str]) -> str:
 def weight_axis(node: ir.Node) -> int:
     """Return the axis of the weight that is the layer's output channel or feature.
 
-    >>> [weight_axis(ir.node(op_type, [None, None])) for op_type in ("Conv", "ConvTranspose", "MatMul")]
-    [0, 1, 1]
+    Examples:
+        >>> [weight_axis(ir.node(op_type, [None, None])) for op_type in ("Conv", "ConvTranspose", "MatMul")]
+        [0, 1, 1]
     """
     if node.op_type == "Conv":
         return 0
@@ -221,9 +223,10 @@ def is_residual(node: ir.Node) -> bool:
     An Add of a constant is a bias, and one that broadcasts does not fuse. Dimensions that are not known are taken to be
     equal.
 
-    >>> x, y = (ir.Value(name=name, shape=ir.Shape(["N", 8])) for name in "xy")
-    >>> is_residual(ir.node("Add", [x, y])), is_residual(ir.node("Mul", [x, y]))
-    (True, False)
+    Examples:
+        >>> x, y = (ir.Value(name=name, shape=ir.Shape(["N", 8])) for name in "xy")
+        >>> is_residual(ir.node("Add", [x, y])), is_residual(ir.node("Mul", [x, y]))
+        (True, False)
     """
     if node.domain != "" or node.op_type != "Add":
         return False

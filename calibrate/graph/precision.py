@@ -210,11 +210,12 @@ def float_precision(node: ir.Node, plan: QuantizationPlan) -> FloatPrecision:
     A node that cannot have the type that the plan names is fp32: its values leave FP16's range
     (`QuantizationPlan.wide_nodes`), or ONNX or TensorRT has no bf16 there.
 
-    >>> from calibrate.plan import Origin
-    >>> plan = QuantizationPlan(name="p", strategy="none", origin=Origin(model_sha256="0" * 64), scales={}, layers={},
-    ...                         float_precision="fp16", wide_nodes={"large"})
-    >>> [float_precision(ir.node("Mul", [], name=name), plan) for name in ("small", "large")]
-    ['fp16', 'fp32']
+    Examples:
+        >>> from calibrate.plan import Origin
+        >>> plan = QuantizationPlan(name="p", strategy="none", origin=Origin(model_sha256="0" * 64), scales={},
+        ...                         layers={}, float_precision="fp16", wide_nodes={"large"})
+        >>> [float_precision(ir.node("Mul", [], name=name), plan) for name in ("small", "large")]
+        ['fp16', 'fp32']
     """
     if is_always_fp32(node):
         return "fp32"
@@ -243,14 +244,15 @@ def layer_precisions(model: ir.Model, plan: QuantizationPlan) -> dict[str, Preci
         model: what `prepare` returned; not changed.
         plan: for this model.
 
-    >>> import onnx_ir as ir
-    >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
-    ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
-    >>> from calibrate.plan import Origin
-    >>> plan = QuantizationPlan(name="fp16", strategy="none", origin=Origin(model_sha256="0" * 64), scales={},
-    ...                         layers={"product": "fp16"}, wide_nodes={"product"})
-    >>> layer_precisions(model, plan)
-    {'product': 'fp32'}
+    Examples:
+        >>> import onnx_ir as ir
+        >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+        ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
+        >>> from calibrate.plan import Origin
+        >>> plan = QuantizationPlan(name="fp16", strategy="none", origin=Origin(model_sha256="0" * 64), scales={},
+        ...                         layers={"product": "fp16"}, wide_nodes={"product"})
+        >>> layer_precisions(model, plan)
+        {'product': 'fp32'}
     """
     return {str(node.name): precision_of(node, plan) for node in model.graph if node.name in plan.layers}
 
@@ -258,8 +260,9 @@ def layer_precisions(model: ir.Model, plan: QuantizationPlan) -> dict[str, Preci
 def is_always_fp32(node: ir.Node) -> bool:
     """Return whether a node's float tensors are float32 in every plan.
 
-    >>> is_always_fp32(ir.node("Resize", [])), is_always_fp32(ir.node("Conv", []))
-    (True, False)
+    Examples:
+        >>> is_always_fp32(ir.node("Resize", [])), is_always_fp32(ir.node("Conv", []))
+        (True, False)
     """
     return node.op_type in _FP32_ONLY or any(attribute.type in _GRAPHS for attribute in node.attributes.values())
 

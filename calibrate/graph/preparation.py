@@ -36,12 +36,13 @@ def prepare(model: ir.Model) -> ir.Model:
     Raises:
         JobError: the model holds Q/DQ already, or cannot be converted to opset 19.
 
-    >>> import onnx_ir as ir
-    >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 17]>
-    ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { y = MatMul(x, w) }''')
-    >>> prepared = prepare(model)
-    >>> prepared.opset_imports[""], all(node.name for node in prepared.graph)
-    (19, True)
+    Examples:
+        >>> import onnx_ir as ir
+        >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 17]>
+        ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { y = MatMul(x, w) }''')
+        >>> prepared = prepare(model)
+        >>> prepared.opset_imports[""], all(node.name for node in prepared.graph)
+        (19, True)
     """
     from onnxscript import optimizer, rewriter, version_converter
     from onnxscript.rewriter.rules.common import (

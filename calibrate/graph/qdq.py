@@ -65,11 +65,13 @@ def quantize_weight(
         axis: of the output channels.
         plan: says if weights have scales per channel, and which float type has to hold them.
 
-    >>> from calibrate.plan import Origin
-    >>> plan = QuantizationPlan(name="p", strategy="minmax", origin=Origin(model_sha256="0" * 64), scales={}, layers={})
-    >>> array, scales = quantize_weight(np.array([[127.0, -1.0], [508.0, 4.0]], np.float32), 0, plan)
-    >>> array.tolist(), scales.tolist()
-    ([[127, -1], [127, 1]], [1.0, 4.0])
+    Examples:
+        >>> from calibrate.plan import Origin
+        >>> plan = QuantizationPlan(name="p", strategy="minmax", origin=Origin(model_sha256="0" * 64), scales={},
+        ...                         layers={})
+        >>> array, scales = quantize_weight(np.array([[127.0, -1.0], [508.0, 4.0]], np.float32), 0, plan)
+        >>> array.tolist(), scales.tolist()
+        ([[127, -1], [127, 1]], [1.0, 4.0])
     """
     per_channel = plan.weights == "per_channel"
     reduced = tuple(i for i in range(weight.ndim) if i != axis or not per_channel)
@@ -82,11 +84,12 @@ def quantize_weight(
 def representable(scale: NDArray[np.floating[Any]], plan: QuantizationPlan) -> NDArray[np.float32]:
     """Return scales rounded to the plan's float type, as float32; never 0 and never infinite.
 
-    >>> from calibrate.plan import Origin
-    >>> plan = QuantizationPlan(name="p", strategy="minmax", origin=Origin(model_sha256="0" * 64), scales={}, layers={},
-    ...                         float_precision="fp16")
-    >>> representable(np.array([0.5, 1e6]), plan).tolist()
-    [0.5, 65504.0]
+    Examples:
+        >>> from calibrate.plan import Origin
+        >>> plan = QuantizationPlan(name="p", strategy="minmax", origin=Origin(model_sha256="0" * 64), scales={},
+        ...                         layers={}, float_precision="fp16")
+        >>> representable(np.array([0.5, 1e6]), plan).tolist()
+        [0.5, 65504.0]
     """
     kind = FORMATS[plan.float_precision]
     bounded: NDArray[np.floating[Any]] = np.clip(scale, kind.smallest, kind.largest)

@@ -29,15 +29,16 @@ def switchable(model: ir.Model, placement: Placement, plan: QuantizationPlan) ->
         placement: of the model.
         plan: for this model.
 
-    >>> import onnx_ir as ir
-    >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
-    ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
-    >>> from calibrate.graph.placement import place
-    >>> from calibrate.plan import Origin
-    >>> plan = QuantizationPlan(name="p", strategy="minmax", origin=Origin(model_sha256="0" * 64),
-    ...                         scales={"x": 0.02}, layers={"product": "int8"})
-    >>> [value.name for value in switchable(model, place(model), plan).graph.inputs]
-    ['x', 'calibrate/switches']
+    Examples:
+        >>> import onnx_ir as ir
+        >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+        ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
+        >>> from calibrate.graph.placement import place
+        >>> from calibrate.plan import Origin
+        >>> plan = QuantizationPlan(name="p", strategy="minmax", origin=Origin(model_sha256="0" * 64),
+        ...                         scales={"x": 0.02}, layers={"product": "int8"})
+        >>> [value.name for value in switchable(model, place(model), plan).graph.inputs]
+        ['x', 'calibrate/switches']
     """
     result = model.clone()
     graph = result.graph

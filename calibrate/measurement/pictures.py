@@ -172,12 +172,13 @@ def thumbnail(value: Any) -> str | None:
             (channels, height, width) or (height, width, channels) with 1, 3 or 4 channels: uint8 as it is, other types
             scaled so that the least value is black and the largest white.
 
-    >>> import base64, io
-    >>> from PIL import Image
-    >>> Image.open(io.BytesIO(base64.b64decode(thumbnail(np.zeros((640, 640, 3), np.uint8))))).size
-    (96, 96)
-    >>> thumbnail("a sentence") is None
-    True
+    Examples:
+        >>> import base64, io
+        >>> from PIL import Image
+        >>> Image.open(io.BytesIO(base64.b64decode(thumbnail(np.zeros((640, 640, 3), np.uint8))))).size
+        (96, 96)
+        >>> thumbnail("a sentence") is None
+        True
     """
     image = _to_image(value)
     if image is None:

@@ -101,8 +101,9 @@ def observe_calibration_set(
 def unquantizable(statistics: Mapping[str, Statistics]) -> dict[str, str]:
     """Return why a tensor has no scale, by tensor, for those that have none; their layers stay in float.
 
-    >>> unquantizable({"never_computed": Statistics()})
-    {'never_computed': 'was computed for no calibration sample'}
+    Examples:
+        >>> unquantizable({"never_computed": Statistics()})
+        {'never_computed': 'was computed for no calibration sample'}
     """
     return {
         name: "was zero for every calibration sample" if s.count else "was computed for no calibration sample"

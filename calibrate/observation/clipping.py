@@ -47,11 +47,12 @@ def clipped_share(statistics: Statistics, scale: float) -> float:
         statistics: of the tensor, of at least one value.
         scale: positive; values beyond 127.5 times the scale are clipped.
 
-    >>> import numpy as np
-    >>> statistics = Statistics()
-    >>> statistics.update(np.array([0.0, 1.0, -2.0, 8.0]))
-    >>> clipped_share(statistics, scale=4 / 127)
-    0.25
+    Examples:
+        >>> import numpy as np
+        >>> statistics = Statistics()
+        >>> statistics.update(np.array([0.0, 1.0, -2.0, 8.0]))
+        >>> clipped_share(statistics, scale=4 / 127)
+        0.25
     """
     if statistics.amax <= _LARGEST * scale:
         return 0.0

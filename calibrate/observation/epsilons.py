@@ -62,15 +62,16 @@ def nodes_that_need_epsilons(prepared: ir.Model) -> set[ir.Node]:
     Args:
         prepared: what `calibrate.graph.preparation` returned; not changed.
 
-    >>> from calibrate.graph import prepare
-    >>> model = prepare(ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
-    ...     net (float[2] x) => (float[2] y) <float[1] tiny = {1e-12}> {
-    ...         [sum] z = Add(x, tiny)
-    ...         [quotient] q = Div(x, z)
-    ...         [activation] y = Relu(q)
-    ...     }'''))
-    >>> sorted(node.name for node in nodes_that_need_epsilons(model))
-    ['quotient', 'sum']
+    Examples:
+        >>> from calibrate.graph import prepare
+        >>> model = prepare(ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+        ...     net (float[2] x) => (float[2] y) <float[1] tiny = {1e-12}> {
+        ...         [sum] z = Add(x, tiny)
+        ...         [quotient] q = Div(x, z)
+        ...         [activation] y = Relu(q)
+        ...     }'''))
+        >>> sorted(node.name for node in nodes_that_need_epsilons(model))
+        ['quotient', 'sum']
     """
     nodes = list(prepared.graph)
     epsilons = {value for value in prepared.graph.initializers.values() if _underflows(value)}

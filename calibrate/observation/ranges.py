@@ -86,12 +86,13 @@ def observe_ranges(prepared: ir.Model, batches: Iterable[Batch]) -> dict[str, tu
         prepared: what `calibrate.graph.preparation` returned.
         batches: a few samples; `wide_nodes` adds the statistics of all samples.
 
-    >>> from calibrate.graph import prepare
-    >>> model = prepare(ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
-    ...     net (float[N, 2] x) => (float[N, 2] y) { y = Mul(x, x) }'''))
-    >>> batch = Batch({"x": np.array([[-3.0, 2.0]], np.float32)}, labels=[None], contents=[b""], first=0)
-    >>> observe_ranges(model, [batch])["y"]
-    (4.0, 9.0)
+    Examples:
+        >>> from calibrate.graph import prepare
+        >>> model = prepare(ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+        ...     net (float[N, 2] x) => (float[N, 2] y) { y = Mul(x, x) }'''))
+        >>> batch = Batch({"x": np.array([[-3.0, 2.0]], np.float32)}, labels=[None], contents=[b""], first=0)
+        >>> observe_ranges(model, [batch])["y"]
+        (4.0, 9.0)
     """
     model, names = _reduced(prepared)
     session = OnnxRuntimeModel(detach(model), optimize=False)  # nothing fuses, and rearranging tensors takes memory
@@ -120,11 +121,12 @@ def wide_nodes(
         ranges: of its activations, by `observe_ranges`; one that is not there is taken to be in range.
         statistics: of some of them, over all calibration samples.
 
-    >>> from calibrate.graph import prepare
-    >>> model = prepare(ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
-    ...     net (float[N, 2] x) => (float[N, 2] y) { [square] y = Mul(x, x) }'''))
-    >>> sorted(wide_nodes(model, {"x": (-300.0, 200.0), "y": (0.0, 90000.0)}, {}))
-    ['square']
+    Examples:
+        >>> from calibrate.graph import prepare
+        >>> model = prepare(ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+        ...     net (float[N, 2] x) => (float[N, 2] y) { [square] y = Mul(x, x) }'''))
+        >>> sorted(wide_nodes(model, {"x": (-300.0, 200.0), "y": (0.0, 90000.0)}, {}))
+        ['square']
     """
     constants = {value for value in prepared.graph.initializers.values() if _amax(value) > _LARGEST}
     masks, with_epsilons = _masks(prepared, constants), nodes_that_need_epsilons(prepared)

@@ -55,12 +55,13 @@ class Observation:
     Scales of one half, compared with those of all, show whether they had converged. The halves are interleaved, since
     with sorted data (by class, for example) the first and the last half would differ.
 
-    >>> import numpy as np
-    >>> observation = Observation.empty(["x"])
-    >>> for half, values in zip(observation.halves, ([1.0, -3.0], [2.0])):
-    ...     half["x"].update(np.array(values))
-    >>> observation.statistics["x"].amax, observation.statistics["x"].count
-    (3.0, 3)
+    Examples:
+        >>> import numpy as np
+        >>> observation = Observation.empty(["x"])
+        >>> for half, values in zip(observation.halves, ([1.0, -3.0], [2.0])):
+        ...     half["x"].update(np.array(values))
+        >>> observation.statistics["x"].amax, observation.statistics["x"].count
+        (3.0, 3)
     """
 
     halves: tuple[dict[str, Statistics], dict[str, Statistics]]
@@ -139,14 +140,15 @@ def observe(
     Raises:
         JobError: a tensor holds a NaN or an infinity; the message names tensor, node and sample.
 
-    >>> import numpy as np
-    >>> from calibrate.graph import prepare
-    >>> model = prepare(ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
-    ...     net (float[N, 2] x) => (float[N, 2] y) { y = Mul(x, x) }'''))
-    >>> batch = Batch({"x": np.array([[-3.0, 2.0]], np.float32)}, labels=[None], contents=[b""], first=0)
-    >>> observation = observe(observable(model, ["y"]), [batch], on_batch=lambda batch, outputs: None)
-    >>> observation.statistics["y"].maximum
-    9.0
+    Examples:
+        >>> import numpy as np
+        >>> from calibrate.graph import prepare
+        >>> model = prepare(ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+        ...     net (float[N, 2] x) => (float[N, 2] y) { y = Mul(x, x) }'''))
+        >>> batch = Batch({"x": np.array([[-3.0, 2.0]], np.float32)}, labels=[None], contents=[b""], first=0)
+        >>> observation = observe(observable(model, ["y"]), [batch], on_batch=lambda batch, outputs: None)
+        >>> observation.statistics["y"].maximum
+        9.0
     """
     shards = [Observation.empty(source.tensors) for _ in range(workers)]
     idle: queue.SimpleQueue[Observation] = queue.SimpleQueue()

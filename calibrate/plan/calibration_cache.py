@@ -55,8 +55,9 @@ class _Companion(BaseModel):
 def companion(path: Path) -> Path:
     """Return the path of the file beside a cache that says what it was made from.
 
-    >>> companion(Path("model.cache")).name
-    'model.cache.json'
+    Examples:
+        >>> companion(Path("model.cache")).name
+        'model.cache.json'
     """
     return path.with_name(f"{path.name}.json")
 

@@ -62,17 +62,18 @@ class QuantizationPlan(QuantizationRules):
     Symmetric int8, zero point 0: ``q = clip(round_half_even(x / scale), -128, 127)``, ``scale = threshold / 127``.
     Weights have no scales here: they are a function of the weights themselves (their largest |w|).
 
-    >>> plan = QuantizationPlan(
-    ...     name="minmax",
-    ...     strategy="minmax",
-    ...     origin=Origin(model_sha256="0" * 64),
-    ...     scales={"x": 0.02, "h": 0.1},
-    ...     layers={"first": "int8", "second": "int8"},
-    ... )
-    >>> plan.with_layers(frozenset({"second"}), "fp16", name="minmax+1fp16").layers
-    {'first': 'int8', 'second': 'fp16'}
-    >>> sorted(plan.int8_layers)
-    ['first', 'second']
+    Examples:
+        >>> plan = QuantizationPlan(
+        ...     name="minmax",
+        ...     strategy="minmax",
+        ...     origin=Origin(model_sha256="0" * 64),
+        ...     scales={"x": 0.02, "h": 0.1},
+        ...     layers={"first": "int8", "second": "int8"},
+        ... )
+        >>> plan.with_layers(frozenset({"second"}), "fp16", name="minmax+1fp16").layers
+        {'first': 'int8', 'second': 'fp16'}
+        >>> sorted(plan.int8_layers)
+        ['first', 'second']
     """
 
     name: str

@@ -44,9 +44,10 @@ def verdict_confidences(policy: Policy, settings: FallbackConfig) -> list[float]
     Half of the error goes to the candidate without fallback, a third to the plan that fallback found, a sixth to the
     safer plan that is judged if that one misses. So a false GO is no likelier than the policy allows over all three.
 
-    >>> confidences = verdict_confidences(Policy(max_drop=0.01, confidence=0.94), FallbackConfig())
-    >>> [round(confidence, 4) for confidence in confidences]
-    [0.97, 0.98, 0.99]
+    Examples:
+        >>> confidences = verdict_confidences(Policy(max_drop=0.01, confidence=0.94), FallbackConfig())
+        >>> [round(confidence, 4) for confidence in confidences]
+        [0.97, 0.98, 0.99]
     """
     alpha = 1 - policy.confidence
     shares = (1 / 2, 1 / 3, 1 / 6) if settings.evaluations else (1.0,)

@@ -116,16 +116,17 @@ class SearchResult:
 def ladder(effects: Mapping[str, float], cost: CostOf) -> list[Rung]:
     """Return plans with more and more layers in float, from none to at most all but one.
 
-    Layers go to float in order of effect per added cost. A layer that costs nothing to put back (a single int8 layer
-    between float ones may not) goes as soon as that is so. A rung is left out where a later one costs no more.
+    Layers go to float in order of effect per added cost. A layer whose way back costs nothing, for example a single
+    int8 layer between float ones, goes as soon as that is so. A rung is left out where a later one costs no more.
 
     Args:
         effects: task error of each layer alone in int8, by layer, >= 0; see `effects_of_layers`.
         cost: of a plan, from its layers in float.
 
-    >>> rungs = ladder({"a": 8.0, "b": 1.0, "c": 0.5}, cost=lambda layers: 10.0 + len(layers))
-    >>> [(sorted(rung.layers), rung.remaining, rung.cost) for rung in rungs]
-    [([], 9.5, 10.0), (['a'], 1.5, 11.0), (['a', 'b'], 0.5, 12.0)]
+    Examples:
+        >>> rungs = ladder({"a": 8.0, "b": 1.0, "c": 0.5}, cost=lambda layers: 10.0 + len(layers))
+        >>> [(sorted(rung.layers), rung.remaining, rung.cost) for rung in rungs]
+        [([], 9.5, 10.0), (['a'], 1.5, 11.0), (['a', 'b'], 0.5, 12.0)]
     """
     nothing: Layers = frozenset()
     start = cost(nothing)
@@ -178,16 +179,17 @@ def search(
         evaluator: screens and judges plans.
         budget: limits of the whole search.
 
-    >>> class NeedsLayerA:
-    ...     screen_passes = 0.1
-    ...     def screen(self, layers):
-    ...         return TrialResult("a" in layers, passes=0.1, seconds=1.0)
-    ...     def judge(self, layers):
-    ...         return TrialResult("a" in layers, passes=1.0, seconds=9.0)
-    >>> effects, cost = {"a": 8.0, "b": 1.0, "c": 0.5}, lambda layers: 10.0 + len(layers)
-    >>> found = search(ladder(effects, cost), effects, cost, NeedsLayerA(), Budget(passes=3))
-    >>> sorted(found.layers), found.ended
-    (['a'], 'a plan met the target')
+    Examples:
+        >>> class NeedsLayerA:
+        ...     screen_passes = 0.1
+        ...     def screen(self, layers):
+        ...         return TrialResult("a" in layers, passes=0.1, seconds=1.0)
+        ...     def judge(self, layers):
+        ...         return TrialResult("a" in layers, passes=1.0, seconds=9.0)
+        >>> effects, cost = {"a": 8.0, "b": 1.0, "c": 0.5}, lambda layers: 10.0 + len(layers)
+        >>> found = search(ladder(effects, cost), effects, cost, NeedsLayerA(), Budget(passes=3))
+        >>> sorted(found.layers), found.ended
+        (['a'], 'a plan met the target')
     """
     found = SearchResult()
 

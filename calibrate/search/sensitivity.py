@@ -27,10 +27,11 @@ def ranking_samples(layers: int, pool: int) -> list[int]:
         layers: how many layers are ranked.
         pool: how many samples there are to pick from.
 
-    >>> ranking_samples(layers=50, pool=64)
-    [0, 21, 42, 63]
-    >>> ranking_samples(layers=100, pool=64)
-    [0, 63]
+    Examples:
+        >>> ranking_samples(layers=50, pool=64)
+        [0, 21, 42, 63]
+        >>> ranking_samples(layers=100, pool=64)
+        [0, 63]
     """
     each = int(np.clip(_PASSES * pool // (layers + 1), 1, min(_MOST_SAMPLES, pool)))
     found: list[int] = np.unique(np.linspace(0, pool - 1, each).round().astype(int)).tolist()
@@ -53,10 +54,11 @@ def effects_of_layers(
         error_alone: task error, >= 0, of a sample with only this layer in int8.
         samples: which ranking samples to try, by index.
 
-    >>> errors = {"a": [0.1, 0.1], "b": [0.2, 0.8]}
-    >>> effects = effects_of_layers(["a", "b"], lambda layer, sample: errors[layer][sample], samples=[0, 1])
-    >>> {layer: round(effect, 6) for layer, effect in effects.items()}
-    {'b': 0.4, 'a': 0.1}
+    Examples:
+        >>> errors = {"a": [0.1, 0.1], "b": [0.2, 0.8]}
+        >>> effects = effects_of_layers(["a", "b"], lambda layer, sample: errors[layer][sample], samples=[0, 1])
+        >>> {layer: round(effect, 6) for layer, effect in effects.items()}
+        {'b': 0.4, 'a': 0.1}
     """
     errors = np.array([[error_alone(layer, sample) for sample in samples] for layer in layers], np.float64)
     return dict(sorted(zip(layers, _geometric_mean(errors), strict=True), key=lambda item: -item[1]))

@@ -30,9 +30,10 @@ def changed(reference: NDArray[np.float64], scores: NDArray[np.float64]) -> NDAr
         reference: scores, shape (n,), or records, shape (n, k), of the float model.
         scores: of another model, of the same shape.
 
-    >>> import numpy as np
-    >>> changed(np.array([1.0, 0.0, 1.0, 1.0]), np.array([1.0, 1.0, 1.0, 0.0])).tolist()
-    [1, 3]
+    Examples:
+        >>> import numpy as np
+        >>> changed(np.array([1.0, 0.0, 1.0, 1.0]), np.array([1.0, 1.0, 1.0, 0.0])).tolist()
+        [1, 3]
     """
     differ = ~np.isclose(reference, scores, rtol=1e-9, atol=1e-12, equal_nan=True)
     return np.flatnonzero(differ.reshape(len(differ), -1).any(axis=1))
@@ -50,14 +51,15 @@ class Target:
         confidence: of the two-sided interval of the drop that must lie below the margin; None: the drop itself must.
         samples: number of samples that the interval is projected to: those of the verdict, which may be more.
 
-    >>> import numpy as np
-    >>> from validate.tasks import Metric
-    >>> accuracy = Metric("accuracy", higher_is_better=True, is_rate=True)
-    >>> target = Target(accuracy, margin=0.02, confidence=None, samples=100)
-    >>> target.met(np.ones(100), np.repeat([1.0, 0.0], [99, 1]))
-    True
-    >>> target.met(np.ones(100), np.repeat([1.0, 0.0], [95, 5]))
-    False
+    Examples:
+        >>> import numpy as np
+        >>> from validate.tasks import Metric
+        >>> accuracy = Metric("accuracy", higher_is_better=True, is_rate=True)
+        >>> target = Target(accuracy, margin=0.02, confidence=None, samples=100)
+        >>> target.met(np.ones(100), np.repeat([1.0, 0.0], [99, 1]))
+        True
+        >>> target.met(np.ones(100), np.repeat([1.0, 0.0], [95, 5]))
+        False
     """
 
     metric: Metric

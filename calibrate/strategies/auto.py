@@ -28,12 +28,13 @@ def auto(statistics: Statistics) -> float:
     Args:
         statistics: of the tensor.
 
-    >>> import numpy as np
-    >>> from validate.stats import Statistics
-    >>> statistics = Statistics()
-    >>> statistics.update(np.append(np.linspace(-1, 1, 100_001), 4.0))  # one outlier
-    >>> round(auto(statistics), 1)
-    2.6
+    Examples:
+        >>> import numpy as np
+        >>> from validate.stats import Statistics
+        >>> statistics = Statistics()
+        >>> statistics.update(np.append(np.linspace(-1, 1, 100_001), 4.0))  # one outlier
+        >>> round(auto(statistics), 1)
+        2.6
     """
     candidates = [minmax(statistics), entropy(statistics), mse(statistics)]
     if statistics.amax == 0:

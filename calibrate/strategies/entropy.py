@@ -32,12 +32,13 @@ def entropy(statistics: Statistics) -> float:
     Args:
         statistics: of the tensor.
 
-    >>> import numpy as np
-    >>> from validate.stats import Statistics
-    >>> statistics = Statistics()
-    >>> statistics.update(np.append(np.linspace(-1, 1, 100_001), 4.0))  # one outlier
-    >>> entropy(statistics)
-    1.0
+    Examples:
+        >>> import numpy as np
+        >>> from validate.stats import Statistics
+        >>> statistics = Statistics()
+        >>> statistics.update(np.append(np.linspace(-1, 1, 100_001), 4.0))  # one outlier
+        >>> entropy(statistics)
+        1.0
     """
     counts, width = _coarsen(statistics)
     if counts.size <= LEVELS or not counts.any():

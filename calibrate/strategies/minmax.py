@@ -10,11 +10,12 @@ __all__ = ["minmax"]
 def minmax(statistics: Statistics) -> float:
     """Return the largest |x| seen, in the tensor's unit.
 
-    >>> import numpy as np
-    >>> from validate.stats import Statistics
-    >>> statistics = Statistics()
-    >>> statistics.update(np.append(np.linspace(-1, 1, 100_001), 4.0))  # one outlier
-    >>> minmax(statistics)
-    4.0
+    Examples:
+        >>> import numpy as np
+        >>> from validate.stats import Statistics
+        >>> statistics = Statistics()
+        >>> statistics.update(np.append(np.linspace(-1, 1, 100_001), 4.0))  # one outlier
+        >>> minmax(statistics)
+        4.0
     """
     return statistics.amax

@@ -25,12 +25,13 @@ def mse(statistics: Statistics) -> float:
     Args:
         statistics: of the tensor.
 
-    >>> import numpy as np
-    >>> from validate.stats import Statistics
-    >>> statistics = Statistics()
-    >>> statistics.update(np.append(np.linspace(-1, 1, 100_001), 4.0))  # one outlier
-    >>> round(mse(statistics), 1)
-    2.6
+    Examples:
+        >>> import numpy as np
+        >>> from validate.stats import Statistics
+        >>> statistics = Statistics()
+        >>> statistics.update(np.append(np.linspace(-1, 1, 100_001), 4.0))  # one outlier
+        >>> round(mse(statistics), 1)
+        2.6
     """
     amax = statistics.amax
     counts, centres = _filled(statistics)
@@ -56,13 +57,14 @@ def expected_errors(
         statistics: of at least one value.
         thresholds: positive, shape (n,), as are both results.
 
-    >>> import numpy as np
-    >>> from validate.stats import Statistics
-    >>> statistics = Statistics()
-    >>> statistics.update(np.array([0.5, 3.0]))
-    >>> rounding, clipping = expected_errors(statistics, np.array([1.0, 4.0]))
-    >>> rounding.round(3).tolist(), clipping.round(3).tolist()
-    ([0.0, 0.0], [4.001, 0.0])
+    Examples:
+        >>> import numpy as np
+        >>> from validate.stats import Statistics
+        >>> statistics = Statistics()
+        >>> statistics.update(np.array([0.5, 3.0]))
+        >>> rounding, clipping = expected_errors(statistics, np.array([1.0, 4.0]))
+        >>> rounding.round(3).tolist(), clipping.round(3).tolist()
+        ([0.0, 0.0], [4.001, 0.0])
     """
     return _errors(*_filled(statistics), thresholds)  # type: ignore[no-any-return]
 

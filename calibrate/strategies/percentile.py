@@ -25,14 +25,15 @@ def percentile(statistics: Statistics, percent: float) -> float:
     Raises:
         ValueError: `percent` is out of range, or nothing was seen.
 
-    >>> import numpy as np
-    >>> from validate.stats import Statistics
-    >>> statistics = Statistics()
-    >>> statistics.update(np.arange(1001.0))
-    >>> percentile(statistics, 100)
-    1000.0
-    >>> round(percentile(statistics, 99.9))
-    999
+    Examples:
+        >>> import numpy as np
+        >>> from validate.stats import Statistics
+        >>> statistics = Statistics()
+        >>> statistics.update(np.arange(1001.0))
+        >>> percentile(statistics, 100)
+        1000.0
+        >>> round(percentile(statistics, 99.9))
+        999
     """
     if not 0 < percent <= 100:
         raise ValueError(f"a percentile lies above 0 and at most at 100, not at {percent}")

@@ -40,8 +40,9 @@ SETTLED = 0.1
 def strategy_name(strategy: Strategy) -> str:
     """Return the name of a strategy in results.
 
-    >>> strategy_name("mse"), strategy_name(PercentileStrategy(percentile=99.99))
-    ('mse', 'percentile-99.99')
+    Examples:
+        >>> strategy_name("mse"), strategy_name(PercentileStrategy(percentile=99.99))
+        ('mse', 'percentile-99.99')
     """
     if isinstance(strategy, PercentileStrategy):
         return f"percentile-{strategy.percentile!r}".removesuffix(".0")
@@ -64,15 +65,16 @@ def make_plan(
         origin: of the statistics.
         rules: settings that the user chose.
 
-    >>> import numpy as np, onnx_ir as ir
-    >>> from calibrate.graph import place
-    >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
-    ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
-    >>> statistics = {"x": Statistics()}
-    >>> statistics["x"].update(np.array([-254.0, 127.0]))
-    >>> plan = make_plan("minmax", statistics, place(model), Origin(model_sha256="0" * 64), QuantizationRules())
-    >>> plan.scales, plan.layers
-    ({'x': 2.0}, {'product': 'int8'})
+    Examples:
+        >>> import numpy as np, onnx_ir as ir
+        >>> from calibrate.graph import place
+        >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+        ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
+        >>> statistics = {"x": Statistics()}
+        >>> statistics["x"].update(np.array([-254.0, 127.0]))
+        >>> plan = make_plan("minmax", statistics, place(model), Origin(model_sha256="0" * 64), QuantizationRules())
+        >>> plan.scales, plan.layers
+        ({'x': 2.0}, {'product': 'int8'})
     """
     threshold = threshold_function(strategy)
     dead = unquantizable(statistics)
@@ -120,12 +122,13 @@ def plan_of_scales(
         origin: of the scales.
         rules: settings that the user chose.
 
-    >>> import onnx_ir as ir
-    >>> from calibrate.graph import place
-    >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
-    ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
-    >>> plan_of_scales("given", {}, place(model), Origin(model_sha256="0" * 64), QuantizationRules()).layers
-    {'product': 'fp32'}
+    Examples:
+        >>> import onnx_ir as ir
+        >>> from calibrate.graph import place
+        >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+        ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
+        >>> plan_of_scales("given", {}, place(model), Origin(model_sha256="0" * 64), QuantizationRules()).layers
+        {'product': 'fp32'}
     """
     shared = dict(scales)
     for group in placement.scale_groups():
@@ -189,10 +192,11 @@ def scale_changes(plan: QuantizationPlan, strategy: Strategy, observation: Obser
 def threshold_function(strategy: Strategy) -> Callable[[Statistics], float]:
     """Return the function from statistics to the threshold: the largest |x| that is not clipped, 127 times the scale.
 
-    >>> statistics = Statistics()
-    >>> statistics.update(np.array([-3.0, 1.0]))
-    >>> threshold_function("minmax")(statistics)
-    3.0
+    Examples:
+        >>> statistics = Statistics()
+        >>> statistics.update(np.array([-3.0, 1.0]))
+        >>> threshold_function("minmax")(statistics)
+        3.0
     """
     if isinstance(strategy, PercentileStrategy):
         percent = strategy.percentile

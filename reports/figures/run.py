@@ -218,8 +218,9 @@ def layout(**changes: Any) -> dict[str, Any]:
 def plot_text(text: str) -> str:
     """Return text escaped for a figure: plotly renders some HTML (bold, links) in every text that it draws.
 
-    >>> plot_text("<b>conv</b>")
-    '&lt;b&gt;conv&lt;/b&gt;'
+    Examples:
+        >>> plot_text("<b>conv</b>")
+        '&lt;b&gt;conv&lt;/b&gt;'
     """
     return escape(fmt.printable(text), quote=False)
 

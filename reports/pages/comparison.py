@@ -130,9 +130,10 @@ def worst_inputs(layers: list[LayerDifference], limit: int) -> list[tuple[LayerD
 def unpaired_groups(unpaired: list[Unpaired]) -> list[tuple[str, str, list[Unpaired]]]:
     """Return the tensors without a counterpart, grouped by side and reason, the largest group first.
 
-    >>> tensor = Unpaired(tensor="scores", node="softmax", side="candidate", reason="no tensor of that name")
-    >>> [(side, reason, len(tensors)) for side, reason, tensors in unpaired_groups([tensor])]
-    [('candidate', 'no tensor of that name', 1)]
+    Examples:
+        >>> tensor = Unpaired(tensor="scores", node="softmax", side="candidate", reason="no tensor of that name")
+        >>> [(side, reason, len(tensors)) for side, reason, tensors in unpaired_groups([tensor])]
+        [('candidate', 'no tensor of that name', 1)]
     """
     groups: dict[tuple[str, str], list[Unpaired]] = {}
     for tensor in unpaired:

@@ -98,10 +98,11 @@ def changes(metric: Metric, groups: Mapping[str, Paired]) -> list[GroupChange]:
         metric: of the task.
         groups: scores of the float model and of the candidate, by group.
 
-    >>> accuracy = Metric("accuracy", higher_is_better=True, is_rate=True)
-    >>> cats, dogs = (np.ones(4), np.array([1.0, 1.0, 1.0, 0.0])), (np.ones(2), np.ones(2))
-    >>> [(change.name, change.drop, change.worse) for change in changes(accuracy, {"dog": dogs, "cat": cats})]
-    [('cat', 0.25, 1), ('dog', 0.0, 0)]
+    Examples:
+        >>> accuracy = Metric("accuracy", higher_is_better=True, is_rate=True)
+        >>> cats, dogs = (np.ones(4), np.array([1.0, 1.0, 1.0, 0.0])), (np.ones(2), np.ones(2))
+        >>> [(change.name, change.drop, change.worse) for change in changes(accuracy, {"dog": dogs, "cat": cats})]
+        [('cat', 0.25, 1), ('dog', 0.0, 0)]
     """
     rows = []
     for name, (reference, candidate) in groups.items():

@@ -42,8 +42,9 @@ def _row(rule: Rule) -> str:
 def escaped(text: str) -> str:
     r"""Return a text of unknown origin escaped, so that Markdown shows it as it is, in one line.
 
-    >>> print(escaped("conv_1 | **bold**"))
-    conv\_1 \| \*\*bold\*\*
+    Examples:
+        >>> print(escaped("conv_1 | **bold**"))
+        conv\_1 \| \*\*bold\*\*
     """
     line = " ".join(fmt.printable(text).split())
     return _MARKERS.sub(_escaped_marker, line.translate(_SPECIAL))

@@ -57,8 +57,9 @@ class Destination:
 def default_uri(configured: str | None) -> str:
     """Return the tracking URI: the config's, else MLFLOW_TRACKING_URI, else a SQLite file in the working directory.
 
-    >>> default_uri("http://mlflow:5000")
-    'http://mlflow:5000'
+    Examples:
+        >>> default_uri("http://mlflow:5000")
+        'http://mlflow:5000'
     """
     return configured or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
@@ -66,10 +67,11 @@ def default_uri(configured: str | None) -> str:
 def ui_command(uri: str) -> str:
     """Return the command that opens MLflow's user interface, or the address of a server that has one.
 
-    >>> ui_command("sqlite:///mlflow.db")
-    'mlflow ui --backend-store-uri sqlite:///mlflow.db'
-    >>> ui_command("http://mlflow:5000")
-    'http://mlflow:5000'
+    Examples:
+        >>> ui_command("sqlite:///mlflow.db")
+        'mlflow ui --backend-store-uri sqlite:///mlflow.db'
+        >>> ui_command("http://mlflow:5000")
+        'http://mlflow:5000'
     """
     shown: str = without_passwords(uri)
     return shown if uri.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {shown}"
