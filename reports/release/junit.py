@@ -24,7 +24,7 @@ def text(results: Results) -> str:
     """
     rules = results.verdict.rules
     selected = results.selected or "no candidate"
-    blocking = [rule for rule in rules if rule.holds_up]
+    blocking = [rule for rule in rules if rule.blocks_release]
     counts = {
         "tests": len(rules),
         "failures": sum(rule.outcome != "not_measured" for rule in blocking),
@@ -46,7 +46,7 @@ def _case(suite: ElementTree.Element, rule: Rule, selected: str) -> None:
     case = ElementTree.SubElement(
         suite, "testcase", {"classname": fmt.printable(f"gate.{selected}"), "name": name, "time": "0"}
     )
-    if rule.holds_up:
+    if rule.blocks_release:
         kind = "error" if rule.outcome == "not_measured" else "failure"
         found = ElementTree.SubElement(case, kind, {"message": message, "type": rule.outcome})
         found.text = message

@@ -74,8 +74,8 @@ def pair_with_onnx(model: ir.Model, backend: PyTorchBackend) -> Pairing:
     names = {str(value.name): name for name, value in matches.found.items()}
     return Pairing(
         {name: names[name] for name in file.activations if name in names},
-        {name: file.why_not(value, matches) for name, value in file.activations.items() if name not in names},
-        {name: matches.why_not(name) for name in backend.tensors if name not in matches.found},
+        {name: file.reason_unpaired(value, matches) for name, value in file.activations.items() if name not in names},
+        {name: matches.reason_unpaired(name) for name in backend.tensors if name not in matches.found},
     )
 
 
@@ -96,7 +96,7 @@ class _Matches:
     same: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
 
-    def why_not(self, name: str) -> str:
+    def reason_unpaired(self, name: str) -> str:
         if name in self.same:
             return f"the same tensor as {self.same[name]}"
         return self.problems.get(name, "no node of the file was exported from it")
@@ -173,7 +173,7 @@ class _File:
             return True
         return len(value.shape) == len(shape) and (not self._same_inputs or _sizes_agree(value.shape, shape))
 
-    def why_not(self, value: ir.Value, matches: _Matches) -> str:
+    def reason_unpaired(self, value: ir.Value, matches: _Matches) -> str:
         """Return why a tensor is not paired."""
         producer = value.producer()
         if producer is None or producer not in self.origins:

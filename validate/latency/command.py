@@ -35,7 +35,7 @@ from validate.latency.inputs import (
     samples_from,
     signature_of,
 )
-from validate.latency.report import BatchTimings, LatencyReport, ModelTiming, Watched
+from validate.latency.report import BatchTimings, Conditions, LatencyReport, ModelTiming
 from validate.latency.rounds import (
     MIN_PAIRS,
     Batches,
@@ -53,9 +53,9 @@ __all__ = [
     "Baselines",
     "BatchTimings",
     "BenchmarkRequest",
+    "Conditions",
     "LatencyReport",
     "ModelTiming",
-    "Watched",
     "baselines",
     "benchmark_models",
     "specs_of",
@@ -174,7 +174,7 @@ def benchmark_models(request: BenchmarkRequest, command: str, console: Console) 
         # It draws between rounds only; a thread that draws would be timed too.
         progress = stack.enter_context(Progress(console=console, transient=True, auto_refresh=False))
         inputs = {size: batches_of(samples, size) for size in sizes}
-        found = _timed(request, threads, inputs, lambda: _Watch(cpus, gpu), progress)
+        found = _timed(request, threads, inputs, lambda: _ConditionsMonitor(cpus, gpu), progress)
     disturbed = [
         f"at batch size {each.batch_size}, {sentence}"
         for each in found
@@ -193,23 +193,23 @@ def benchmark_models(request: BenchmarkRequest, command: str, console: Console) 
     )
 
 
-class _Watch:
-    """Looks at the machine before and after."""
+class _ConditionsMonitor:
+    """Reads the clocks and the load of the machine before and after a timing."""
 
     def __init__(self, cpus: Sequence[int], gpu: bool) -> None:
         self._cpus, self._gpu = cpus, gpu
         self._before, self._load = read_clocks(cpus, gpu), Load(cpus)
 
-    def end(self) -> Watched:
+    def end(self) -> Conditions:
         others = self._load.of_others()
-        return Watched(before=self._before, after=read_clocks(self._cpus, self._gpu), others=others)
+        return Conditions(before=self._before, after=read_clocks(self._cpus, self._gpu), others=others)
 
 
 def _timed(
     request: BenchmarkRequest,
     threads: int,
     inputs: Mapping[int, Batches],
-    watch: Callable[[], _Watch],
+    monitor: Callable[[], _ConditionsMonitor],
     progress: Progress,
 ) -> list[BatchTimings]:
     """Load the models again and again, and time them at every batch size each time."""
@@ -217,7 +217,7 @@ def _timed(
     runs = [request.runs // loads + (number < request.runs % loads) for number in range(loads)]
     specs = {spec.name: spec for spec in request.specs}
     blocks: dict[int, list[dict[str, Blocks]]] = {size: [] for size in inputs}
-    watched: dict[int, list[Watched]] = {size: [] for size in inputs}
+    conditions: dict[int, list[Conditions]] = {size: [] for size in inputs}
     timed: dict[int, dict[str, Timed]] = {}
     loaded: dict[str, Loaded] = {}
     bar = progress.add_task("time", total=len(inputs) * sum(len(calls_of_rounds(calls)) for calls in runs))
@@ -238,14 +238,14 @@ def _timed(
             del ready
             for name in specs:
                 warm_up(timed[size][name], len(batches))
-            watching = watch()
+            running = monitor()
             blocks[size].append(interleave(timed[size], len(batches), calls, advance))
-            watched[size].append(watching.end())
+            conditions[size].append(running.end())
     return [
         BatchTimings(
             batch_size=size,
             batches=len(batches),
-            loads=watched[size],
+            loads=conditions[size],
             models=[
                 ModelTiming(
                     **dict(timing),

@@ -11,7 +11,7 @@ from validate.latency.clocks import Clocks, Machine
 from validate.latency.rounds import Timing
 from validate.results import Number, Record
 
-__all__ = ["BatchTimings", "LatencyReport", "ModelTiming", "Watched"]
+__all__ = ["BatchTimings", "Conditions", "LatencyReport", "ModelTiming"]
 
 REPORT_VERSION = 1
 
@@ -26,8 +26,8 @@ class ModelTiming(Timing):
     note: str | None = Field(description="why it was no CUDA graph")
 
 
-class Watched(Record):
-    """What the machine did while the models were timed."""
+class Conditions(Record):
+    """Conditions of the machine while the models were timed."""
 
     before: Clocks = Field(description="when the models were warm")
     after: Clocks = Field(description="when the last call was done")
@@ -39,7 +39,7 @@ class BatchTimings(Record):
 
     batch_size: int = Field(ge=1)
     batches: int = Field(ge=1, description="different input batches that were cycled through")
-    loads: list[Watched] = Field(description="each time that the models were loaded")
+    loads: list[Conditions] = Field(description="each time that the models were loaded")
     models: list[ModelTiming] = Field(description="the baseline first")
 
 

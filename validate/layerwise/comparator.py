@@ -21,7 +21,7 @@ from validate.backends import Backend, CannotForceError, OnnxRuntimeBackend, Run
 from validate.data import Batch
 from validate.exceptions import NothingComparedError
 from validate.layerwise.comparison import LayerDifference, QuantizedInput, TensorDifference
-from validate.layerwise.provenance import Place, Quantizer, wiring
+from validate.layerwise.provenance import Place, Quantizer, locate_tensors
 from validate.layerwise.rounding_floor import ROUNDING, RuntimeErrors
 from validate.layerwise.tensor_errors import TensorErrors
 from validate.results import Histogram
@@ -114,12 +114,12 @@ def subjects_of(
     back = {theirs: ours for ours, theirs in pairs.items()}
     places: dict[str, Place] = {}
     if isinstance(candidate, OnnxRuntimeBackend):
-        for tensor, place in wiring(candidate.graph, back).items():
+        for tensor, place in locate_tensors(candidate.graph, back).items():
             quantizers = [replace(q, tensor=back.get(q.tensor, q.tensor)) for q in place.quantizers]
             inputs = [back[name] for name in place.inputs]
             places[back[tensor]] = replace(place, inputs=inputs, quantizers=quantizers)
     if isinstance(reference, OnnxRuntimeBackend):
-        for tensor, place in wiring(reference.graph, pairs).items():
+        for tensor, place in locate_tensors(reference.graph, pairs).items():
             known = places.get(tensor)
             precision, quantizers = (known.precision, known.quantizers) if known else ("other", [])
             places[tensor] = replace(place, precision=precision, quantizers=quantizers)
@@ -275,12 +275,12 @@ def _with_growth(layers: list[LayerDifference]) -> list[LayerDifference]:
 def _with_histograms(layers: list[LayerDifference], inputs: Mapping[Quantizer, _Input]) -> list[LayerDifference]:
     """Add the histograms of what the worst layers quantize."""
 
-    def badness(layer: LayerDifference) -> float:
+    def ranking_sqnr(layer: LayerDifference) -> float:
         difference = layer.isolated or layer.accumulated
         assert difference is not None
         return -math.inf if math.isnan(difference.sqnr_db) else difference.sqnr_db
 
-    worst = {layer.tensor for layer in sorted(layers, key=badness)[:_HISTOGRAMS]}
+    worst = {layer.tensor for layer in sorted(layers, key=ranking_sqnr)[:_HISTOGRAMS]}
     seen = {quantizer.tensor: quantized.statistics for quantizer, quantized in inputs.items()}
     found = []
     for layer in layers:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["Place", "Precision", "Quantizer", "wiring"]
+__all__ = ["Place", "Precision", "Quantizer", "locate_tensors"]
 
 Precision = Literal["int8", "fp16", "bf16", "fp32", "other"]
 
@@ -58,7 +58,7 @@ class Place:
     quantizers: list[Quantizer] = field(default_factory=list)
 
 
-def wiring(model: ir.Model, tensors: Collection[str]) -> dict[str, Place]:
+def locate_tensors(model: ir.Model, tensors: Collection[str]) -> dict[str, Place]:
     """Return the place of each of `tensors` that a node of the main graph computes, in topological order."""
     wanted = set(tensors)
     places: dict[str, Place] = {}

@@ -118,7 +118,7 @@ def judge(comparison: Comparison, thresholds: Thresholds) -> Judgement:
 
 def by_isolated(layers: list[LayerDifference]) -> list[LayerDifference]:
     """Return the layers that have an isolated view, those that make the most error first."""
-    return sorted((x for x in layers if x.isolated), key=lambda x: (_badness(x.isolated), x.depth))
+    return sorted((x for x in layers if x.isolated), key=lambda x: (_ranking_sqnr(x.isolated), x.depth))
 
 
 def by_growth(layers: list[LayerDifference]) -> list[LayerDifference]:
@@ -126,7 +126,7 @@ def by_growth(layers: list[LayerDifference]) -> list[LayerDifference]:
     return sorted((x for x in layers if x.growth_db is not None), key=lambda x: (-(x.growth_db or 0.0), x.depth))
 
 
-def _badness(difference: TensorDifference | None) -> float:
+def _ranking_sqnr(difference: TensorDifference | None) -> float:
     assert difference is not None
     return -math.inf if math.isnan(difference.sqnr_db) else difference.sqnr_db
 

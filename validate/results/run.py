@@ -287,7 +287,7 @@ class Rule(Record):
     optional: bool = Field(default=False, description="the policy lets it go unmeasured")
 
     @property
-    def holds_up(self) -> bool:
+    def blocks_release(self) -> bool:
         """Whether there can be no GO because of it."""
         return self.outcome != "pass" and not (self.outcome == "not_measured" and self.optional)
 

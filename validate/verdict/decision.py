@@ -36,14 +36,14 @@ def decide(policy: Policy, evidence: Evidence) -> Verdict:
     not optional. No samples or a number that is not finite is never a GO.
     """
     found = list(_rules(policy, evidence))
-    outcomes = {rule.outcome for rule in found if rule.holds_up}
+    outcomes = {rule.outcome for rule in found if rule.blocks_release}
     if "fail" in outcomes:
         decision = Decision.NO_GO
     elif outcomes:
         decision = Decision.INCONCLUSIVE
     else:
         decision = Decision.GO
-    deciding = [rule for rule in found if decision is Decision.GO or rule.holds_up]
+    deciding = [rule for rule in found if decision is Decision.GO or rule.blocks_release]
     notes = [rules.not_faster_than_fp16(evidence.candidate)]
     if decision is Decision.GO and "FP16" not in policy.speedup:  # whose rule says it otherwise
         notes.append(rules.fp16_not_known(evidence.candidate))

@@ -37,11 +37,11 @@ def speedup_rule(against: str, wanted: SpeedupPolicy, candidate: Candidate) -> R
     found = _speedup(candidate, against)
     rule = partial(Rule, name=name, threshold=wanted.at_least)
     if found is None or math.isnan(found.value):
-        message = f"the {name} was not measured on the target{_elsewhere(candidate, against)}, and {wish}"
+        message = f"the {name} was not measured on the target{_off_target(candidate, against)}, and {wish}"
         return rule(outcome="not_measured", message=message)
     if found.basis != "measured" and not (wanted.estimate and found.basis == "estimate"):
         kind = "only estimated" if found.basis == "estimate" else "not measured"
-        message = f"the {name} was {kind} ({_said(found)}), and {wish}, measured on the target"
+        message = f"the {name} was {kind} ({_described(found)}), and {wish}, measured on the target"
         return rule(outcome="not_measured", message=message)
     low = found.value if found.ci_low is None else found.ci_low
     high = found.value if found.ci_high is None else found.ci_high
@@ -50,7 +50,7 @@ def speedup_rule(against: str, wanted: SpeedupPolicy, candidate: Candidate) -> R
         outcome = "pass"
     elif high < wanted.at_least:
         outcome = "fail"
-    return rule(outcome=outcome, value=found.value, message=f"the {name} is {_said(found)}; {wish}")
+    return rule(outcome=outcome, value=found.value, message=f"the {name} is {_described(found)}; {wish}")
 
 
 def not_faster_than_fp16(candidate: Candidate) -> str | None:
@@ -59,22 +59,22 @@ def not_faster_than_fp16(candidate: Candidate) -> str | None:
     if found is None or (found.value / _TELLING if found.ci_low is None else found.ci_low) > 1:
         return None
     if found.value > 1:
-        return f"INT8 is not shown to be faster than FP16: the speed-up is {_said(found)}"
-    return f"INT8 is not faster than FP16: the speed-up is {_said(found)}"
+        return f"INT8 is not shown to be faster than FP16: the speed-up is {_described(found)}"
+    return f"INT8 is not faster than FP16: the speed-up is {_described(found)}"
 
 
 def fp16_not_known(candidate: Candidate) -> str | None:
     """Return a sentence where it is not known how fast INT8 is against FP16 on the target; else None."""
     if _speedup(candidate, "FP16") is not None:
         return None
-    why = _elsewhere(candidate, "FP16") or "; nothing was measured or estimated for it"
+    why = _off_target(candidate, "FP16") or "; nothing was measured or estimated for it"
     return f"how fast INT8 is against FP16 on the target is not known{why}"
 
 
-def _elsewhere(candidate: Candidate, against: str) -> str:
+def _off_target(candidate: Candidate, against: str) -> str:
     """Return what is known of another machine, or of no machine; empty where that is nothing."""
     found = next((speedup for speedup in candidate.speedups if _is_of(speedup, against)), None)
-    return "" if found is None else f"; {_said(found)} says nothing of the target"
+    return "" if found is None else f"; {_described(found)} says nothing of the target"
 
 
 def _speedup(candidate: Candidate, against: str) -> Speedup | None:
@@ -91,7 +91,7 @@ def _is_of(speedup: Speedup, against: str) -> bool:
     return speedup.against.split()[-1:] == [against]
 
 
-def _said(speedup: Speedup) -> str:
+def _described(speedup: Speedup) -> str:
     between = "" if speedup.ci_low is None else f", between {speedup.ci_low:.3g} and {speedup.ci_high:.3g}"
     kind = "counted, no measurement" if speedup.basis == "multiply-accumulates" else speedup.basis
     return f"{speedup.value:.3g}{between} ({kind}: {speedup.source})"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from validate.backends.onnx_files import expose, force, roundings, serialize, with_shapes
-from validate.layerwise.provenance import wiring
+from validate.layerwise.provenance import locate_tensors
 
 
 def model(graph: str, **initializers: NDArray[Any]) -> ir.Model:
@@ -33,7 +33,7 @@ def test_inputs_are_the_nearest_tensors_in_question() -> None:
     graph = """g (float[N, 4] x) => (float[N, 4] y) {
         [one] a = Relu(x) [two] b = Neg(a) [three] c = Exp(b) [four] d = Add(a, c) [five] y = Mul(d, x)
     }"""
-    places = wiring(model(graph), ["x", "a", "c", "y"])
+    places = locate_tensors(model(graph), ["x", "a", "c", "y"])
     assert list(places) == ["a", "c", "y"], "an input of the model is computed by no node"
     assert [(p.node, p.op_type, p.depth, p.inputs) for p in places.values()] == [
         ("one", "Relu", 0, ["x"]),
@@ -51,7 +51,7 @@ QDQ = """g (float[N, 4] x) => (float[N, 4] y, float[N, 4] z) {
 @pytest.mark.parametrize(("dtype", "zero"), [(np.int8, 0), (np.int8, 5), (np.uint8, 128), (np.uint8, 3)])
 def test_what_is_outside_of_the_bounds_and_nothing_else_is_clipped(dtype: Any, zero: int) -> None:
     scale = np.float32(0.25)
-    places = wiring(model(QDQ, scale=scale, zero=np.array(zero, dtype)), ["y", "z"])
+    places = locate_tensors(model(QDQ, scale=scale, zero=np.array(zero, dtype)), ["y", "z"])
     (quantizer,) = places["y"].quantizers
     assert places["z"].quantizers == [quantizer] and quantizer.tensor == "x" and quantizer.scale == scale
     assert places["y"].precision == "int8"
@@ -68,7 +68,7 @@ def test_what_is_outside_of_the_bounds_and_nothing_else_is_clipped(dtype: Any, z
 
 def test_a_scale_per_channel_is_no_threshold() -> None:
     graph = QDQ.replace("(x, scale, zero)", "<axis = 1>(x, scale, zero)").replace("(q, scale", "<axis = 1>(q, scale")
-    places = wiring(model(graph, scale=np.ones(4, np.float32), zero=np.zeros(4, np.int8)), ["y"])
+    places = locate_tensors(model(graph, scale=np.ones(4, np.float32), zero=np.zeros(4, np.int8)), ["y"])
     assert places["y"].quantizers == []
 
 
@@ -76,12 +76,12 @@ def test_precision_is_that_in_which_a_tensor_is_computed() -> None:
     graph = """g (float[N, 4] x) => (float[N, 4] y) {
         h = Cast<to = 10>(x) r = Relu(h) y = Cast<to = 1>(r)
     }"""
-    assert wiring(model(graph), ["y"])["y"].precision == "fp16"
-    assert wiring(model("g (float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }"), ["y"])["y"].precision == "fp32"
+    assert locate_tensors(model(graph), ["y"])["y"].precision == "fp16"
+    assert locate_tensors(model("g (float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }"), ["y"])["y"].precision == "fp32"
 
 
 def test_a_node_without_a_name_has_that_of_its_tensor() -> None:
-    assert wiring(model("g (float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }"), ["y"])["y"].node == "y"
+    assert locate_tensors(model("g (float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }"), ["y"])["y"].node == "y"
 
 
 def test_forced_tensors_are_read_by_all_and_computed_all_the_same() -> None:

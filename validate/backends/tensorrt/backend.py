@@ -18,7 +18,7 @@ from validate.backends.tensorrt.options import BuildOptions, Profile
 from validate.backends.tensorrt.probe import require_running
 from validate.exceptions import JobError
 
-__all__ = ["TensorRTBackend", "askable"]
+__all__ = ["TensorRTBackend", "observable_tensors"]
 
 
 class TensorRTBackend:
@@ -50,7 +50,7 @@ class TensorRTBackend:
         shown = self.fingerprint.options.debug if self.fingerprint.options.breaks_fusion else ()
         own = tuple(name for name in whole.output_names if name not in shown)
         self.input_names, self.output_names = whole.input_names, self.fingerprint.outputs or own
-        self.tensors = askable(self.layers, self.output_names, self.input_names, self.fingerprint.options)
+        self.tensors = observable_tensors(self.layers, self.output_names, self.input_names, self.fingerprint.options)
 
     @classmethod
     def from_onnx(
@@ -86,7 +86,7 @@ class TensorRTBackend:
         return made
 
 
-def askable(
+def observable_tensors(
     layers: Sequence[Layer], outputs: Sequence[str], inputs: Sequence[str], options: BuildOptions
 ) -> dict[str, str]:
     """Return the tensors that an engine shows, in the order of its layers -> the ONNX nodes of the layer.

@@ -22,7 +22,7 @@ import pytest
 
 from validate.backends.tensorrt import BuildOptions, TensorRTEngine, installed_libraries, parse_layers
 from validate.backends.tensorrt import engine as engine_module
-from validate.backends.tensorrt.backend import TensorRTBackend, askable
+from validate.backends.tensorrt.backend import TensorRTBackend, observable_tensors
 from validate.backends.tensorrt.engine import _DeviceBuffer
 from validate.backends.tensorrt.listeners import new_debug_listener, new_profiler
 from validate.exceptions import JobError
@@ -324,10 +324,10 @@ class TestInspection:
         layers = parse_layers(json.dumps(LAYERS))
         conv = "Conv_0 + /block/Relu[1] + Add_2"
         outputs, inputs = ("y", "wide"), ("x",)
-        assert askable(layers, outputs, inputs, BuildOptions()) == {"y": "Gemm_3", "wide": "Gemm_3"}
-        found = askable(layers, outputs, inputs, BuildOptions(debug="unfused"))
+        assert observable_tensors(layers, outputs, inputs, BuildOptions()) == {"y": "Gemm_3", "wide": "Gemm_3"}
+        found = observable_tensors(layers, outputs, inputs, BuildOptions(debug="unfused"))
         assert list(found.items()) == [("inner", conv), ("y", "Gemm_3"), ("wide", "Gemm_3")], "scratch is two tensors"
-        named = askable(layers, outputs, inputs, BuildOptions(debug=("inner", "elsewhere")))
+        named = observable_tensors(layers, outputs, inputs, BuildOptions(debug=("inner", "elsewhere")))
         assert named == {"inner": conv, "y": "Gemm_3", "wide": "Gemm_3", "elsewhere": ""}
 
     def test_an_unknown_tensor_is_refused(self):
