@@ -79,7 +79,12 @@ def step(job: Callable[[Console], None]) -> NoReturn:
 
 
 def plain(error: Exception) -> str:
-    """Return the message with rich's markup escaped."""
+    """Return the message with rich's markup escaped.
+
+    Examples:
+        >>> plain(ValueError("a list such as [red] is no style"))
+        'a list such as \\[red] is no style'
+    """
     from rich.markup import escape
 
     return escape(str(error))

@@ -18,5 +18,10 @@ class NothingComparedError(JobError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, for a sentence of ours; of one that says nothing, its name."""
+    r"""Return the first line of what an error says, for a sentence of ours; of one that says nothing, its name.
+
+    Examples:
+        >>> first_line(ValueError("shapes differ\nsee above")), first_line(KeyError())
+        ('shapes differ', 'KeyError')
+    """
     return (str(error).strip() or type(error).__name__).splitlines()[0]

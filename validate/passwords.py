@@ -18,7 +18,12 @@ _IN_QUERY = re.compile(r"([?&]password=)[^&\s]*")
 
 
 def without_passwords(value: Any) -> Any:
-    """Return a text, or JSON data with texts in it, with ``***`` in place of the password of every URI."""
+    """Return a text, or JSON data with texts in it, with ``***`` in place of the password of every URI.
+
+    Examples:
+        >>> without_passwords({"uri": "postgresql://me:secret@host/runs"})
+        {'uri': 'postgresql://me:***@host/runs'}
+    """
     match value:
         case str():
             return _IN_QUERY.sub(rf"\1{_MARK}", _IN_ADDRESS.sub(rf"\1:{_MARK}@", value))
@@ -30,7 +35,12 @@ def without_passwords(value: Any) -> Any:
 
 
 def is_without_password(uri: str) -> bool:
-    """Tell whether `without_passwords` took something out of a URI, so that it leads nowhere."""
+    """Tell whether `without_passwords` took something out of a URI, so that it leads nowhere.
+
+    Examples:
+        >>> is_without_password("postgresql://me:***@host/runs"), is_without_password("sqlite:///runs.db")
+        (True, False)
+    """
     return f":{_MARK}@" in uri or f"password={_MARK}" in uri
 
 

@@ -24,6 +24,10 @@ def load_object(reference: str, base: Path) -> Any:
     """Return what ``module:name`` or ``path/to/file.py:name`` refers to.
 
     A relative path starts at `base`. Raises ValueError with a sentence where there is no such thing.
+
+    Examples:
+        >>> load_object("math:hypot", Path())(3, 4)
+        5.0
     """
     location, separator, name = reference.rpartition(":")
     if not separator or not name:
@@ -66,6 +70,10 @@ def resolve_path(reference: str, base: Path) -> Path:
 
     ``package:NAME/inside/file`` is a file inside an installed Python package, found without importing it;
     anything else is a path, relative to `base`. Raises ValueError with a sentence where it does not exist.
+
+    Examples:
+        >>> resolve_path("package:numpy/__init__.py", Path()).name
+        '__init__.py'
     """
     if reference.startswith(_PACKAGE):
         package, _, inside = reference.removeprefix(_PACKAGE).partition("/")

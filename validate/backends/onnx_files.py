@@ -80,12 +80,29 @@ def file_hash(path: Path, model: ir.Model) -> str:
 
 
 def with_shapes(model: ir.Model) -> ir.Model:
-    """Return the model with the types and shapes that ONNX infers; the given one is used up."""
+    """Return the model with the types and shapes that ONNX infers; the given one is used up.
+
+    Examples:
+        >>> model = ir.from_onnx_text(
+        ...     '<ir_version: 8, opset_import: ["": 17]> g (float[N, 2] x) => (float[N, 2] y) {r = Relu(x) y = Neg(r)}'
+        ... )
+        >>> shaped = with_shapes(model)
+        >>> [str(node.outputs[0].shape) for node in shaped.graph]
+        ['[N,2]', '[N,2]']
+    """
     return ShapeInferencePass()(model).model
 
 
 def expose(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
-    """Return a copy of a model with inner tensors among its outputs."""
+    """Return a copy of a model with inner tensors among its outputs.
+
+    Examples:
+        >>> model = ir.from_onnx_text(
+        ...     '<ir_version: 8, opset_import: ["": 17]> g (float[N, 2] x) => (float[N, 2] y) {r = Relu(x) y = Neg(r)}'
+        ... )
+        >>> [value.name for value in expose(model, ["r"]).graph.outputs]
+        ['y', 'r']
+    """
     result = model.clone()
     values = {value.name: value for node in result.graph for value in node.outputs}
     values |= {value.name: value for value in result.graph.inputs}
@@ -100,6 +117,14 @@ def force(model: ir.Model, tensors: Sequence[str]) -> tuple[ir.Model, dict[str, 
     """Return a copy of a model in which the readers of `tensors` read graph inputs of these names instead.
 
     What the model computes itself gets another name: returned by the name of each tensor.
+
+    Examples:
+        >>> model = ir.from_onnx_text(
+        ...     '<ir_version: 8, opset_import: ["": 17]> g (float[N, 2] x) => (float[N, 2] y) {r = Relu(x) y = Neg(r)}'
+        ... )
+        >>> forced, computed = force(model, ["r"])
+        >>> [value.name for value in forced.graph.inputs], computed
+        (['x', 'r'], {'r': 'r/computed'})
     """
     result = model.clone()
     values = {value.name: value for node in result.graph for value in node.outputs}
@@ -117,6 +142,14 @@ def force(model: ir.Model, tensors: Sequence[str]) -> tuple[ir.Model, dict[str, 
 def roundings(model: ir.Model, size: float, seed: int) -> ir.Model:
     """Return a copy of a model that rounds differently: every activation that is quantized is first multiplied by
     random factors in 1 - `size` .. 1 + `size`, one per element.
+
+    Examples:
+        >>> model = ir.from_onnx_text(
+        ...     '<ir_version: 8, opset_import: ["": 17]> g (float[N, 2] x) => (int8[N, 2] q) '
+        ...     "<float s = {0.5}, int8 z = {0}> {q = QuantizeLinear(x, s, z)}"
+        ... )
+        >>> [node.op_type for node in roundings(model, size=2.0**-19, seed=0).graph]
+        ['RandomUniformLike', 'Mul', 'QuantizeLinear']
     """
     result = model.clone()
     graph = result.graph
@@ -135,7 +168,15 @@ def roundings(model: ir.Model, size: float, seed: int) -> ir.Model:
 
 
 def detach(model: ir.Model) -> DetachedModel:
-    """Return a model to run, which shares its weights' memory with the one given."""
+    """Return a model to run, which shares its weights' memory with the one given.
+
+    Examples:
+        >>> weight = ir.tensor(np.ones((64, 64), np.float32), name="w")  # 16 KiB; small weights stay in the graph
+        >>> value = ir.Value(name="w", const_value=weight)
+        >>> graph = ir.Graph([], [], nodes=[], initializers=[value], opset_imports={"": 17})
+        >>> {name: array.shape for name, array in detach(ir.Model(graph, ir_version=8)).weights.items()}
+        {'w': (64, 64)}
+    """
     light, weights = model.clone(), {}
     for name, value in light.graph.initializers.items():
         tensor = value.const_value
@@ -148,7 +189,14 @@ def detach(model: ir.Model) -> DetachedModel:
 
 
 def serialize(model: ir.Model) -> bytes:
-    """Return the model as the bytes of an ONNX file, which may have 2 GB at most; external data are taken in."""
+    """Return the model as the bytes of an ONNX file, which may have 2 GB at most; external data are taken in.
+
+    Examples:
+        >>> model = ir.from_onnx_text(
+        ...     '<ir_version: 8, opset_import: ["": 17]> g (float[N, 2] x) => (float[N, 2] y) {r = Relu(x) y = Neg(r)}'
+        ... )
+        >>> ir.from_proto(onnx.load_from_string(serialize(model))).graph.node(0).op_type
+    """
     return _bytes(ir.external_data.load_to_model(model.clone()))
 
 
@@ -161,7 +209,18 @@ def write_onnx(model: ir.Model, path: Path) -> None:
 
 
 def weight_bytes(model: ir.Model) -> int:
-    """Return how much memory all initializers take."""
+    """Return how much memory all initializers take.
+
+    Examples:
+        >>> model = ir.from_onnx_text(
+        ...     '<ir_version: 8, opset_import: ["": 17]> g (float[N, 2] x) => (float[N, 2] y) '
+        ...     "<float[2] w = {1.0, 2.0}> {y = Mul(x, w)}"
+        ... )
+        EXC validate.backends.onnx_files.serialize ir.from_proto(onnx.load_from_string(serialize(model))).graph.node(0).op_type
+         NameError("name 'onnx' is not defined")
+        >>> weight_bytes(model)
+        8
+    """
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 

@@ -67,6 +67,13 @@ class OnnxRuntimeModel:
 
     Raises:
         JobError: the file cannot be loaded, an output is not there, or this ONNX Runtime has no CUDA.
+
+    Examples:
+        >>> from onnx import parser
+        >>> text = '<ir_version: 8, opset_import: ["": 17]> g (float[N, 2] x) => (float[N, 2] y) {y = Relu(x)}'
+        >>> model = OnnxRuntimeModel(parser.parse_model(text).SerializeToString())
+        >>> model.run({"x": np.array([[-1.0, 2.0]])})["y"].tolist()
+        [[0.0, 2.0]]
     """
 
     def __init__(
@@ -168,6 +175,14 @@ class OnnxRuntimeBackend:
         arithmetic: see `OnnxRuntimeModel`.
         device: see `OnnxRuntimeModel`.
         threads: see `OnnxRuntimeModel`.
+
+    Examples:
+        >>> text = '<ir_version: 8, opset_import: ["": 17]> g (float[N, 2] x) => (float[N, 2] y) {r = Relu(x) y = Neg(r)}'
+        >>> backend = OnnxRuntimeBackend(with_shapes(ir.from_onnx_text(text)))
+        >>> list(backend.tensors)
+        ['r', 'y']
+        >>> backend.load(["r"]).run({"x": np.array([[-1.0, 2.0]])})["r"].tolist()
+        [[0.0, 2.0]]
     """
 
     def __init__(
@@ -212,6 +227,11 @@ def activations(model: ir.Model) -> dict[str, str]:
 
     The graph's own outputs are among them whatever their type. What follows from constants alone is not, nor is what
     Q/DQ makes of an activation on its way into a layer.
+
+    Examples:
+        >>> text = '<ir_version: 8, opset_import: ["": 17]> g (float[N, 2] x) => (float[N, 2] y) {r = Relu(x) y = Neg(r)}'
+        >>> list(activations(with_shapes(ir.from_onnx_text(text))))
+        ['r', 'y']
     """
     found: dict[str, str] = {}
     constant = set(model.graph.initializers.values())

@@ -55,6 +55,11 @@ def node_times(
 
     Raises:
         JobError: the times are those of another engine, or of one that was built without the names of its layers.
+
+    Examples:
+        >>> fused = Layer("conv1 + conv2", "conv", ("conv1", "conv2"), (), (), (), ())
+        >>> node_times([fused], times={"conv1 + conv2": 4.0}, weights={"conv1": 3e6, "conv2": 1e6}).nodes
+        {'conv1': 3.0, 'conv2': 1.0}
     """
     known = {layer.name: layer for layer in layers}
     if strange := sorted(times.keys() - known.keys()):

@@ -70,6 +70,11 @@ def random_samples(signature: Signature, number: int) -> dict[str, NDArray[Any]]
 
     Raises:
         UsageError: an axis other than the batch has no fixed size.
+
+    Examples:
+        >>> signature = Signature({"x": (3, 8, 8)}, {"x": np.dtype(np.float32)}, fixed_batch=None)
+        >>> {name: (array.shape, array.dtype.name) for name, array in random_samples(signature, 4).items()}
+        {'x': ((4, 3, 8, 8), 'float32')}
     """
     rng = np.random.default_rng(_SEED)
     found = {}
@@ -112,6 +117,10 @@ def batches_of(samples: Arrays, size: int) -> list[dict[str, NDArray[Any]]]:
     """Return up to `BATCHES` batches of `size` samples, no two alike where there is more than one sample.
 
     Each begins at another sample and goes around, so that few samples make many batches.
+
+    Examples:
+        >>> [batch["x"].tolist() for batch in batches_of({"x": np.arange(3)}, size=2)]
+        [[0, 1], [1, 2], [2, 0]]
     """
     total = len(next(iter(samples.values())))
     number = min(BATCHES, total)

@@ -237,7 +237,12 @@ def _or_none(bound: float) -> float | None:
 
 
 def calls_of_rounds(runs: int) -> list[int]:
-    """Return how many calls each round has: ten rounds, until they have ten calls each, and then more rounds."""
+    """Return how many calls each round has: ten rounds, until they have ten calls each, and then more rounds.
+
+    Examples:
+        >>> calls_of_rounds(25)
+        [3, 3, 3, 3, 3, 2, 2, 2, 2, 2]
+    """
     rounds = max(min(runs, _ROUNDS), runs // _BLOCK)
     return [runs // rounds + (number < runs % rounds) for number in range(rounds)]
 
@@ -247,6 +252,10 @@ def order(names: Sequence[str], number: int) -> list[str]:
 
     Every other round is the reverse of the one before, so that over both each model is equally late, and every pair of
     rounds begins with another model: A B, B A, B A, A B.
+
+    Examples:
+        >>> [order(["A", "B"], number) for number in range(4)]
+        [['A', 'B'], ['B', 'A'], ['B', 'A'], ['A', 'B']]
     """
     first = (number // 2) % len(names)
     rotated = [*names[first:], *names[:first]]
@@ -266,6 +275,11 @@ def ratio(baseline_ms: Sequence[float], model_ms: Sequence[float], confidence: f
         baseline_ms: median of each round of one load, or of each load, in milliseconds.
         model_ms: of the same rounds or loads.
         confidence: two-sided, in (0, 1).
+
+    Examples:
+        >>> found = ratio([10.0, 10.2, 9.9, 10.1, 10.0], [5.1, 5.0, 5.0, 4.9, 5.2])
+        >>> round(found.value, 3), round(found.ci_low, 3), round(found.ci_high, 3)
+        (0.502, 0.484, 0.52)
     """
     times = np.array([baseline_ms, model_ms], np.float64)
     pairs = times.shape[1]

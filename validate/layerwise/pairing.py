@@ -31,6 +31,11 @@ def pair(reference: Backend, candidate: Backend, mapping: Mapping[str, str] | No
     Raises:
         UsageError: the mapping names a tensor that is not there, or one tensor twice.
         JobError: the metadata of the file cannot be read.
+
+    Examples:
+        >>> text = '<ir_version: 8, opset_import: ["": 17]> g (float[N, 2] x) => (float[N, 2] y) {y = Relu(x)}'
+        >>> model = OnnxRuntimeBackend(ir.from_onnx_text(text))
+        >>> pair(model, model).pairs
     """
     pairs, why = _pairs(reference, candidate)
     for ours, theirs in (mapping or {}).items():

@@ -59,7 +59,15 @@ class Place:
 
 
 def locate_tensors(model: ir.Model, tensors: Collection[str]) -> dict[str, Place]:
-    """Return the place of each of `tensors` that a node of the main graph computes, in topological order."""
+    """Return the place of each of `tensors` that a node of the main graph computes, in topological order.
+
+    Examples:
+        >>> model = ir.from_onnx_text(
+        ...     '<ir_version: 8, opset_import: ["": 17]> g (float[N, 2] x) => (float[N, 2] y) {r = Relu(x) y = Neg(r)}'
+        ... )
+        >>> {name: (place.op_type, place.inputs) for name, place in locate_tensors(model, ["x", "y"]).items()}
+        {'y': ('Neg', ['x'])}
+    """
     wanted = set(tensors)
     places: dict[str, Place] = {}
     # Per value the nearest tensors in question, itself where it is one, and the quantizers since.

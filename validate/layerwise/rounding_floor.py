@@ -35,6 +35,13 @@ class RuntimeErrors:
     The excess of a sample is ``10 log10((noise + c) / (floor + c))`` in dB, with the floor's noise as the mean over
     the simulations and ``c = ROUNDING^2 * signal``, below which noise says nothing. Mean and variance over samples by
     Welford's update.
+
+    Examples:
+        >>> simulated = np.full((4, 8), 1.0, np.float32)
+        >>> errors = RuntimeErrors()
+        >>> errors.add(simulated, executed=simulated + 2e-3, again=[simulated + 1e-3], first=0)
+        >>> round(errors.difference().excess_db, 1)  # twice the difference, four times the noise
+        6.0
     """
 
     samples: int = 0

@@ -23,6 +23,10 @@ def cost_kind(cost: Cost) -> CostKind:
 
     A measured millisecond and an estimated one are different quantities: an estimate leaves out what it does not
     know of, so that on one axis the model that was not measured would win. Estimates for two GPUs differ alike.
+
+    Examples:
+        >>> cost_kind(Cost(basis="estimate", value=1.5, unit="ms", source="roofline of an NVIDIA L4"))
+        ('estimate', 'ms', 'roofline of an NVIDIA L4')
     """
     return cost.basis, cost.unit, cost.source
 
@@ -40,6 +44,10 @@ def front(values: ArrayLike, costs: ArrayLike, higher_is_better: bool) -> NDArra
 
     Returns:
         Shape (n,).
+
+    Examples:
+        >>> front(values=[0.76, 0.75, 0.70], costs=[4.0, 2.0, 3.0], higher_is_better=True).tolist()
+        [True, True, False]
     """
     cost = np.asarray(costs, np.float64)
     loss = np.asarray(values, np.float64) * (-1.0 if higher_is_better else 1.0)

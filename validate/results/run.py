@@ -53,6 +53,11 @@ class Record(BaseModel):
 
     NaN and infinities are written as JSON strings, since JSON has no number for them and ``null`` would
     read as "not measured".
+
+    Examples:
+        >>> point = ForwardPasses(stage="observe", passes=1, samples=512)
+        >>> ForwardPasses.model_validate_json(point.model_dump_json()) == point
+        True
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", protected_namespaces=())

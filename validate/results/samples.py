@@ -37,6 +37,12 @@ class SampleTable:
         reference: scores, shape (n,), or records, shape (n, k).
         candidates: the same of every candidate, by name, in float simulation.
         kernels: the same with integer kernels, where they were measured.
+
+    Examples:
+        >>> reference, candidate = np.array([1.0, 1.0]), np.array([1.0, 0.0])
+        >>> table = SampleTable(["3f", "a0"], ["cat", "dog"], [None, None], reference, {"mse": candidate})
+        >>> len(table), sorted(table.candidates)
+        (2, ['mse'])
     """
 
     contents: Sequence[str]
@@ -113,6 +119,13 @@ def paired_rows(ours: SampleTable, theirs: SampleTable) -> tuple[NDArray[np.intp
     """Return the rows of samples that are in both tables, by their contents, each shape (m,).
 
     A sample that is there twice is paired with as many as the other table has.
+
+    Examples:
+        >>> def table(*contents):
+        ...     return SampleTable(contents, [None] * len(contents), [None] * len(contents), np.ones(len(contents)), {})
+        >>> ours, theirs = paired_rows(table("a", "b", "b"), table("b", "c", "a"))
+        >>> ours.tolist(), theirs.tolist()
+        ([0, 1], [2, 0])
     """
     rows = {key: row for row, key in enumerate(_keys(theirs))}
     pairs = [(row, rows[key]) for row, key in enumerate(_keys(ours)) if key in rows]

@@ -45,6 +45,16 @@ class Statistics:
         zeros: values that were exactly 0 (they are exact in any symmetric quantization).
         exponent: the bin width is ``2**exponent``.
         bins: int64 counts, shape (MAX_BINS,); bin i holds i * width <= |x| < (i + 1) * width. Zeros are in bin 0.
+
+    Examples:
+        >>> first, second = Statistics(), Statistics()
+        >>> first.update(np.array([0.0, 1.5, -3.0]))
+        >>> second.update(np.array([[8.0]]))
+        >>> merged = first.merge(second)
+        >>> merged.minimum, merged.maximum, merged.count, merged.zeros
+        (-3.0, 8.0, 4, 1)
+        >>> merged.width * MAX_BINS  # the bins cover the power of two above the largest |x|
+        16.0
     """
 
     minimum: float = math.inf

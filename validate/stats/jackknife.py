@@ -32,7 +32,15 @@ _UNKNOWN = Interval(-math.inf, math.inf, "none")
 
 
 def drop_interval(metric: Metric, reference: Records, candidate: Records, confidence: float) -> Interval:
-    """Return the interval of `metric.drop` for one confidence; see `drop_intervals`."""
+    """Return the interval of `metric.drop` for one confidence; see `drop_intervals`.
+
+    Examples:
+        >>> from validate.tasks import Metric
+        >>> reference, candidate = np.ones(200), np.repeat([0.0, 1.0], [6, 194])  # 6 of 200 answers became wrong
+        >>> found = drop_interval(Metric("top1", higher_is_better=True, is_rate=True), reference, candidate, 0.95)
+        >>> round(found.low, 4), round(found.high, 4)
+        (0.0106, 0.0639)
+    """
     return drop_intervals(metric, reference, candidate, [confidence])[0]
 
 
@@ -51,6 +59,13 @@ def drop_intervals(
         reference: the task's records of the reference, shape (n,) or (n, k).
         candidate: those of the candidate, on the same samples in the same order.
         confidences: two-sided, in (0, 1).
+
+    Examples:
+        >>> from validate.tasks import Metric
+        >>> reference, candidate = np.ones(200), np.repeat([0.0, 1.0], [6, 194])
+        >>> top1 = Metric("top1", higher_is_better=True, is_rate=True)
+        >>> [round(found.high, 4) for found in drop_intervals(top1, reference, candidate, [0.95, 0.99])]
+        [0.0639, 0.0792]
     """
     if metric.is_mean:
         worse = metric.worsening(reference, candidate)
@@ -77,6 +92,14 @@ def projected_drop_interval(
     """Return the interval of the drop that `samples` samples like these would give; see `drop_interval`.
 
     Its width shrinks with the square root of the number of samples.
+
+    Examples:
+        >>> from validate.tasks import Metric
+        >>> reference, candidate = np.ones(200), np.repeat([0.0, 1.0], [6, 194])
+        >>> top1 = Metric("top1", higher_is_better=True, is_rate=True)
+        >>> found = projected_drop_interval(top1, reference, candidate, 0.95, samples=2000)
+        >>> round(found.low, 4), round(found.high, 4)
+        (0.0234, 0.0384)
     """
     if metric.is_mean:
         worse = metric.worsening(reference, candidate)
@@ -91,6 +114,13 @@ def value_interval(metric: Metric, records: Records, confidence: float) -> Inter
 
     Scores that are 0 or 1 get Wilson's interval (Wilson, "Probable inference", JASA 22 (1927)); all else the score
     interval of what each sample contributes; see `drop_interval`.
+
+    Examples:
+        >>> from validate.tasks import Metric
+        >>> top1 = Metric("top1", higher_is_better=True, is_rate=True)
+        >>> found = value_interval(top1, np.repeat([0.0, 1.0], [10, 90]), confidence=0.95)
+        >>> round(found.low, 4), round(found.high, 4), found.method
+        (0.8256, 0.9448, 'Wilson score')
     """
     n = len(records)
     if metric.is_mean and n and np.isin(records, (0.0, 1.0)).all():

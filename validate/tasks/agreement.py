@@ -25,6 +25,16 @@ class Agreement:
 
     Args:
         task: which takes answers for labels, an `Answering`.
+
+    Examples:
+        >>> from validate.tasks import Classification
+        >>> task = Agreement(Classification())
+        >>> task.metric.name
+        'agreement_top1'
+        >>> contents = [b"first image", b"second image"]
+        >>> task.learn({"logits": np.array([[2.0, 1.0], [0.0, 3.0]])}, contents)  # the reference answers 0 and 1
+        >>> task.scores({"logits": np.array([[2.0, 1.0], [3.0, 0.0]])}, contents).tolist()  # the candidate 0 and 0
+        [1.0, 0.0]
     """
 
     def __init__(self, task: Task) -> None:
@@ -51,12 +61,25 @@ class Agreement:
 
 
 def outputs_for(task: object, outputs: Outputs, inputs: Mapping[str, NDArray[Any]]) -> Outputs:
-    """Return the outputs, and after them those inputs that the task reads."""
+    """Return the outputs, and after them those inputs that the task reads.
+
+    Examples:
+        >>> from validate.tasks import SentenceEmbedding
+        >>> inputs = {"input_ids": np.ones((2, 4)), "attention_mask": np.ones((2, 4))}
+        >>> list(outputs_for(SentenceEmbedding(pooling="mean"), {"tokens": np.zeros((2, 4, 8))}, inputs))
+        ['tokens', 'attention_mask']
+    """
     if not isinstance(task, ReadsInputs):
         return outputs
     return {**outputs, **{name: inputs[name] for name in task.inputs if name in inputs and name not in outputs}}
 
 
 def with_or_without_labels(task: Task, labelled: bool) -> Task:
-    """Return the task, or its agreement where there are no labels and it can take answers for them."""
+    """Return the task, or its agreement where there are no labels and it can take answers for them.
+
+    Examples:
+        >>> from validate.tasks import Classification
+        >>> with_or_without_labels(Classification(), labelled=False).metric.name
+        'agreement_top1'
+    """
     return task if labelled or not isinstance(task, Answering) else Agreement(task)

@@ -77,6 +77,16 @@ class Metric:
         aggregate: None for a mean.
         per_class: of an aggregate that is made of classes, what belongs to each; always all of them, in their order.
         is_agreement: the labels are the reference model's answers, so that it is agreement with it and not accuracy.
+
+    Examples:
+        >>> top1 = Metric("top1", higher_is_better=True, is_rate=True)
+        >>> top1.value(np.array([1.0, 1.0, 0.0, 1.0]))
+        0.75
+        >>> top1.drop(np.array([1.0, 1.0, 0.0, 1.0]), np.array([1.0, 0.0, 0.0, 1.0]))
+        0.25
+        >>> mae = Metric("mae", higher_is_better=False, is_rate=False)
+        >>> mae.drop(np.array([0.5, 0.5]), np.array([0.75, 0.5]))  # an error that grows is a drop as well
+        0.125
     """
 
     name: str
@@ -208,7 +218,17 @@ Parsed = TypeVar("Parsed")
 
 
 def parse_labels(labels: Sequence[Any], parse: Callable[[Any], Parsed]) -> list[Parsed]:
-    """Return what `parse` makes of each label. Where it raises ValueError, a LabelError says which label it was."""
+    """Return what `parse` makes of each label. Where it raises ValueError, a LabelError says which label it was.
+
+    Examples:
+        >>> parse_labels(["1", "2"], int)
+        [1, 2]
+        >>> try:
+        ...     parse_labels(["1", "two"], int)
+        ... except LabelError as error:
+        ...     print(error.place, error)
+        1 invalid literal for int() with base 10: 'two'
+    """
     parsed = []
     for place, label in enumerate(labels):
         try:
@@ -219,12 +239,22 @@ def parse_labels(labels: Sequence[Any], parse: Callable[[Any], Parsed]) -> list[
 
 
 def shown(label: Any) -> str:
-    """Return the beginning of a label, for a sentence."""
+    """Return the beginning of a label, for a sentence.
+
+    Examples:
+        >>> shown({"bbox": [1, 2]})
+        "{'bbox': [1, 2]}"
+    """
     return " ".join(repr(label).split())[:80]
 
 
 def first_output(outputs: Outputs) -> NDArray[Any]:
-    """Return the model's first output."""
+    """Return the model's first output.
+
+    Examples:
+        >>> first_output({"logits": np.array([[0.5, 1.5]]), "features": np.zeros((1, 8))}).tolist()
+        [[0.5, 1.5]]
+    """
     return np.asarray(next(iter(outputs.values())))
 
 
@@ -234,6 +264,12 @@ def log_probability_error(log_p: NDArray[np.floating[Any]], log_q: NDArray[np.fl
     Both have shape (batch, ..., classes). Log-probabilities are floored at -20 (2e-9), below which no
     decision depends on them. Chosen over KL because it is nearly additive over layers: the
     errors of the layers of PP-OCRv4 one by one added up to 0.00824 and jointly made 0.00823; KL: 0.239 and 0.109.
+
+    Examples:
+        >>> p, q = np.array([[0.5, 0.5], [1.0, 0.0]]), np.array([[0.25, 0.75], [1.0, 0.0]])
+        >>> with np.errstate(divide="ignore"):
+        ...     log_probability_error(np.log(p), np.log(q)).round(4).tolist()
+        [0.3224, 0.0]
     """
     difference = np.maximum(log_p, -20.0) - np.maximum(log_q, -20.0)
     error: NDArray[np.float64] = np.square(difference, dtype=np.float64).reshape(len(difference), -1).mean(axis=1)
@@ -244,6 +280,11 @@ def ratio_of_sums(records: Records, weights: Weights) -> NDArray[np.float64]:
     """Return the sum of the first column over that of the second, shape (b,); NaN where that is 0. An `Aggregate`.
 
     A rate per token, character or pixel is such a ratio: samples are drawn, and what is counted comes with them.
+
+    Examples:
+        >>> edits_and_characters = np.array([[1.0, 10.0], [0.0, 30.0]])
+        >>> ratio_of_sums(edits_and_characters, np.array([[1.0, 1.0], [2.0, 0.0]])).tolist()
+        [0.025, 0.1]
     """
     above, below = np.asarray(weights @ records).T
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -25,6 +25,14 @@ class Classification:
     """Top-k accuracy of the first output, logits or probabilities of shape (batch, classes).
 
     A label is the index of its class.
+
+    Examples:
+        >>> task = Classification(top_k=1)
+        >>> outputs = {"logits": np.array([[0.1, 2.0, 0.3], [3.0, 0.2, 0.1]])}
+        >>> task.scores(outputs, labels=[1, 2]).tolist()
+        [1.0, 0.0]
+        >>> task.answers(outputs)
+        [1, 0]
     """
 
     def __init__(self, top_k: int = 1) -> None:

@@ -87,6 +87,13 @@ class Detection:
         names: of the outputs.
         decode: for other outputs.
         most: detections that count in an image, those with the highest scores; COCO's limit is 100.
+
+    Examples:
+        >>> task = Detection(classes=2)
+        >>> boxes = np.array([[[10.0, 10.0, 30.0, 30.0, 0.9, 1.0]]])  # left, top, right, bottom, score, class
+        >>> records = task.scores({"boxes": boxes}, [{"bbox": [[10, 10, 20, 20]], "category": [1]}])
+        >>> round(task.metric.value(records), 4)
+        1.0
     """
 
     def __init__(

@@ -40,6 +40,15 @@ class SentenceEmbedding:
 
     Args:
         pooling: ``mean`` over the tokens of which the input ``attention_mask`` is not 0, or ``cls``, the first token.
+
+    Examples:
+        >>> task = SentenceEmbedding()
+        >>> vectors = np.array([[1, 0], [1, 0], [1, 0], [1, 1], [1, 0], [0, 1]], np.float32)  # three pairs
+        >>> records = task.scores({"embedding": vectors}, labels=[5.0, 3.0, 1.0])
+        >>> records[:, 0].round(2).tolist()
+        [1.0, 0.71, 0.0]
+        >>> round(task.metric.value(records), 4)
+        1.0
     """
 
     def __init__(self, pooling: Pooling = "none") -> None:

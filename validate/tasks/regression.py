@@ -37,6 +37,15 @@ class Regression:
     A label is a number or an array with as many elements as the model gives for a sample. A sample's score is the mean
     absolute error over its elements, and its record for the RMSE the mean squared error, shape (batch, 1): the root is
     of the mean over all samples, so that the RMSE is no mean of roots.
+
+    Examples:
+        >>> outputs = {"y": np.array([[1.0], [4.0]])}
+        >>> task = Regression("mae")
+        >>> task.metric.value(task.scores(outputs, labels=[2.0, 6.0]))
+        1.5
+        >>> rmse = Regression("rmse")
+        >>> round(rmse.metric.value(rmse.scores(outputs, labels=[2.0, 6.0])), 4)
+        1.5811
     """
 
     def __init__(self, metric: Literal["mae", "rmse"] = "mae") -> None:

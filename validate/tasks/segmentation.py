@@ -41,6 +41,15 @@ class Segmentation:
     Args:
         classes: how many there are; labels are 0 to classes - 1.
         ignored: label of pixels that are not scored.
+
+    Examples:
+        >>> task = Segmentation(classes=2)
+        >>> classes, label = np.array([[[0, 1], [1, 1]]]), np.array([[0, 1], [0, 1]])
+        >>> records = task.scores({"classes": classes}, [label])
+        >>> records.tolist()  # per class the intersection, then the union, then the pixels of the label
+        [[1.0, 2.0, 2.0, 3.0, 2.0, 2.0]]
+        >>> round(task.metric.value(records), 4)  # the mean of 1/2 and 2/3
+        0.5833
     """
 
     def __init__(self, classes: int, ignored: int = 255) -> None:

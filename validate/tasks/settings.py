@@ -267,6 +267,12 @@ def metric_of(section: Mapping[str, Any], labelled: bool) -> Metric | None:
     Args:
         section: that of a run's config, which may be another machine's: files and code that it names are not opened.
         labelled: whether there were labels.
+
+    Examples:
+        >>> metric_of({"type": "classification", "top_k": 5}, labelled=True).name
+        'top5'
+        >>> metric_of({"type": "custom", "callable": "tasks.py:mine"}, labelled=True) is None
+        True
     """
     if section["type"] == "custom":
         return None

@@ -42,6 +42,14 @@ class TextRecognition:
 
     Args:
         characters: the symbol of each class; index `blank` is CTC's blank and is never part of a text.
+
+    Examples:
+        >>> task = TextRecognition(["", "a", "b"], metric="character_error_rate")
+        >>> probabilities = np.eye(3)[[[1, 1, 0, 2]]]  # best classes a, a, blank, b of one line
+        >>> task.decode(probabilities)
+        ['ab']
+        >>> task.scores({"probabilities": probabilities}, labels=["abb"]).tolist()  # edits, characters
+        [[1.0, 3.0]]
     """
 
     def __init__(
@@ -105,6 +113,10 @@ def edit_distance(a: str, b: str) -> int:
     """Return the least number of insertions, deletions and substitutions of code points from `a` to `b`.
 
     Wagner and Fischer, "The string-to-string correction problem", JACM 21 (1974).
+
+    Examples:
+        >>> edit_distance("kitten", "sitting")
+        3
     """
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):

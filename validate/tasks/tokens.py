@@ -73,7 +73,15 @@ class _Tokens:
 
 
 class TokenAccuracy(_Tokens):
-    """The share of the scored tokens whose best class is the label; see the base class."""
+    """The share of the scored tokens whose best class is the label; see the base class.
+
+    Examples:
+        >>> task = TokenAccuracy("token_classification")
+        >>> logits = np.array([[[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]]])  # one sequence of three tokens
+        >>> records = task.scores({"logits": logits}, [np.array([0, 0, IGNORED])])
+        >>> records.tolist(), task.metric.value(records)
+        ([[1.0, 2.0]], 0.5)
+    """
 
     inputs = ("attention_mask",)
 
@@ -95,6 +103,12 @@ class TokenLoss(_Tokens):
 
     For the latter see Jelinek et al., JASA 62 (1977). It gives no answers, as no model has the least loss against its
     own; see `validate.tasks.base.Answering`.
+
+    Examples:
+        >>> task = TokenLoss("masked_lm", "perplexity")
+        >>> records = task.scores({"logits": np.zeros((1, 2, 4))}, [np.array([3, IGNORED])])  # all four classes alike
+        >>> round(task.metric.value(records), 4)
+        4.0
     """
 
     def __init__(self, name: str, metric: Literal["loss", "perplexity"]) -> None:

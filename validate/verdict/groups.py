@@ -50,7 +50,13 @@ class GroupDrop:
 
 
 def by_name(names: Sequence[str | None], both: Paired) -> dict[str, Paired]:
-    """Return the samples of each group; those without a name are in none."""
+    """Return the samples of each group; those without a name are in none.
+
+    Examples:
+        >>> groups = by_name(["day", "night", None, "day"], (np.array([1.0, 1, 1, 1]), np.array([1.0, 0, 1, 1])))
+        >>> {name: candidate.tolist() for name, (reference, candidate) in groups.items()}
+        {'day': [1.0, 1.0], 'night': [0.0]}
+    """
     members: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         if name is not None:
@@ -62,6 +68,14 @@ def by_class(metric: Metric, both: Paired) -> dict[str, Paired]:
     """Return what belongs to each class, of a metric that is made of classes, on the samples that have any of it.
 
     Classes for which the reference has no value are left out: no label and no answer is of them.
+
+    Examples:
+        >>> from validate.tasks import Segmentation
+        >>> task, label = Segmentation(classes=3), np.array([[0, 1], [0, 1]])
+        >>> reference, candidate = (task.scores({"y": np.array([y])}, [label]) for y in ([[0, 1], [0, 1]], [[0, 1], [1, 1]]))
+        >>> groups = by_class(task.metric, (reference, candidate))
+        >>> {name: round(task.metric.drop(*both), 4) for name, both in groups.items()}
+        {'0': 0.5, '1': 0.3333}
     """
     assert metric.per_class is not None
     found = {}
@@ -80,6 +94,13 @@ def group_drops(metric: Metric, groups: Mapping[str, Paired], confidence: float)
         metric: of the task.
         groups: the samples of each, by its name.
         confidence: two-sided, in (0, 1).
+
+    Examples:
+        >>> groups = {"day": (np.ones(100), np.ones(100)), "night": (np.ones(100), np.repeat([0.0, 1.0], [10, 90]))}
+        >>> for group in group_drops(Metric("top1", higher_is_better=True, is_rate=True), groups, confidence=0.95):
+        ...     print(group.name, group.n, round(group.drop, 2), round(group.low, 3), round(group.high, 3))
+        night 100 0.1 0.047 0.174
+        day 100 0.0 -0.048 0.037
     """
     corrected = 1 - (1 - confidence) / max(len(groups), 1)
     found = []

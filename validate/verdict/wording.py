@@ -11,12 +11,22 @@ __all__ = ["interval", "out_of_reach", "score"]
 
 
 def score(is_rate: bool) -> Callable[[float], str]:
-    """Return what writes a metric or a drop: a rate as ``1.25%``, else four significant digits."""
+    """Return what writes a metric or a drop: a rate as ``1.25%``, else four significant digits.
+
+    Examples:
+        >>> score(is_rate=True)(0.0125), score(is_rate=False)(0.0125)
+        ('1.25%', '0.0125')
+    """
     return _percent if is_rate else _plain
 
 
 def interval(low: float, high: float, show: Callable[[float], str]) -> str:
-    """Return where a number lies; an interval without ends says that too little is known for one."""
+    """Return where a number lies; an interval without ends says that too little is known for one.
+
+    Examples:
+        >>> interval(-0.002, 0.008, score(is_rate=True))
+        'between -0.20% and 0.80%'
+    """
     if math.isfinite(low) and math.isfinite(high):
         return f"between {show(low)} and {show(high)}"
     return "with too few samples, or too few that differ, to tell how sure that is"
@@ -28,6 +38,13 @@ def out_of_reach(accuracy: Accuracy, margin: float) -> str:
     Args:
         accuracy: of the float model.
         margin: in the metric's unit.
+
+    Examples:
+        >>> top1 = Accuracy(metric="top1", higher_is_better=True, is_rate=True, value=0.76, n=500)
+        >>> out_of_reach(top1, margin=0.01)
+        ''
+        >>> out_of_reach(top1, margin=1.0).split(",")[0]
+        "the float model's top1 is 76.00%"
     """
     if accuracy.higher_is_better:
         room = accuracy.value if accuracy.is_rate or accuracy.value > 0 else math.inf

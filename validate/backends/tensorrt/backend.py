@@ -93,6 +93,11 @@ def observable_tensors(
 
     With ``debug: unfused`` these are all outputs of layers that one layer alone writes. TensorRT promises no more
     than that most of them are shown; one that is not is an error when it is asked for.
+
+    Examples:
+        >>> layer = Layer("conv1", "conv", ("conv1",), ("x",), ("c1",), ("Int8",), ("",))
+        >>> observable_tensors([layer], outputs=["y"], inputs=["x"], options=BuildOptions(debug="unfused"))
+        {'c1': 'conv1', 'y': ''}
     """
     written = producers(layers)
     if options.debug == "unfused":

@@ -71,6 +71,10 @@ def profile_of(shapes: Sequence[str]) -> Profile:
     """Return what ``x=1x3x224x224:4x3x224x224:8x3x224x224`` says: smallest, usual and largest shape of an input.
 
     One shape alone is all three. Raises UsageError where it is written otherwise.
+
+    Examples:
+        >>> profile_of(["x=1x3x32x32:4x3x32x32:8x3x32x32", "mask=1x16"])
+        {'x': ((1, 3, 32, 32), (4, 3, 32, 32), (8, 3, 32, 32)), 'mask': ((1, 16), (1, 16), (1, 16))}
     """
     profile: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {}
     for text in shapes:

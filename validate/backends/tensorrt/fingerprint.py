@@ -66,7 +66,12 @@ class Fingerprint(BaseModel):
 
 
 def fingerprint_path(engine: Path) -> Path:
-    """Return where the fingerprint of an engine is."""
+    """Return where the fingerprint of an engine is.
+
+    Examples:
+        >>> fingerprint_path(Path("resnet18.engine")).name
+        'resnet18.engine.json'
+    """
     return engine.with_name(engine.name + ".json")
 
 
@@ -147,6 +152,12 @@ def version_fits(found: Fingerprint, version: str) -> bool:
     Without version compatibility all four numbers must be equal. With it, later versions of the same major may, and
     TensorRT 11 loads what 10 built; no other pair of majors goes ("Support Matrix" of TensorRT 11.4, "Engine
     Portability"). TensorRT-RTX has no version compatibility.
+
+    Examples:
+        >>> options = BuildOptions(version_compatible=True)
+        >>> built = Fingerprint.model_construct(flavour="tensorrt", version="10.9.0.34", options=options)
+        >>> version_fits(built, "11.0.0.114"), version_fits(built, "10.8.0.43")
+        (True, False)
     """
     if found.version == version:
         return True
@@ -171,6 +182,12 @@ def hardware_fits(found: Fingerprint, gpu: str | None, compute_capability: str) 
         found: of the engine.
         gpu: its name; None where any with this compute capability is meant.
         compute_capability: e.g. 8.9.
+
+    Examples:
+        >>> gpu = {"gpu": "NVIDIA L4", "compute_capability": "8.9"}
+        >>> built = Fingerprint.model_construct(flavour="tensorrt", options=BuildOptions(), **gpu)
+        >>> hardware_fits(built, "NVIDIA L4", "8.9"), hardware_fits(built, "NVIDIA L40", "8.9")
+        (True, False)
     """
     from_ampere_on = int(compute_capability.split(".")[0]) >= 8
     same = found.compute_capability == compute_capability

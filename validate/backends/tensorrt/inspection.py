@@ -53,6 +53,12 @@ def parse_layers(information: str) -> list[Layer]:
 
     Raises:
         JobError: the engine was built without detailed profiling verbosity, so that only names are known.
+
+    Examples:
+        >>> conv = {"Name": "conv1 + relu1", "LayerType": "gemm", "Outputs": [{"Name": "r1", "DataType": "Int8"}]}
+        >>> (layer,) = parse_layers(json.dumps({"Layers": [conv]}))
+        >>> layer.kind, layer.outputs, layer.types
+        ('gemm', ('r1',), ('Int8',))
     """
     records = json.loads(information).get("Layers", [])
     if not all(isinstance(record, Mapping) for record in records):
@@ -61,7 +67,13 @@ def parse_layers(information: str) -> list[Layer]:
 
 
 def producers(layers: Sequence[Layer]) -> dict[str, Layer]:
-    """Return by tensor the layer that computes it. A name that several layers write is left out: it says nothing."""
+    """Return by tensor the layer that computes it. A name that several layers write is left out: it says nothing.
+
+    Examples:
+        >>> conv = {"Name": "conv1", "Outputs": [{"Name": "c1"}]}
+        >>> producers(parse_layers(json.dumps({"Layers": [conv]})))["c1"].name
+        'conv1'
+    """
     written = [(name, layer) for layer in layers for name in layer.outputs]
     times = Counter(name for name, _ in written)
     return {name: layer for name, layer in written if times[name] == 1}

@@ -35,6 +35,11 @@ class Library:
         flavour: the name of its module.
         compute_capabilities: what TensorRT-RTX can build for, in ascending order; empty for `tensorrt`, which builds
             for the GPU of the machine.
+
+    Examples:
+        >>> rtx = Library("tensorrt_rtx", "1.7.1.116", ("8.0", "8.6", "8.9", "12.0"))
+        >>> rtx.supports(Gpu("NVIDIA L4", "8.9", "13.0")), rtx.supports(Gpu("NVIDIA H100", "9.0", "13.0"))
+        (True, False)
     """
 
     flavour: Flavour
