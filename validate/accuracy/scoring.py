@@ -33,7 +33,14 @@ OnBatch = Callable[[int], None]
 
 
 class OutputStore:
-    """The reference's outputs on the selection samples, kept on disk, so that it runs over them only once."""
+    """The reference's outputs on the selection samples, kept on disk, so that it runs over them only once.
+
+    Examples:
+        >>> store = OutputStore()
+        >>> store.append({"logits": np.array([[0.25, 0.75]])})
+        >>> [outputs["logits"].tolist() for outputs in store]
+        [[[0.25, 0.75]]]
+    """
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="calibrate-")
@@ -61,6 +68,16 @@ def evaluate(
     Where there are no labels, the reference comes first: what it answers is what others are held against.
 
     Raises JobError where a label cannot be used.
+
+    Examples:
+        >>> from onnx import parser
+        >>> from validate.backends import OnnxRuntimeModel
+        >>> from validate.tasks import Classification
+        >>> text = '<ir_version: 8, opset_import: ["": 17]> g (float[N, 2] x) => (float[N, 2] y) {y = Neg(x)}'
+        >>> model = OnnxRuntimeModel(parser.parse_model(text).SerializeToString())
+        >>> batch = Batch({"x": np.array([[1.0, 2.0], [3.0, 0.0]])}, labels=[0, 0], contents=[b"a", b"b"], first=0)
+        >>> evaluate(model, Classification(), [batch], on_batch=lambda samples: None).tolist()
+        [1.0, 0.0]
     """
     scores: list[NDArray[np.float64]] = []
     for batch in batches:
@@ -70,7 +87,14 @@ def evaluate(
 
 
 def stored_scores(task: Task, batches: Iterable[Batch], outputs: Iterable[Outputs]) -> NDArray[np.float64]:
-    """Return the task's score, or record, of every sample from the reference's stored outputs; see `evaluate`."""
+    """Return the task's score, or record, of every sample from the reference's stored outputs; see `evaluate`.
+
+    Examples:
+        >>> from validate.tasks import Classification
+        >>> batch = Batch({"x": np.zeros((2, 4))}, labels=[1, 0], contents=[b"a", b"b"], first=0)
+        >>> stored_scores(Classification(), [batch], [{"logits": np.array([[0.0, 1.0], [0.0, 1.0]])}]).tolist()
+        [1.0, 0.0]
+    """
     return np.concatenate([batch_scores(task, *both, is_reference=True) for both in zip(batches, outputs, strict=True)])
 
 
@@ -91,7 +115,15 @@ def reference_errors(
 
 
 def batch_scores(task: Task, batch: Batch, outputs: Outputs, is_reference: bool) -> NDArray[np.float64]:
-    """Return the task's scores, or records, of the samples of one batch; see `evaluate`."""
+    """Return the task's scores, or records, of the samples of one batch; see `evaluate`.
+
+    Examples:
+        >>> from validate.tasks import Classification
+        >>> batch = Batch({"x": np.zeros((2, 4))}, labels=[1, 0], contents=[b"a", b"b"], first=0)
+        >>> outputs = {"logits": np.array([[0.0, 1.0], [0.0, 1.0]])}
+        >>> batch_scores(Classification(), batch, outputs, is_reference=False).tolist()
+        [1.0, 0.0]
+    """
     outputs = outputs_for(task, outputs, batch.inputs)
     labels: Sequence[Any] = batch.labels
     if isinstance(task, Agreement):
@@ -123,7 +155,13 @@ def _per_sample(
 
 
 def accuracy(metric: Metric, scores: NDArray[np.float64]) -> Accuracy:
-    """Return the metric over all scores or records."""
+    """Return the metric over all scores or records.
+
+    Examples:
+        >>> found = accuracy(Metric("top1", higher_is_better=True, is_rate=True), np.array([1.0, 1.0, 0.0, 1.0]))
+        >>> found.value, found.n
+        (0.75, 4)
+    """
     return Accuracy(
         metric=metric.name,
         higher_is_better=metric.higher_is_better,
@@ -137,7 +175,14 @@ def accuracy(metric: Metric, scores: NDArray[np.float64]) -> Accuracy:
 def candidate_accuracy(
     metric: Metric, reference: NDArray[np.float64], scores: NDArray[np.float64], confidence: float
 ) -> CandidateAccuracy:
-    """Return the metric of a candidate with its drop against the reference, paired sample by sample."""
+    """Return the metric of a candidate with its drop against the reference, paired sample by sample.
+
+    Examples:
+        >>> reference, candidate = np.ones(200), np.repeat([0.0, 1.0], [6, 194])
+        >>> found = candidate_accuracy(Metric("top1", higher_is_better=True, is_rate=True), reference, candidate, 0.95)
+        >>> round(found.value, 4), round(found.drop, 4), round(found.ci_low, 4), round(found.ci_high, 4)
+        (0.97, 0.03, 0.0106, 0.0639)
+    """
     if reference.shape != scores.shape:
         raise JobError(f"{len(reference)} samples of the reference cannot be paired with {len(scores)}")
     interval = drop_interval(metric, reference, scores, confidence)

@@ -40,7 +40,12 @@ class Options:
 
 
 def kind_of(model: str) -> Kind:
-    """Tell what a name stands for. Raises UsageError where it stands for nothing that can be opened."""
+    """Tell what a name stands for. Raises UsageError where it stands for nothing that can be opened.
+
+    Examples:
+        >>> kind_of("models.py:resnet18")
+        'pytorch'
+    """
     suffix = Path(model).suffix
     if suffix == ".onnx":
         kind: Kind = "onnx"

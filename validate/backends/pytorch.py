@@ -53,6 +53,10 @@ def from_reference(reference: str, base: Path = Path()) -> torch.nn.Module | tor
 
     Raises:
         JobError: there is no such thing, it fails, or PyTorch is not installed.
+
+    Examples:
+        >>> from_reference("torch.nn:Identity")
+        Identity()
     """
     _require_torch()
     import torch
@@ -92,6 +96,13 @@ class PyTorchBackend:
 
     Raises:
         JobError: PyTorch or the GPU is missing, the names do not fit, or the module fails on `example`.
+
+    Examples:
+        >>> import torch
+        >>> module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
+        >>> backend = PyTorchBackend(module, ["x"], {"x": np.zeros((1, 2), np.float32)})
+        >>> list(backend.tensors)
+        ['0', '1', 'output_0']
     """
 
     def __init__(

@@ -46,7 +46,15 @@ class ModuleTrace:
 
 
 def trace_module(module: torch.nn.Module, call: Callable[[], _T]) -> tuple[_T, ModuleTrace]:
-    """Return what `call`, which calls the module, returns, and what was seen. Holds all the modules' outputs."""
+    """Return what `call`, which calls the module, returns, and what was seen. Holds all the modules' outputs.
+
+    Examples:
+        >>> import torch
+        >>> module = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU())
+        >>> _, trace = trace_module(module, lambda: module(torch.zeros(1, 2)))
+        >>> trace.shapes
+        {'0': (1, 4), '1': (1, 4)}
+    """
     import torch
     from torch.nn import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
 

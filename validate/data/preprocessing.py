@@ -53,6 +53,13 @@ class ImagePreprocessing(BaseModel):
     """An image column to one NCHW float32 input: resize, centre crop, rescale, normalise.
 
     ``value = (pixel * rescale - mean) / std`` with pixel in 0..255, per channel.
+
+    Examples:
+        >>> to_input = ImagePreprocessing(resize=8, crop=6, mean=(0, 0, 0), std=(1, 1, 1))
+        >>> pixels = np.full((10, 20, 3), 255, np.uint8)
+        >>> array = to_input({"image": pixels})
+        >>> array.shape, array.dtype.name, float(array.max())
+        ((3, 6, 6), 'float32', 1.0)
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -266,6 +273,10 @@ def as_image(value: Any) -> Any:
 
     Raises:
         ValueError: it is none of these, or no image can be read from it.
+
+    Examples:
+        >>> as_image(np.zeros((2, 3, 3), np.uint8)).size  # width, height
+        (3, 2)
     """
     from PIL import Image, UnidentifiedImageError
 

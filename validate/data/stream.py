@@ -233,6 +233,11 @@ class Batch:
     """Stacked samples: every input has the batch as axis 0, where a sample may be several rows.
 
     `first` is the index of the first sample.
+
+    Examples:
+        >>> batch = Batch({"x": np.zeros((2, 3, 8, 8))}, labels=[1, 0], contents=[b"a", b"b"], first=0)
+        >>> len(batch)
+        2
     """
 
     inputs: dict[str, Array]

@@ -185,6 +185,11 @@ def disturbances(before: Clocks, after: Clocks, others: float | None) -> list[st
         before: the clocks once the models were warm.
         after: the clocks when the last was timed.
         others: see `Load.of_others`.
+
+    Examples:
+        >>> before, after = Clocks(cpu_mhz=3000.0), Clocks(cpu_mhz=1500.0)
+        >>> disturbances(before, after, others=None)
+        ['the CPU clock moved from 3000 to 1500 MHz while the models were timed']
     """
     found = []
     pairs = [("CPU", before.cpu_mhz, after.cpu_mhz)]

@@ -135,6 +135,10 @@ def specs_of(models: Sequence[str], compiled: bool) -> list[Spec]:
 
     Raises:
         UsageError: one of them does not exist, or `compiled` is asked for and none is a module.
+
+    Examples:
+        >>> [spec.name for spec in specs_of(["models.py:resnet18", "models.py:resnet18"], compiled=False)]
+        ['models.py:resnet18', 'models.py:resnet18 #2']
     """
     modules = [model for model in models if kind_of(model) == "pytorch"]
     if compiled and not modules:

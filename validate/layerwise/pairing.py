@@ -33,9 +33,11 @@ def pair(reference: Backend, candidate: Backend, mapping: Mapping[str, str] | No
         JobError: the metadata of the file cannot be read.
 
     Examples:
+        >>> import onnx_ir as ir
         >>> text = '<ir_version: 8, opset_import: ["": 17]> g (float[N, 2] x) => (float[N, 2] y) {y = Relu(x)}'
         >>> model = OnnxRuntimeBackend(ir.from_onnx_text(text))
         >>> pair(model, model).pairs
+        {'y': 'y'}
     """
     pairs, why = _pairs(reference, candidate)
     for ours, theirs in (mapping or {}).items():

@@ -88,7 +88,14 @@ class Judgement(Record):
 
 
 def judge(comparison: Comparison, thresholds: Thresholds) -> Judgement:
-    """Return the verdict. Nothing compared, or a metric that could not be computed, is a failure."""
+    """Return the verdict. Nothing compared, or a metric that could not be computed, is a failure.
+
+    Examples:
+        >>> nothing = Comparison.model_construct(layers=[], unpaired=[], samples=0)
+        >>> judgement = judge(nothing, Thresholds())
+        >>> judgement.passed, judgement.reasons
+        (False, ['nothing was compared'])
+    """
     verdicts = [
         LayerVerdict(tensor=x.tensor, node=x.node, failures=_failures(x, thresholds)) for x in comparison.layers
     ]
@@ -122,7 +129,15 @@ def by_isolated(layers: list[LayerDifference]) -> list[LayerDifference]:
 
 
 def by_growth(layers: list[LayerDifference]) -> list[LayerDifference]:
-    """Return the layers, those after which error grows most first."""
+    """Return the layers, those after which error grows most first.
+
+    Examples:
+        >>> layers = [LayerDifference.model_construct(tensor=t, depth=i, growth_db=db) for i, (t, db) in enumerate(
+        ...     [("conv1", 2.0), ("conv2", 9.0)]
+        ... )]
+        >>> [layer.tensor for layer in by_growth(layers)]
+        ['conv2', 'conv1']
+    """
     return sorted((x for x in layers if x.growth_db is not None), key=lambda x: (-(x.growth_db or 0.0), x.depth))
 
 

@@ -76,6 +76,13 @@ def pareto_points(
         reference_cost: what it costs.
         candidates: all of which were judged on all validation samples.
         reference_size: bytes of the float model's file.
+
+    Examples:
+        >>> from validate.results.run import Accuracy
+        >>> top1 = Accuracy(metric="top1", higher_is_better=True, is_rate=True, value=0.76, n=500)
+        >>> cost = Cost(basis="measured", value=4.0, unit="ms", source="NVIDIA L4")
+        >>> [(point.name, point.on_front) for point in pareto_points(Reference(accuracy=top1, latency=None), cost, [])]
+        [('float reference', True)]
     """
     accuracy = reference.accuracy
     points = [

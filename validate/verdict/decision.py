@@ -34,6 +34,16 @@ def decide(policy: Policy, evidence: Evidence) -> Verdict:
 
     GO: every rule passes. NO-GO: one fails. INCONCLUSIVE: none fails, but one is undecided, or was not measured and is
     not optional. No samples or a number that is not finite is never a GO.
+
+    Examples:
+        >>> from validate.results import Candidate
+        >>> top1 = {"metric": "top1", "higher_is_better": True, "is_rate": True, "n": 5000}
+        >>> interval = {"drop": 0.003, "ci_low": -0.001, "ci_high": 0.007, "confidence": 0.95, "method": "Tango score"}
+        >>> accuracy = CandidateAccuracy(value=0.757, **interval, **top1)
+        >>> build = BuildResult(ok=True, backend="tensorrt", version="11.0.0.114", message="")
+        >>> candidate = Candidate.model_construct(accuracy=accuracy, tensorrt_build=build, integer_kernels=None)
+        >>> decide(Policy(max_drop=0.01), Evidence(Accuracy(value=0.76, **top1), candidate)).decision.value
+        'GO'
     """
     found = list(_rules(policy, evidence))
     outcomes = {rule.outcome for rule in found if rule.blocks_release}

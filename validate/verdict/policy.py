@@ -82,6 +82,11 @@ class Policy(Section):
     """What a release must keep to. Rates are fractions: 0.01 is one percentage point.
 
     Everything from `classes` on is a rule only where it is given.
+
+    Examples:
+        >>> policy = Policy(max_drop=0.01, speedup={"FP16": {"at_least": 1.2}})
+        >>> policy.speedup["FP16"].at_least, policy.confidence
+        (1.2, 0.95)
     """
 
     max_drop: float = Field(

@@ -32,7 +32,15 @@ _TRUST = {"measured": 0, "estimate": 1, "multiply-accumulates": 2}
 
 
 def speedup_rule(against: str, wanted: SpeedupPolicy, candidate: Candidate) -> Rule:
-    """Hold the speed-up on the target against the least that is wanted; a measurement by its interval."""
+    """Hold the speed-up on the target against the least that is wanted; a measurement by its interval.
+
+    Examples:
+        >>> measured = {"ci_low": 1.4, "ci_high": 1.6, "confidence": 0.95, "basis": "measured"}
+        >>> speedup = Speedup(against="FP16", value=1.5, on_target=True, source="NVIDIA L4", **measured)
+        >>> candidate = Candidate.model_construct(speedups=[speedup])
+        >>> speedup_rule("FP16", SpeedupPolicy(at_least=1.2), candidate).outcome
+        'pass'
+    """
     name, wish = f"speed-up against {against}", f"the policy asks for {wanted.at_least:g}"
     found = _speedup(candidate, against)
     rule = partial(Rule, name=name, threshold=wanted.at_least)
@@ -64,7 +72,12 @@ def not_faster_than_fp16(candidate: Candidate) -> str | None:
 
 
 def fp16_not_known(candidate: Candidate) -> str | None:
-    """Return a sentence where it is not known how fast INT8 is against FP16 on the target; else None."""
+    """Return a sentence where it is not known how fast INT8 is against FP16 on the target; else None.
+
+    Examples:
+        >>> fp16_not_known(Candidate.model_construct(speedups=[]))
+        'how fast INT8 is against FP16 on the target is not known; nothing was measured or estimated for it'
+    """
     if _speedup(candidate, "FP16") is not None:
         return None
     why = _off_target(candidate, "FP16") or "; nothing was measured or estimated for it"
@@ -136,7 +149,12 @@ def latency_rule(wanted: LatencyPolicy, candidate: Candidate) -> Rule:
 
 
 def model_size_rule(most: int, candidate: Candidate) -> Rule:
-    """Hold the size of the ONNX file, with its external data, against its ceiling."""
+    """Hold the size of the ONNX file, with its external data, against its ceiling.
+
+    Examples:
+        >>> model_size_rule(10_000_000, Candidate.model_construct(size_bytes=11_700_000)).outcome
+        'fail'
+    """
     return _size_rule("model size", "the model's file", candidate.size_bytes, most)
 
 
@@ -163,6 +181,12 @@ def worst_layer_rule(least: float, candidate: Candidate) -> Rule:
     """Hold the lowest SQNR of all layers, in the model that runs whole, against its floor.
 
     A layer whose reference is all zero has no SQNR (-inf) where the candidate is not zero, which fails.
+
+    Examples:
+        >>> from validate.results import LayerError
+        >>> layers = [LayerError.model_construct(node="conv1", sqnr_db=31.0), LayerError.model_construct(node="fc", sqnr_db=18.5)]
+        >>> worst_layer_rule(20.0, Candidate.model_construct(layers=layers)).outcome
+        'fail'
     """
     name, wish = "worst layer", f"the policy asks for {least:g} dB of every layer"
     measured = [layer for layer in candidate.layers if not math.isnan(layer.sqnr_db)]
@@ -182,7 +206,14 @@ def worst_layer_rule(least: float, candidate: Candidate) -> Rule:
 
 
 def clipping_rule(most: float, candidate: Candidate) -> Rule:
-    """Hold the clipped share of the worst activation, on validation samples, against its ceiling."""
+    """Hold the clipped share of the worst activation, on validation samples, against its ceiling.
+
+    Examples:
+        >>> from validate.results import Clipping
+        >>> clipping = Clipping(share=0.0001, tensor="r1", split="validation", samples=500)
+        >>> clipping_rule(0.001, Candidate.model_construct(clipping=clipping)).outcome
+        'pass'
+    """
     name, wish, found = "clipped activations", f"the policy allows {100 * most:.4g}%", candidate.clipping
     if found is None or found.samples == 0 or math.isnan(found.share):
         return Rule(
@@ -203,7 +234,12 @@ def clipping_rule(most: float, candidate: Candidate) -> Rule:
 
 
 def overlap_rule(most: int, overlap: int | None) -> Rule:
-    """Hold the number of validation samples that scales were found on against its ceiling."""
+    """Hold the number of validation samples that scales were found on against its ceiling.
+
+    Examples:
+        >>> overlap_rule(most=0, overlap=3).outcome
+        'fail'
+    """
     name, wish = "calibration leakage", f"the policy allows {most}"
     if overlap is None:
         return Rule(
