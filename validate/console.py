@@ -79,11 +79,11 @@ def step(job: Callable[[Console], None]) -> NoReturn:
 
 
 def plain(error: Exception) -> str:
-    """Return the message with rich's markup escaped.
+    r"""Return the message with rich's markup escaped.
 
     Examples:
-        >>> plain(ValueError("a list such as [red] is no style"))
-        'a list such as \\[red] is no style'
+        >>> print(plain(ValueError("key [red] is unknown")))
+        key \[red] is unknown
     """
     from rich.markup import escape
 

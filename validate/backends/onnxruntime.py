@@ -177,12 +177,12 @@ class OnnxRuntimeBackend:
         threads: see `OnnxRuntimeModel`.
 
     Examples:
-        >>> text = '<ir_version: 8, opset_import: ["": 17]> g (float[N, 2] x) => (float[N, 2] y) {r = Relu(x) y = Neg(r)}'
+        >>> text = '<ir_version: 8, opset_import: ["": 17]> g (float[N] x) => (float[N] y) {r = Relu(x) y = Neg(r)}'
         >>> backend = OnnxRuntimeBackend(with_shapes(ir.from_onnx_text(text)))
         >>> list(backend.tensors)
         ['r', 'y']
-        >>> backend.load(["r"]).run({"x": np.array([[-1.0, 2.0]])})["r"].tolist()
-        [[0.0, 2.0]]
+        >>> backend.load(["r"]).run({"x": np.array([-1.0, 2.0])})["r"].tolist()
+        [0.0, 2.0]
     """
 
     def __init__(
@@ -229,7 +229,7 @@ def activations(model: ir.Model) -> dict[str, str]:
     Q/DQ makes of an activation on its way into a layer.
 
     Examples:
-        >>> text = '<ir_version: 8, opset_import: ["": 17]> g (float[N, 2] x) => (float[N, 2] y) {r = Relu(x) y = Neg(r)}'
+        >>> text = '<ir_version: 8, opset_import: ["": 17]> g (float[N] x) => (float[N] y) {r = Relu(x) y = Neg(r)}'
         >>> list(activations(with_shapes(ir.from_onnx_text(text))))
         ['r', 'y']
     """

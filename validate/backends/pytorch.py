@@ -53,10 +53,6 @@ def from_reference(reference: str, base: Path = Path()) -> torch.nn.Module | tor
 
     Raises:
         JobError: there is no such thing, it fails, or PyTorch is not installed.
-
-    Examples:
-        >>> from_reference("torch.nn:Identity")
-        Identity()
     """
     _require_torch()
     import torch

@@ -147,8 +147,9 @@ def compare(subjects: Subjects, batches: Iterable[Batch], on_batch: Callable[[in
 
     Examples:
         >>> import onnx_ir as ir
-        >>> text = '<ir_version: 8, opset_import: ["": 17]> g (float[N, 2] x) => (float[N, 2] y) <float k = {%s}> {y = Mul(x, k)}'
-        >>> reference, candidate = (OnnxRuntimeBackend(ir.from_onnx_text(text % k)) for k in ("1.0", "1.125"))
+        >>> header = '<ir_version: 8, opset_import: ["": 17]> g (float[N, 2] x) => (float[N, 2] y)'
+        >>> texts = [f"{header} <float k = {{{k}}}> {{y = Mul(x, k)}}" for k in ("1.0", "1.125")]
+        >>> reference, candidate = (OnnxRuntimeBackend(ir.from_onnx_text(text)) for text in texts)
         >>> batch = Batch({"x": np.array([[3.0, 4.0]])}, labels=[None], contents=[b"a"], first=0)
         >>> found = compare(subjects_of(reference, candidate, {"y": "y"}), [batch], on_batch=lambda samples: None)
         >>> [(layer.tensor, round(layer.accumulated.sqnr_db, 2)) for layer in found.layers]  # 20 log10(8)

@@ -132,9 +132,8 @@ def by_growth(layers: list[LayerDifference]) -> list[LayerDifference]:
     """Return the layers, those after which error grows most first.
 
     Examples:
-        >>> layers = [LayerDifference.model_construct(tensor=t, depth=i, growth_db=db) for i, (t, db) in enumerate(
-        ...     [("conv1", 2.0), ("conv2", 9.0)]
-        ... )]
+        >>> rows = [("conv1", 0, 2.0), ("conv2", 1, 9.0)]
+        >>> layers = [LayerDifference.model_construct(tensor=t, depth=d, growth_db=db) for t, d, db in rows]
         >>> [layer.tensor for layer in by_growth(layers)]
         ['conv2', 'conv1']
     """

@@ -72,7 +72,8 @@ def by_class(metric: Metric, both: Paired) -> dict[str, Paired]:
     Examples:
         >>> from validate.tasks import Segmentation
         >>> task, label = Segmentation(classes=3), np.array([[0, 1], [0, 1]])
-        >>> reference, candidate = (task.scores({"y": np.array([y])}, [label]) for y in ([[0, 1], [0, 1]], [[0, 1], [1, 1]]))
+        >>> reference = task.scores({"y": np.array([[[0, 1], [0, 1]]])}, [label])
+        >>> candidate = task.scores({"y": np.array([[[0, 1], [1, 1]]])}, [label])
         >>> groups = by_class(task.metric, (reference, candidate))
         >>> {name: round(task.metric.drop(*both), 4) for name, both in groups.items()}
         {'0': 0.5, '1': 0.3333}

@@ -184,7 +184,8 @@ def worst_layer_rule(least: float, candidate: Candidate) -> Rule:
 
     Examples:
         >>> from validate.results import LayerError
-        >>> layers = [LayerError.model_construct(node="conv1", sqnr_db=31.0), LayerError.model_construct(node="fc", sqnr_db=18.5)]
+        >>> pairs = [("conv1", 31.0), ("fc", 18.5)]
+        >>> layers = [LayerError.model_construct(node=node, sqnr_db=db) for node, db in pairs]
         >>> worst_layer_rule(20.0, Candidate.model_construct(layers=layers)).outcome
         'fail'
     """

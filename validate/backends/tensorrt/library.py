@@ -37,9 +37,9 @@ class Library:
             for the GPU of the machine.
 
     Examples:
-        >>> rtx = Library("tensorrt_rtx", "1.7.1.116", ("8.0", "8.6", "8.9", "12.0"))
-        >>> rtx.supports(Gpu("NVIDIA L4", "8.9", "13.0")), rtx.supports(Gpu("NVIDIA H100", "9.0", "13.0"))
-        (True, False)
+        >>> rtx = Library("tensorrt_rtx", "1.7.1.116", ("8.6", "8.9"))
+        >>> str(rtx), rtx.ahead_of_time
+        ('tensorrt_rtx 1.7.1.116', True)
     """
 
     flavour: Flavour
