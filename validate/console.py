@@ -23,10 +23,10 @@ USAGE, FAILED = 2, 4
 def guarded(
     job: Callable[[Console], int], folder: Callable[[], Path | None], interrupted: Callable[[], str]
 ) -> NoReturn:
-    """Do a job and exit with its code; whatever goes wrong is said in one sentence.
+    """Run a job and exit with its code; an error is printed as one sentence.
 
     Args:
-        job: takes the terminal.
+        job: takes the console, returns the exit code.
         folder: where the job's log is, once there is one.
         interrupted: what to say of the job when it is interrupted.
     """
@@ -63,7 +63,7 @@ def guarded(
 
 
 def step(job: Callable[[Console], None]) -> NoReturn:
-    """Do one step of a run. It has no log, so that only a bug's traceback is shown."""
+    """Run a job that keeps no log, and exit: only an unexpected error shows its traceback. See `guarded`."""
     logging.basicConfig(level=logging.CRITICAL, format="%(message)s", force=True)
 
     def done(console: Console) -> int:

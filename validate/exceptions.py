@@ -18,7 +18,7 @@ class NothingComparedError(JobError):
 
 
 def first_line(error: BaseException) -> str:
-    r"""Return the first line of what an error says, for a sentence of ours; of one that says nothing, its name.
+    r"""Return the first line of an error's message, for a sentence; the error's class where the message is empty.
 
     Examples:
         >>> first_line(ValueError("shapes differ\nsee above")), first_line(KeyError())

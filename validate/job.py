@@ -1,4 +1,4 @@
-"""What every job has: a model, data, a task and a policy; the sections that all configs share, defined once."""
+"""The sections that all configs share: a model, data, a task and a policy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["DataFile", "Job", "ModelConfig", "ModelFacts", "ScoredJob"]
 
 
 class ModelFacts(Section):
-    """What a config says of a model besides where it is."""
+    """Facts that a config states about a model, other than where it is."""
 
     inputs: list[str] | None = Field(
         default=None, min_length=1, description="names of a PyTorch module's inputs, in the order of forward()"
@@ -49,7 +49,7 @@ class ModelConfig(ModelFacts):
 
 
 class DataFile(BaseModel):
-    """A config of which only the data are of interest."""
+    """A config file of which only the section `data` is read."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
     union_branches: ClassVar = UNION_BRANCHES
@@ -58,7 +58,7 @@ class DataFile(BaseModel):
 
 
 class ScoredJob(Section):
-    """Data and a task: what it takes to score a model."""
+    """The sections that scoring a model needs: data and a task."""
 
     union_branches: ClassVar = {("task",): 1, **UNION_BRANCHES}
 
@@ -73,7 +73,7 @@ class ScoredJob(Section):
 
 
 class Job(ScoredJob):
-    """A model, data, a task, and what a release must keep to."""
+    """The sections of a whole job: a model, data, a task, and the policy of a release."""
 
     model: ModelConfig
     policy: Policy

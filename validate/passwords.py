@@ -35,7 +35,7 @@ def without_passwords(value: Any) -> Any:
 
 
 def is_without_password(uri: str) -> bool:
-    """Tell whether `without_passwords` took something out of a URI, so that it leads nowhere.
+    """Tell whether `without_passwords` took a password out of a URI, so that nothing can be opened by it.
 
     Examples:
         >>> is_without_password("postgresql://me:***@host/runs"), is_without_password("sqlite:///runs.db")

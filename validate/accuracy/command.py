@@ -41,7 +41,7 @@ __all__ = ["EvaluateRequest", "evaluate_files"]
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """What the user asked for; see the command's options. `models`: the reference first."""
+    """Arguments of the evaluate command; see its options. `models`: files or modules, the reference first."""
 
     models: Sequence[str]
     config: Path
@@ -79,7 +79,7 @@ class _Seen:
 
 
 def evaluate_files(request: EvaluateRequest, command: str, console: Console) -> Evaluation:
-    """Score every model, and hold each against the first.
+    """Score every model on the validation samples, and compare each with the first, the reference.
 
     Raises:
         UsageError: a file, a key or a name is wrong.

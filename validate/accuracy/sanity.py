@@ -25,17 +25,17 @@ _NAMED = 5
 def sanity_warnings(
     task: Task, scores: NDArray[np.float64], expected: float | None, validation: SampleStream
 ) -> list[str]:
-    """Return what the user should know before believing anything that is held against the float model, as sentences.
+    """Return warnings, as sentences, about a float model that may be no valid reference; none, an empty list.
 
     Args:
-        task: what scored.
+        task: the task that gave the scores.
         scores: the float model's scores or records on the validation samples.
         expected: the metric's value that the float model is known for; None where the user does not say.
         validation: where the samples come from.
 
     Raises:
-        JobError: without labels, the float model does not agree with its own answers, so that nothing can be held
-            against them.
+        JobError: without labels, the float model does not agree with its own answers, so that they cannot serve as
+            labels.
     """
     metric = task.metric
     if metric.is_agreement:

@@ -33,7 +33,7 @@ OnBatch = Callable[[int], None]
 
 
 class OutputStore:
-    """The reference's outputs on the selection samples, kept on disk, so that it runs over them only once.
+    """Outputs of the reference on the selection samples, in temporary files, so that it runs over them only once.
 
     Examples:
         >>> store = OutputStore()
@@ -65,7 +65,7 @@ def evaluate(
 ) -> NDArray[np.float64]:
     """Return the task's score of every sample, shape (n,), or its record, shape (n, k).
 
-    Where there are no labels, the reference comes first: what it answers is what others are held against.
+    Without labels, evaluate the reference first: its answers are the labels of the other models.
 
     Raises JobError where a label cannot be used.
 
@@ -101,9 +101,9 @@ def stored_scores(task: Task, batches: Iterable[Batch], outputs: Iterable[Output
 def reference_errors(
     model: Runnable, task: Task, batches: Iterable[Batch], reference: Iterable[Outputs], on_batch: OnBatch
 ) -> NDArray[np.float64]:
-    """Return the task's error against the stored reference outputs of every sample, shape (n,).
+    """Return the task's error of every sample against the reference's stored outputs, shape (n,).
 
-    A sample whose outputs are not finite has an infinite error, so that it can never look good.
+    A sample whose outputs are not finite has an infinite error, so that it never ranks as good.
     """
     errors: list[NDArray[np.float64]] = []
     for batch, expected in zip(batches, reference, strict=True):
@@ -155,7 +155,7 @@ def _per_sample(
 
 
 def accuracy(metric: Metric, scores: NDArray[np.float64]) -> Accuracy:
-    """Return the metric over all scores or records.
+    """Return the metric's value over all scores, shape (n,), or records, shape (n, k), as a record.
 
     Examples:
         >>> found = accuracy(Metric("top1", higher_is_better=True, is_rate=True), np.array([1.0, 1.0, 0.0, 1.0]))
@@ -176,6 +176,15 @@ def candidate_accuracy(
     metric: Metric, reference: NDArray[np.float64], scores: NDArray[np.float64], confidence: float
 ) -> CandidateAccuracy:
     """Return the metric of a candidate with its drop against the reference, paired sample by sample.
+
+    Args:
+        metric: of the task.
+        reference: scores of the reference, shape (n,), or records, shape (n, k).
+        scores: those of the candidate, on the same samples in the same order.
+        confidence: of the interval of the drop, two-sided, in (0, 1).
+
+    Raises:
+        JobError: the two differ in shape.
 
     Examples:
         >>> reference, candidate = np.ones(200), np.repeat([0.0, 1.0], [6, 194])

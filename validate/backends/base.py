@@ -13,11 +13,11 @@ __all__ = ["Backend", "CannotForceError", "Runnable"]
 
 
 class CannotForceError(JobError):
-    """The runtime cannot feed inner tensors, so that a layer cannot be looked at by itself."""
+    """The runtime cannot take inner tensors as inputs, so that no layer can be run alone on given values."""
 
 
 class Runnable(Protocol):
-    """A loaded model. Whoever asks for outputs gets them by name, and can learn where they came from."""
+    """A loaded model. Outputs are returned by name; `runtime` and `device` say what computed them."""
 
     runtime: str
     """Library, version and arithmetic, e.g. ``onnxruntime 1.32.0 (float arithmetic)``."""
@@ -40,7 +40,7 @@ class Backend(Protocol):
 
     @property
     def tensors(self) -> Mapping[str, str]:
-        """What can be asked for: name of an activation -> name of the node or module that computes it.
+        """The activations that `load` can return: name -> name of the node or module that computes it.
 
         In topological order. Inputs of the model and weights are not among them.
         """
@@ -61,9 +61,9 @@ class Backend(Protocol):
 
         Args:
             outputs: which of `tensors` to return; the model's own outputs by default.
-            forced: tensors of which `run` takes the values among its inputs: whatever reads them in the model reads
-                the given values, while an output of that name is still what the model computed. So each layer can be
-                fed the inputs that it has in another model.
+            forced: tensors whose values `run` takes from its inputs. Nodes that read such a tensor read the given
+                values; an output of that name is still what the model computed. So each layer can be run on the inputs
+                that it has in another model.
 
         Raises:
             CannotForceError: the runtime cannot force tensors.

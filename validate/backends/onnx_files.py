@@ -41,11 +41,11 @@ _SHAREABLE = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUB
 
 @dataclass(frozen=True)
 class DetachedModel:
-    """A model whose large weights stay where they are: a session reads them there, and no size limit holds.
+    """A model whose large weights are outside of the ONNX bytes, so that protobuf's limit of 2 GB does not apply.
 
     Attributes:
         graph: the bytes of an ONNX file in which the weights are external data.
-        weights: by initializer name.
+        weights: by initializer name; a session reads them where they are, and they must live as long as it does.
     """
 
     graph: bytes
@@ -80,7 +80,7 @@ def file_hash(path: Path, model: ir.Model) -> str:
 
 
 def with_shapes(model: ir.Model) -> ir.Model:
-    """Return the model with the types and shapes that ONNX infers; the given one is used up.
+    """Infer types and shapes and return the model that has them; do not use the given model afterwards.
 
     Examples:
         >>> model = ir.from_onnx_text(
@@ -94,7 +94,7 @@ def with_shapes(model: ir.Model) -> ir.Model:
 
 
 def expose(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
-    """Return a copy of a model with inner tensors among its outputs.
+    """Return a copy of a model that has `tensors` as outputs too, after its own.
 
     Examples:
         >>> model = ir.from_onnx_text(
@@ -116,7 +116,7 @@ def expose(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
 def force(model: ir.Model, tensors: Sequence[str]) -> tuple[ir.Model, dict[str, str]]:
     """Return a copy of a model in which the readers of `tensors` read graph inputs of these names instead.
 
-    What the model computes itself gets another name: returned by the name of each tensor.
+    The tensors that the model itself computes are renamed; the new names are returned by the old ones.
 
     Examples:
         >>> model = ir.from_onnx_text(
@@ -140,8 +140,9 @@ def force(model: ir.Model, tensors: Sequence[str]) -> tuple[ir.Model, dict[str, 
 
 
 def roundings(model: ir.Model, size: float, seed: int) -> ir.Model:
-    """Return a copy of a model that rounds differently: every activation that is quantized is first multiplied by
-    random factors in 1 - `size` .. 1 + `size`, one per element.
+    """Return a copy of a model that rounds its quantized activations differently.
+
+    Before it is quantized, an activation is multiplied by random factors in [1 - `size`, 1 + `size`], one per element.
 
     Examples:
         >>> model = ir.from_onnx_text(
@@ -168,7 +169,7 @@ def roundings(model: ir.Model, size: float, seed: int) -> ir.Model:
 
 
 def detach(model: ir.Model) -> DetachedModel:
-    """Return a model to run, which shares its weights' memory with the one given.
+    """Return a model that a session can load, which shares the memory of the given model's weights.
 
     Examples:
         >>> weight = ir.tensor(np.ones((64, 64), np.float32), name="w")  # 16 KiB; small weights stay in the graph
@@ -189,7 +190,7 @@ def detach(model: ir.Model) -> DetachedModel:
 
 
 def serialize(model: ir.Model) -> bytes:
-    """Return the model as the bytes of an ONNX file, which may have 2 GB at most; external data are taken in.
+    """Return the model as the bytes of an ONNX file (at most 2 GB), with external data included.
 
     Examples:
         >>> model = ir.from_onnx_text(
@@ -203,7 +204,7 @@ def serialize(model: ir.Model) -> bytes:
 
 
 def write_onnx(model: ir.Model, path: Path) -> None:
-    """Write an ONNX file; one that is too large for protobuf has its weights beside it, in ``NAME.data``."""
+    """Write an ONNX file; the weights of a model that is too large for protobuf go into ``NAME.data`` beside it."""
     if weight_bytes(model) < _LARGE:
         path.write_bytes(serialize(model))
     else:
@@ -211,7 +212,7 @@ def write_onnx(model: ir.Model, path: Path) -> None:
 
 
 def weight_bytes(model: ir.Model) -> int:
-    """Return how much memory all initializers take.
+    """Return the size of all initializers in bytes.
 
     Examples:
         >>> model = ir.from_onnx_text(

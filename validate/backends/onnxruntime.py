@@ -63,7 +63,7 @@ class OnnxRuntimeModel:
         threads: intra-op threads; 0 lets ONNX Runtime choose.
         optimize: False runs the graph as it is.
         device: ``cuda`` runs on the first NVIDIA GPU; all nodes that can, the others on the CPU.
-        renamed: the session's name of an output, where the caller knows it by another: by the caller's name.
+        renamed: the caller's name of an output -> the session's, where the two differ.
 
     Raises:
         JobError: the file cannot be loaded, an output is not there, or this ONNX Runtime has no CUDA.
@@ -157,7 +157,7 @@ class OnnxRuntimeModel:
         return copied
 
     def release(self) -> None:
-        """Free the session's memory. Names and metadata stay; it cannot be run any more."""
+        """Free the session's memory. Names and metadata stay; `run` fails afterwards."""
         self._session, self._weights = None, {}
 
     def _convert(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
@@ -225,8 +225,8 @@ class OnnxRuntimeBackend:
 def activations(model: ir.Model) -> dict[str, str]:
     """Return the float tensors that nodes of the main graph compute from inputs, and those nodes' names.
 
-    The graph's own outputs are among them whatever their type. What follows from constants alone is not, nor is what
-    Q/DQ makes of an activation on its way into a layer.
+    The graph's own outputs are among them whatever their type. Tensors that depend on constants only are left out, and
+    so are the outputs of Q/DQ nodes.
 
     Examples:
         >>> text = '<ir_version: 8, opset_import: ["": 17]> g (float[N] x) => (float[N] y) {r = Relu(x) y = Neg(r)}'
@@ -247,7 +247,7 @@ def activations(model: ir.Model) -> dict[str, str]:
 
 
 def write_optimized(model: DetachedModel, path: Path) -> None:
-    """Write the graph that ONNX Runtime makes of a model for this CPU; it is good for no other machine."""
+    """Write the graph as ONNX Runtime optimizes it for this CPU; the file is for no other machine."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.optimized_model_filepath = str(path)

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Options:
-    """How a model runs: `arithmetic` of ONNX, `precision` of PyTorch, and where."""
+    """How to run a model: the device, the arithmetic of ONNX and the precision of PyTorch."""
 
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
@@ -40,7 +40,7 @@ class Options:
 
 
 def kind_of(model: str) -> Kind:
-    """Tell what a name stands for. Raises UsageError where it stands for nothing that can be opened.
+    """Return which kind of model a name stands for. Raises UsageError where it names nothing that can be opened.
 
     Examples:
         >>> kind_of("models.py:resnet18")
@@ -88,8 +88,8 @@ def open_pytorch(
 ) -> PyTorchBackend:
     """Return a PyTorch module or program, to be compared with the ONNX file that was exported from it.
 
-    A module is looked into by hooks. Where that leaves layers of the file without a counterpart, since not every
-    product of two matrices is a module, the module is exported again, in float32, and looked into step by step.
+    A module's tensors are read by hooks. Where layers of the file stay unpaired, since not every product of two
+    matrices is a module, the module is exported again, in float32, and its tensors are read node by node.
 
     Args:
         model: see `kind_of`.

@@ -5,8 +5,8 @@ Two kinds of model, and which to take:
 - a **module** is what the user trained: it runs eagerly, owes nothing to any exporter, and so is the independent
   reference. Its tensors are the outputs of its submodules, by module path (``layer1.0.conv1``). What happens between
   modules (a residual ``+``, the projections of MultiheadAttention, which calls no module for them) is not among them.
-- an **exported program** is a graph of which every step can be asked for, by fx node name; but an error that
-  torch.export made is in it as it is in the ONNX file. `validate.backends.scopes.export_again` makes the very program
+- an **exported program** is a graph whose every step can be an output, by fx node name; but an error that
+  torch.export made is in it as it is in the ONNX file. `validate.backends.tracing.export_again` makes the program
   that torch.onnx.export wrote a file from.
 
 Importing this file does not import torch. While a model runs, switches that hold for the whole process are set (see
@@ -72,13 +72,13 @@ def from_reference(reference: str, base: Path = Path()) -> torch.nn.Module | tor
 class PyTorchBackend:
     """A `Backend` over a copy of a module, in eval mode, or of an exported program.
 
-    A module's tensors are only known after it has run, so it is run on `example` here. A module that is called more
-    than once in that run has no one output and is left out, as is one whose output is not a tensor.
+    A module's tensors are only known after it has run, so it is run on `example` here. One that is called more than
+    once in that run has no single output and is left out, as is one whose output is not a tensor.
 
     Args:
         model: stays as it is; a copy is moved and converted.
         input_names: given to forward() by name where all of them are parameters of it, else in this order.
-        example: a batch by input name, which a module needs and a program does not; a small one does.
+        example: a small batch by input name, which a module needs and a program does not.
         device: ``cpu`` or ``cuda``.
         precision: of all parameters, and of inputs that are floats. A program keeps the types that its steps name.
         output_names: of the model's own outputs. By default the keys of the mapping that forward() returns, else
@@ -96,8 +96,7 @@ class PyTorchBackend:
     Examples:
         >>> import torch
         >>> module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
-        >>> backend = PyTorchBackend(module, ["x"], {"x": np.zeros((1, 2), np.float32)})
-        >>> list(backend.tensors)
+        >>> list(PyTorchBackend(module, ["x"], {"x": np.zeros((1, 2), np.float32)}).tensors)
         ['0', '1', 'output_0']
     """
 

@@ -48,7 +48,7 @@ _PASSES_ON = re.compile(r"(clone|dropout|alias|detach|contiguous)(_\d+)?")
 
 @dataclass(frozen=True)
 class Pairing:
-    """Which tensor is which.
+    """Tensors of an ONNX file paired with those of a PyTorch model.
 
     Attributes:
         pairs: tensor of the ONNX file -> tensor of the backend, in the file's order; one to one.

@@ -30,13 +30,13 @@ _T = TypeVar("_T")
 
 @dataclass
 class ModuleTrace:
-    """What one run of a module showed of the modules in it, by path.
+    """Shapes and calls of a module's submodules in one run, by module path.
 
     Attributes:
         shapes: of the outputs, in the order in which the modules finished, which is a topological one.
-        parents: the modules that were being called when it was, outermost first; of all that were called.
+        parents: the modules that were running when it was called, outermost first; of all that were called.
         follows: BatchNorm -> the innermost module of which it reads the output as it is.
-        left_out: modules of which the output cannot be asked for, with the reason.
+        left_out: modules whose output cannot be returned, with the reason.
     """
 
     shapes: dict[str, Shape] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class ModuleTrace:
 
 
 def trace_module(module: torch.nn.Module, call: Callable[[], _T]) -> tuple[_T, ModuleTrace]:
-    """Return what `call`, which calls the module, returns, and what was seen. Holds all the modules' outputs.
+    """Run `call`, which calls the module, and return its result and the trace. All outputs are in memory meanwhile.
 
     Examples:
         >>> import torch

@@ -36,12 +36,12 @@ _KINDS = ("torchvision", "timm", "processor", "tokenizer")
 
 @dataclass(frozen=True)
 class Preparation:
-    """What turns rows into inputs.
+    """A preprocessing of rows to inputs, and its description.
 
     Attributes:
-        call: None takes the columns that are called like the inputs.
-        description: a sentence of what it does.
-        rows: of the model's batch that a sample becomes; with more than one they are axis 0 of every array.
+        call: None: the columns with the inputs' names are the inputs.
+        description: what it does, a sentence.
+        rows: how many rows of the model's batch one sample becomes; with more than one they are axis 0 of every array.
     """
 
     call: Preprocess | None
@@ -53,13 +53,6 @@ class ImagePreprocessing(BaseModel):
     """An image column to one NCHW float32 input: resize, centre crop, rescale, normalise.
 
     ``value = (pixel * rescale - mean) / std`` with pixel in 0..255, per channel.
-
-    Examples:
-        >>> to_input = ImagePreprocessing(resize=8, crop=6, mean=(0, 0, 0), std=(1, 1, 1))
-        >>> pixels = np.full((10, 20, 3), 255, np.uint8)
-        >>> array = to_input({"image": pixels})
-        >>> array.shape, array.dtype.name, float(array.max())
-        ((3, 6, 6), 'float32', 1.0)
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,7 +67,14 @@ class ImagePreprocessing(BaseModel):
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __call__(self, row: Row) -> Array:
-        """Return the image of `row` as float32 of shape (3, height, width)."""
+        """Return the image of `row` as float32 of shape (3, height, width).
+
+        Examples:
+            >>> to_input = ImagePreprocessing(resize=8, crop=6, mean=(0, 0, 0), std=(1, 1, 1))
+            >>> array = to_input({"image": np.full((10, 20, 3), 255, np.uint8)})
+            >>> array.shape, array.dtype.name, float(array.max())
+            ((3, 6, 6), 'float32', 1.0)
+        """
         from PIL import Image
 
         image = _rgb(row[self.column])
@@ -103,7 +103,7 @@ class ImagePreprocessing(BaseModel):
 
 
 class NamedPreprocessing(Section):
-    """What a library knows of how a model's inputs are made: exactly one of the first four keys."""
+    """Preprocessing as torchvision, timm or transformers define it for a model: exactly one of the first four keys."""
 
     torchvision: str | None = Field(
         default=None, description="weights whose transforms are applied, e.g. ResNet18_Weights.IMAGENET1K_V1"
@@ -169,7 +169,7 @@ class NamedPreprocessing(Section):
         return self
 
     def prepare(self, label: str | None) -> Preparation:
-        """Return what does it.
+        """Load the preprocessing and return it with its description.
 
         Args:
             label: column of the label, where samples have one: a tokenizer moves labels of words to their tokens.
@@ -262,10 +262,10 @@ def _of_first_tokens(words: list[int | None], labels: Any) -> Array:
 
 
 def as_image(value: Any) -> Any:
-    """Return a PIL image of what a row holds, decoded.
+    """Decode the image that a row holds, and return it as a PIL image.
 
-    The pixels are those of the file. That a camera was held upright (EXIF's orientation) is not looked at, as it is not
-    by torchvision and timm, with which most models are trained and scored.
+    The pixels are those of the file: EXIF's orientation is ignored, as it is by torchvision and timm, with which most
+    models are trained and scored.
 
     Args:
         value: a PIL image, an array, undecoded bytes, a path, or a mapping of ``bytes`` and ``path``, one of which may

@@ -154,7 +154,7 @@ class DataConfig(Section):
         return self
 
     def preparation(self) -> Preparation:
-        """Return what turns rows into inputs. Raises JobError where it cannot be loaded."""
+        """Return the preprocessing of the samples. Raises JobError where it cannot be loaded."""
         if isinstance(self.preprocess, NamedPreprocessing):
             return self.preprocess.prepare(self.label if isinstance(self.label, str) else None)
         if self.preprocess is not None:
@@ -165,7 +165,7 @@ class DataConfig(Section):
         return Preparation(None, "none: the columns that are called like the inputs")
 
     def repeats(self, split: Split, contents: Sequence[bytes]) -> str | None:
-        """Return what the user should know of samples whose inputs are those of another one; None where none are.
+        """Return a warning about samples whose inputs are those of another sample; None where there are none.
 
         Args:
             split: which samples.
@@ -188,7 +188,7 @@ class DataConfig(Section):
         raise JobError(f"{found}, and so are no independent evidence; remove them, or set data.allow_repeats: true")
 
     def stream(self, split: Split, names: tuple[str, ...], batch_size: int) -> SampleStream:
-        """Return a split, ready to be streamed to a model with those inputs.
+        """Return a split as a stream of batches for a model with those inputs.
 
         Calibration samples may lack the label (it is None then): scales need none, and only fallback does.
 
@@ -252,10 +252,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class SampleStream:
-    """A split, ready to be streamed any number of times.
+    """The samples of one split, which can be streamed any number of times.
 
-    The preprocessing maps a row to one array (a model with one input) or to a mapping from input name to array;
-    without it, the columns that are called like the inputs are taken as they are.
+    The preprocessing maps a row to one array (a model with one input) or to a mapping from input name to array; without
+    it, the columns that are called like the inputs are taken as they are.
     """
 
     name: str
@@ -269,7 +269,7 @@ class SampleStream:
 
     @property
     def preprocess(self) -> Preprocess | None:
-        """What maps a row to inputs."""
+        """The callable that maps a row to inputs; None where the columns are the inputs."""
         return self.preparation.call
 
     def limited(self, samples: int) -> SampleStream:

@@ -1,4 +1,4 @@
-"""How long an inference call takes: rounds of calls in turns, on a machine that is held still.
+"""How long an inference call takes: rounds of calls in turns, on CPUs that the process is pinned to.
 
 Runners exist for ONNX Runtime, PyTorch and TensorRT engines.
 """

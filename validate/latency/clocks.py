@@ -51,7 +51,7 @@ _BUS_ID_BYTES = 32
 
 
 class Clocks(Record):
-    """Clocks at one moment."""
+    """Clocks, temperature and power at one moment."""
 
     cpu_mhz: float | None = Field(description="mean of the CPUs that are used, as the OS says")
     sm_mhz: float | None = Field(default=None, description="of the GPU's multiprocessors")
@@ -63,7 +63,7 @@ class Clocks(Record):
 
 
 class Machine(Record):
-    """What holds for all of a job."""
+    """Facts about the machine that hold throughout a job."""
 
     threads: int = Field(ge=1, description="intra-op threads of every model")
     pinned_cpus: list[int] = Field(description="CPUs that the process was kept on; empty where the OS cannot do that")
@@ -81,7 +81,7 @@ def available_cpus() -> int:
 def pinned(threads: int) -> Iterator[list[int]]:
     """Keep this thread, and all that it starts from now on, on as many CPUs as threads; yield them.
 
-    CPUs of different cores come first. Where the OS cannot do that (it is Linux's), the list is empty.
+    CPUs of different cores come first. Only Linux can do that; elsewhere the list is empty.
 
     Args:
         threads: >= 1; all CPUs that the process may use are taken where they are fewer.
@@ -103,7 +103,7 @@ def pinned(threads: int) -> Iterator[list[int]]:
 
 
 def read_machine(threads: int, cpus: Sequence[int]) -> Machine:
-    """Return what holds for a job; to be called before its models are loaded, since that is load too.
+    """Return the facts about the machine. Call it before the models are loaded, since loading them is load too.
 
     Args:
         threads: of every model.
@@ -121,7 +121,7 @@ def read_machine(threads: int, cpus: Sequence[int]) -> Machine:
 
 
 def read_clocks(cpus: Sequence[int], gpu: bool) -> Clocks:
-    """Return the clocks of now.
+    """Return the current clocks.
 
     Args:
         cpus: which; none for all.
@@ -133,7 +133,7 @@ def read_clocks(cpus: Sequence[int], gpu: bool) -> Clocks:
 
 
 class Load:
-    """How much of the CPUs' time others take while this runs; made at the start.
+    """Measure of the CPU time that other processes take, from its creation on.
 
     Args:
         cpus: which; none for all.
@@ -171,7 +171,7 @@ class Load:
 
 
 def busy_before(machine: Machine) -> list[str]:
-    """Return what was wrong with the machine before the job, in sentences."""
+    """Return warnings about the machine's load before the job, as sentences."""
     if machine.load is None or machine.load / machine.cpus <= _BUSY:
         return []
     load = f"load {machine.load:.1f} for {machine.cpus} CPUs"
@@ -179,7 +179,7 @@ def busy_before(machine: Machine) -> list[str]:
 
 
 def disturbances(before: Clocks, after: Clocks, others: float | None) -> list[str]:
-    """Return what went wrong with the machine between two moments, in sentences.
+    """Return warnings about what disturbed the machine between two moments, as sentences.
 
     Args:
         before: the clocks once the models were warm.

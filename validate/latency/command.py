@@ -67,7 +67,7 @@ _P99_RUNS = 100
 
 @dataclass(frozen=True)
 class BenchmarkRequest:
-    """What the user asked for; see the command's options.
+    """Arguments of the benchmark command; see its options.
 
     Attributes:
         specs: the baseline first.
@@ -90,7 +90,7 @@ class BenchmarkRequest:
 
 @dataclass(frozen=True)
 class Baselines:
-    """What an INT8 model can be held against here, and what cannot be had, with the reason."""
+    """The models that an INT8 model can be compared with here, and why others cannot be had."""
 
     specs: list[Spec]
     absent: dict[str, str]
@@ -127,7 +127,9 @@ def baselines(
 
 
 def specs_of(models: Sequence[str], compiled: bool) -> list[Spec]:
-    """Return the models as the user listed them; one that is there twice gets a number, as a test of the benchmark.
+    """Return a spec of each model, in the user's order.
+
+    A model that is listed twice gets a number: timing a model against itself tests the benchmark.
 
     Args:
         models: see `kind_of`.
@@ -154,7 +156,7 @@ def specs_of(models: Sequence[str], compiled: bool) -> list[Spec]:
 
 
 def benchmark_models(request: BenchmarkRequest, command: str, console: Console) -> LatencyReport:
-    """Do the benchmark.
+    """Time the models in turns, and return the report.
 
     Raises:
         UsageError: a file, a name or a number is wrong.

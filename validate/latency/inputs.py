@@ -66,7 +66,7 @@ def signature_of(path: Path) -> Signature:
 
 
 def random_samples(signature: Signature, number: int) -> dict[str, NDArray[Any]]:
-    """Return samples of standard normal floats, and of integers and booleans that are 0 or 1, always the same.
+    """Return `number` samples: standard normal floats; integers and booleans that are 0 or 1. The seed is fixed.
 
     Raises:
         UsageError: an axis other than the batch has no fixed size.

@@ -55,7 +55,7 @@ Blocks = list[NDArray[np.float64]]
 
 
 class Ratio(Record):
-    """How many times as long as the baseline a model takes: below 1 is faster."""
+    """Time of a model over the time of the baseline: below 1 the model is faster."""
 
     value: Number = Field(description="geometric mean over rounds or loads of p50 of the model / p50 of the baseline")
     ci_low: Number = Field(description="lower confidence bound; 0 where too little is known")
@@ -76,7 +76,7 @@ class Timing(Record):
 
 
 class Timed(Protocol):
-    """A model with its batches at hand, of which one call can be timed."""
+    """A model with its batches, of which one call can be timed."""
 
     runtime: str
     device: str
@@ -88,7 +88,7 @@ class Timed(Protocol):
 
 @dataclass
 class WallTimed:
-    """Times calls of a `Runnable` by the clock on the wall: arrays on the host in, arrays on the host out."""
+    """Wall time of the calls of a `Runnable`: arrays on the host in, arrays on the host out."""
 
     model: Runnable
     batches: Batches
@@ -129,12 +129,12 @@ def measure_together(
     clock: Clock = time.perf_counter,
     confidence: float = 0.95,
 ) -> dict[str, Timing]:
-    """Time calls of several models in turns, on the wall; the first model is the baseline.
+    """Measure the wall time of calls of several models in turns; the first model is the baseline.
 
     Args:
         models: by name; all stay loaded throughout.
-        batches: cycled through, so that neither caches nor a path that depends on values flatters; one or more, all of
-            one size, batch on axis 0.
+        batches: one or more, all of one size, batch on axis 0. They are used in turns, since calls on the same values
+            are faster than real ones where caches or branches depend on the values.
         runs: timed calls of each model, >= 1. Fewer than `MIN_PAIRS` give no interval.
         clock: what is read before and after each call.
         confidence: two-sided, in (0, 1), of each ratio by itself.
@@ -192,7 +192,7 @@ def interleave(
 def summarize(
     models: Mapping[str, Timed], loads: Sequence[Mapping[str, Blocks]], batch_size: int, confidence: float = 0.95
 ) -> dict[str, Timing]:
-    """Return what the calls say; the first model is the baseline.
+    """Return each model's latency, and its ratio to the first model, the baseline.
 
     Args:
         models: what was timed.

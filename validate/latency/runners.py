@@ -1,11 +1,11 @@
-"""Runners: what a user names, as something of which one call can be timed (`Timed`).
+"""Runners: load the model that a user names, so that its calls can be timed (`Timed`).
 
 The time of a call begins with inputs that are where the runtime computes, and ends when its outputs are there: host
 arrays on a CPU, device memory on a GPU. Copies to and from a GPU are in no time.
 
 - ONNX Runtime and PyTorch on a CPU: the clock on the wall.
 - ONNX Runtime on a GPU: the clock on the wall around a run with bound memory (IOBinding), which ends synchronized.
-- PyTorch on a GPU and TensorRT: CUDA events, and a CUDA graph where the model can be captured (`cuda_timing.py`).
+- PyTorch on a GPU and TensorRT: CUDA events, and a CUDA graph where the model can be captured (`cuda.py`).
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ class Spec:
 
 
 class Loaded(Protocol):
-    """A model that is loaded."""
+    """A loaded model, which can be timed."""
 
     timing: str
     """What is in a time."""
 
     def timed(self, batches: Batches) -> Timed:
-        """Return it with batches of one size at hand. Raises JobError where it cannot run them."""
+        """Return the model with batches of one size. Raises JobError where it cannot run them."""
         ...
 
 
@@ -92,7 +92,7 @@ def load(spec: Spec, device: Device, threads: int, precision: str, cuda_graph: b
 
 @contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """Hold PyTorch's intra-op threads, which are the process's, at a number."""
+    """Set PyTorch's intra-op threads, which are those of the whole process, while the context is open."""
     import torch
 
     before = torch.get_num_threads()

@@ -31,7 +31,7 @@ _FLOORS = 2
 
 @dataclass(frozen=True)
 class CompareRequest:
-    """What the user asked for; see the command's options."""
+    """Arguments of the compare command; see its options."""
 
     reference: str
     candidate: str
@@ -46,7 +46,7 @@ class CompareRequest:
 
 
 def compare_files(request: CompareRequest, command: str, console: Console) -> Comparison:
-    """Do the comparison.
+    """Compare two models tensor by tensor on the samples of a file.
 
     Raises:
         UsageError: a file or a name is wrong.

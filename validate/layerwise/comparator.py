@@ -41,7 +41,7 @@ Outputs = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Subjects:
-    """What is compared.
+    """Two models, and the pairs of tensors to compare.
 
     Attributes:
         reference, candidate: the two models.
@@ -61,7 +61,7 @@ class Subjects:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a comparison found: see `Comparison` for the fields."""
+    """The result of a comparison: see `Comparison` for the fields."""
 
     layers: list[LayerDifference]
     samples: int
@@ -99,14 +99,14 @@ class _Input:
 def subjects_of(
     reference: Backend, candidate: Backend, pairs: Mapping[str, str], runtime: Backend | None = None, floors: int = 0
 ) -> Subjects:
-    """Return what to compare, with what the graph of the one that is ONNX says of it.
+    """Return the tensors to compare, with their places in the graph of the model that is ONNX.
 
-    Node, op and depth are the reference's where it is ONNX; quantizers and precision are the candidate's. Quantized
-    tensors that both models have under one name are found by it, whether they are compared or not.
+    Node, op and depth are the reference's where it is ONNX; quantizers and precision are the candidate's. A quantized
+    tensor that has the same name in both models is found by that name, whether it is compared or not.
 
     Args:
-        reference: what is right.
-        candidate: what is held against it; one of the two is ONNX.
+        reference: the model whose values are right.
+        candidate: the model that is compared with it; one of the two is ONNX.
         pairs: tensor of the reference -> tensor of the candidate.
         runtime: what executes the candidate, where `candidate` simulates it in float.
         floors: how many more simulations, which differ in rounding only, to measure the floor with.
@@ -134,7 +134,8 @@ def subjects_of(
 def compare(subjects: Subjects, batches: Iterable[Batch], on_batch: Callable[[int], None]) -> Findings:
     """Run the models over the batches and return how far each pair is apart, in topological order.
 
-    Memory holds one batch of the compared tensors of up to three models. A pair whose shapes differ is a finding.
+    Memory holds one batch of the compared tensors of up to three models. Where the shapes of a pair differ, its result
+    says so.
 
     Args:
         subjects: at least one pair.

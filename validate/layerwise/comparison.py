@@ -54,7 +54,7 @@ class TensorDifference(Record):
     def of(
         cls, errors: TensorErrors, problem: str | None = None, names: tuple[str, str] = ("reference", "candidate")
     ) -> TensorDifference:
-        """Return what was added up of two tensors that are called `names`, or why it could not be."""
+        """Return the metrics of the errors between two tensors that are called `names`, or why there are none."""
         if problem is None and errors.elements == 0:
             problem = "the tensor has no elements"
         if problem is None and not errors.defined:

@@ -24,9 +24,9 @@ def pair(reference: Backend, candidate: Backend, mapping: Mapping[str, str] | No
     """Pair two models' tensors: PyTorch with ONNX by what the exporter wrote into the file, others by exact name.
 
     Args:
-        reference: what is right.
-        candidate: what is held against it; not both are of PyTorch.
-        mapping: tensor of the reference -> tensor of the candidate; goes before everything else.
+        reference: the model whose values are right.
+        candidate: the model that is compared with it; at most one of the two is of PyTorch.
+        mapping: tensor of the reference -> tensor of the candidate; it takes precedence over names and metadata.
 
     Raises:
         UsageError: the mapping names a tensor that is not there, or one tensor twice.

@@ -46,8 +46,8 @@ class Place:
         node, op_type: what computes it.
         depth: position of that node in topological order.
         precision: int8 where activations are quantized on the way into it, else its type.
-        inputs: the nearest of the other tensors in question that it is computed from.
-        quantizers: those between them and it.
+        inputs: the nearest of the other requested tensors that it is computed from.
+        quantizers: those between `inputs` and the tensor.
     """
 
     node: str

@@ -30,10 +30,10 @@ _CONFIDENCE = 0.999
 
 @dataclass
 class RuntimeErrors:
-    """What is added up of one tensor: runtime against simulation, and simulations against each other.
+    """Accumulated errors of one tensor: runtime against simulation, and simulations against each other.
 
-    The excess of a sample is ``10 log10((noise + c) / (floor + c))`` in dB, with the floor's noise as the mean over
-    the simulations and ``c = ROUNDING^2 * signal``, below which noise says nothing. Mean and variance over samples by
+    The excess of a sample is ``10 log10((noise + c) / (floor + c))`` in dB, with the floor's noise as the mean over the
+    simulations and ``c = ROUNDING^2 * signal``, below which noise says nothing. Mean and variance over samples by
     Welford's update.
 
     Examples:
@@ -70,7 +70,7 @@ class RuntimeErrors:
             self.squares += step * (float(excess) - self.mean)
 
     def difference(self) -> RuntimeDifference:
-        """Return what was added up."""
+        """Return the metrics of the accumulated errors."""
         low = math.nan
         if self.samples > 1 and self.problem is None:
             error = math.sqrt(self.squares / (self.samples - 1) / self.samples)

@@ -27,7 +27,7 @@ _WIDE = frozenset("dlqLQ")  # types whose values float32 may not hold
 
 @dataclass
 class TensorErrors:
-    """What is added up of a tensor and its reference, batch after batch.
+    """Accumulated errors of a tensor against its reference, over batches.
 
     Attributes:
         elements: compared so far.

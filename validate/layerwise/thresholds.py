@@ -24,7 +24,7 @@ class _Section(BaseModel):
 
 
 class Limits(_Section):
-    """Bounds of one view. What is not given is not asked."""
+    """Bounds of one view. A bound that is null is not checked."""
 
     min_sqnr_db: float | None = Field(default=None, description="least SQNR, in dB")
     max_growth_db: float | None = Field(
@@ -36,7 +36,7 @@ class Limits(_Section):
 
 
 class RuntimeLimits(_Section):
-    """Bounds of what a runtime may add to what rounding does."""
+    """Bound of a runtime's noise over the noise of rounding alone."""
 
     max_excess_db: float = Field(default=3.0, description="most noise over the measured floor, in dB")
 
@@ -59,7 +59,7 @@ class Override(_Section):
 
 
 class Thresholds(_Section):
-    """What a comparison has to meet."""
+    """What a comparison has to meet to pass."""
 
     accumulated: Limits = Limits(max_growth_db=15.0)
     isolated: Limits = Limits(min_sqnr_db=15.0)
@@ -69,7 +69,7 @@ class Thresholds(_Section):
 
 
 class LayerVerdict(Record):
-    """What is wrong with one layer; nothing where `failures` is empty."""
+    """The thresholds that one layer fails; none where `failures` is empty."""
 
     tensor: str
     node: str
@@ -77,7 +77,7 @@ class LayerVerdict(Record):
 
 
 class Judgement(Record):
-    """What thresholds say of a comparison."""
+    """The verdict of thresholds on a comparison."""
 
     passed: bool
     reasons: list[str] = Field(description="why it failed; else what was found to be fine")
@@ -88,7 +88,7 @@ class Judgement(Record):
 
 
 def judge(comparison: Comparison, thresholds: Thresholds) -> Judgement:
-    """Return the verdict. Nothing compared, or a metric that could not be computed, is a failure.
+    """Judge a comparison by thresholds. Nothing compared, or a metric that could not be computed, is a failure.
 
     Examples:
         >>> nothing = Comparison.model_construct(layers=[], unpaired=[], samples=0)

@@ -82,7 +82,7 @@ class WorstSample(Record):
 
 
 class Illustrations(Record):
-    """All of it, about one candidate."""
+    """All illustrations of a run, which are about one candidate."""
 
     plan_hash: str = Field(description="of the candidate that it is about")
     histograms: list[TensorHistogram] = Field(description="inputs of the layers that INT8 hurts most, worst first")

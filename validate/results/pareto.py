@@ -19,10 +19,10 @@ CostKind = tuple[str, str, str]
 
 
 def cost_kind(cost: Cost) -> CostKind:
-    """Return what two costs must have in common to be compared.
+    """Return basis, unit and source of a cost: only costs that have all three in common can be compared.
 
-    A measured millisecond and an estimated one are different quantities: an estimate leaves out what it does not
-    know of, so that on one axis the model that was not measured would win. Estimates for two GPUs differ alike.
+    A measured millisecond and an estimated one are different quantities: an estimate leaves out what it does not know
+    of, so that on one axis the model that was not measured would win. Estimates for two GPUs differ alike.
 
     Examples:
         >>> cost_kind(Cost(basis="estimate", value=1.5, unit="ms", source="roofline of an NVIDIA L4"))
@@ -66,10 +66,10 @@ def pareto_points(
 ) -> list[ParetoPoint]:
     """Return the float model and every candidate, the fastest first.
 
-    A trial of fallback is no point: it has the accuracy of other samples, or of fewer, than the rest.
+    Trials of fallback are not among them: their accuracy is of other samples, or of fewer.
 
-    Where costs are not all of one kind (`cost_kind`), points are ordered, and held against each other, within each
-    kind alone, that of the float model first. An error would throw away a run that is otherwise complete.
+    Where costs are not all of one kind (`cost_kind`), points are ordered and compared within each kind, that of the
+    float model first. An exception here would throw away a run that is otherwise complete.
 
     Args:
         reference: the float model.

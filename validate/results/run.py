@@ -64,7 +64,7 @@ class Record(BaseModel):
 
 
 class Decision(StrEnum):
-    """The three ways in which a run that measured something can end."""
+    """The decision on a candidate."""
 
     GO = "GO"
     NO_GO = "NO_GO"
@@ -164,7 +164,7 @@ class NodeCounts(Record):
 
 
 class BuildResult(Record):
-    """What a real TensorRT builder said to the candidate's file."""
+    """The answer of a real TensorRT builder to the candidate's file."""
 
     ok: bool | None = Field(description="null where the check was not made; `message` says why")
     backend: str | None
@@ -236,7 +236,7 @@ class Reference(Record):
 
 
 class Trial(Record):
-    """A plan that fallback judged, in order."""
+    """A plan that the search for a fallback evaluated."""
 
     name: str
     plan_hash: str
@@ -250,7 +250,7 @@ class Trial(Record):
 
 
 class Search(Record):
-    """How fallback looked for the fastest plan that meets the target."""
+    """The search of fallback for the fastest plan that meets the target."""
 
     target: str = Field(description="a sentence")
     precision: str = Field(description="what the layers went back to")
@@ -281,7 +281,7 @@ class ParetoPoint(Record):
 
 
 class Rule(Record):
-    """One rule of the policy, applied."""
+    """One rule of the policy, and its outcome."""
 
     name: str
     outcome: Literal["pass", "fail", "undecided", "not_measured"]
@@ -293,7 +293,7 @@ class Rule(Record):
 
     @property
     def blocks_release(self) -> bool:
-        """Whether there can be no GO because of it."""
+        """Whether the outcome rules out a GO."""
         return self.outcome != "pass" and not (self.outcome == "not_measured" and self.optional)
 
 

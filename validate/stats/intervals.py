@@ -51,15 +51,15 @@ def paired_interval(differences: NDArray[np.floating[Any]], confidence: float, b
     """Return the interval of the mean of paired differences, shape (n,).
 
     Differences of 0/1 scores (`bound` is 1, and each is -1, 0 or 1) get Tango's score interval, others
-    `score_interval`, which is the same idea for scores of any kind. Both stay honest where few samples differ. With
-    NaN, with one sample or none, with fewer than 10 where scores are not 0/1, or where none differs and no bound says
-    how much one could, the interval is (-inf, inf): nothing is known.
+    `score_interval`, which is the same idea for scores of any kind. Both hold their confidence where few samples
+    differ. With NaN, with one sample or none, with fewer than 10 where scores are not 0/1, or where none differs and no
+    bound says how much one could, the interval is (-inf, inf): nothing is known.
 
     Args:
         differences: one per sample.
         confidence: two-sided, in (0, 1).
         bound: the largest absolute difference that the scores allow: 1 for scores in [0, 1]. A bound that a difference
-            exceeds is none.
+            exceeds is ignored.
 
     Examples:
         >>> differences = np.repeat([1.0, -1.0, 0.0], [6, 2, 192])  # of 200 answers 6 became wrong, 2 became right
@@ -155,11 +155,11 @@ def score_interval(
     Tango's idea with the empirical likelihood (Owen, "Empirical Likelihood", 2001, sections 2.4 and 2.9) in place of
     the trinomial one: a mean d is kept where n (mean - d)^2 <= t^2 V(d), with V(d) the variance of the likeliest
     distribution that has the mean d, and t Student's quantile. That distribution lies on the values that were seen and
-    on one unseen value in either direction, as Tango's lies on -1 and 1 whether they were seen or not. How far out
-    that one is: `_UNSEEN`, and never beyond `bound`. With 0/1 scores, unseen values of -1 and 1 and the normal quantile
-    for t it is Tango's interval.
+    on one unseen value in either direction, as Tango's lies on -1 and 1 whether they were seen or not. How far out that
+    one is: `_UNSEEN`, and never beyond `bound`. With 0/1 scores, unseen values of -1 and 1 and the normal quantile for
+    t it is Tango's interval.
 
-    Where the differences are all zero it is (-inf, inf) without a bound.
+    Where all differences are zero and there is no bound, it is (-inf, inf).
 
     Args:
         differences: shape (n,), finite, n >= 2.
@@ -232,17 +232,18 @@ def _tilted(values: NDArray[np.float64], position: NDArray[np.float64], tilt: fl
 
 
 def samples_to_settle(n: int, distance: float, arm: float, deviation: float | None, confidence: float) -> int:
-    """Return with how many samples a study decides in four cases of five, if the true drop is the one that was seen.
+    """Return how many samples let a study decide with a probability of 0.8, if the true drop is the one that was seen.
 
     The arm a of a score interval obeys n a^2 = z^2 (s^2 + c a - a^2), with s the deviation of the differences and c
     what unseen differences add (Wilson's equation; Tango's and `score_interval`'s are close to it). The arm that was
-    seen gives c; then n is what makes the arm and the 0.8 quantile of the mean together fit into the distance.
+    seen gives c; n is then the number of samples with which the arm and the 0.8 quantile of the mean add up to the
+    distance.
 
     Args:
         n: samples of this study.
         distance: between drop and margin, > 0.
         arm: from the drop to the end of the interval on the margin's side, > 0 and finite.
-        deviation: standard deviation of the differences; None where it is not known, and c is then taken for 0.
+        deviation: standard deviation of the differences; None where it is not known; c is then taken as 0.
         confidence: of the interval, two-sided.
 
     Examples:

@@ -17,14 +17,14 @@ __all__ = ["Agreement", "outputs_for", "with_or_without_labels"]
 class Agreement:
     """A task scored against the reference model's answers. Its metric is called agreement, and not accuracy.
 
-    The reference agrees with itself wholly: its value is the metric's best, 1 for a rate, and 0 for an error (what is
-    no `Answering` by its definition is refused; see `sanity_warnings`). A candidate's drop says how often, or how
-    far, it departs; whether for better or worse, no data without labels can tell.
+    The reference agrees with itself completely: its value is the metric's best, 1 for a rate, and 0 for an error
+    (`sanity_warnings` refuses a task for which it is not). A candidate's drop says how often, or how far, it departs;
+    whether for better or worse, no data without labels can tell.
 
     The label of a sample is the hash of its content, by which the reference's answer is found.
 
     Args:
-        task: which takes answers for labels, an `Answering`.
+        task: one that takes answers as labels, an `Answering`.
 
     Examples:
         >>> from validate.tasks import Classification
@@ -48,7 +48,7 @@ class Agreement:
         self._known: dict[bytes, Any] = {}
 
     def learn(self, outputs: Outputs, labels: Sequence[bytes]) -> None:
-        """Take a model's answers for those that all others are held against."""
+        """Take the reference's answers as the labels that all models are scored against."""
         self._known.update(zip(labels, self._answers(outputs), strict=True))
 
     def scores(self, outputs: Outputs, labels: Sequence[bytes]) -> NDArray[np.float64]:
@@ -75,7 +75,7 @@ def outputs_for(task: object, outputs: Outputs, inputs: Mapping[str, NDArray[Any
 
 
 def with_or_without_labels(task: Task, labelled: bool) -> Task:
-    """Return the task, or its agreement where there are no labels and it can take answers for them.
+    """Return the task, or its agreement where there are no labels and it can take answers as labels.
 
     Examples:
         >>> from validate.tasks import Classification

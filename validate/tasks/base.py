@@ -47,7 +47,7 @@ does, may differ a little: doubles lie side by side here, and elsewhere after al
 
 @dataclass(frozen=True, eq=False)
 class ClassRecords:
-    """What the records hold of one class alone.
+    """The part of the records that is of one class.
 
     Attributes:
         name: of the class.
@@ -66,16 +66,17 @@ class Metric:
     """What a task measures. The direction is part of the type, so that no ranking can get it wrong.
 
     A metric is the mean of one score per sample, or, where the field defines it otherwise (mAP, mIoU, Spearman,
-    perplexity), a function of a record per sample: `aggregate`. Such a function is no mean of anything per sample, so
-    that an interval of it comes from what the metric is without each sample, which is what weights are for: one sort of
-    the records serves them all. See `validate.stats.jackknife`.
+    perplexity), a function of a record per sample: `aggregate`. Such a function is no mean over samples, so that its
+    interval is made of the metric without each sample in turn (the jackknife). An aggregate takes weights for that
+    reason: it sorts the records once for all of them. See `validate.stats.jackknife`.
 
     Attributes:
-        name: as people know it.
+        name: the metric's usual name.
         higher_is_better: the direction.
         is_rate: a share in [0, 1], shown to people in percent. (A character error rate can be above 1.)
         aggregate: None for a mean.
-        per_class: of an aggregate that is made of classes, what belongs to each; always all of them, in their order.
+        per_class: for an aggregate that is made of classes, the records of each class; always all classes, in their
+            order.
         is_agreement: the labels are the reference model's answers, so that it is agreement with it and not accuracy.
 
     Examples:
@@ -130,7 +131,7 @@ class Metric:
         return -gain if self.higher_is_better else gain
 
     def each(self, records: Records) -> NDArray[np.float64]:
-        """Return the metric of every sample by itself, shape (n,); NaN where it is not defined of one sample."""
+        """Return the metric of every sample alone, shape (n,); NaN where it is not defined for one sample."""
         if self.is_mean:
             return records
         return np.concatenate([self.values(row[None], np.ones((1, 1))) for row in records] or [np.empty(0)])
@@ -174,10 +175,11 @@ class Task(Protocol):
 
 @runtime_checkable
 class Answering(Protocol):
-    """A task that can take a model's answers for labels. Where there are none, it measures agreement with a model.
+    """A task that can take a model's answers as labels. Where there are none, it measures agreement with a model.
 
-    Held against its own answers a model must get the metric's best value. A loss does not: the class that a model holds
-    for likeliest is not certain to it, so that a candidate that is surer would look better than the model itself.
+    Held against its own answers a model must get the metric's best value. With a loss it does not: the model gives the
+    class that it answers a probability below 1, so that a candidate that gives it more would score better than the
+    model itself.
     """
 
     def answers(self, outputs: Outputs) -> list[Any]:
@@ -187,7 +189,7 @@ class Answering(Protocol):
 
 @runtime_checkable
 class CountsLabels(Protocol):
-    """A task whose records say how often each class is in the labels, so that one that never is can be told."""
+    """A task whose records count the labels of each class, so that a class without labels can be reported."""
 
     def label_counts(self, records: Records) -> NDArray[np.float64]:
         """Return how often each class is in the labels of all samples, shape (classes,)."""
@@ -206,7 +208,7 @@ class LabelError(ValueError):
     """A label that cannot be used.
 
     Attributes:
-        place: of its sample in the batch, from 0.
+        place: index of its sample in the batch, from 0.
     """
 
     def __init__(self, place: int, message: str) -> None:
@@ -218,7 +220,7 @@ Parsed = TypeVar("Parsed")
 
 
 def parse_labels(labels: Sequence[Any], parse: Callable[[Any], Parsed]) -> list[Parsed]:
-    """Return what `parse` makes of each label. Where it raises ValueError, a LabelError says which label it was.
+    """Parse each label. Where `parse` raises ValueError, raise a LabelError that says which label it was.
 
     Examples:
         >>> parse_labels(["1", "2"], int)
@@ -239,7 +241,7 @@ def parse_labels(labels: Sequence[Any], parse: Callable[[Any], Parsed]) -> list[
 
 
 def shown(label: Any) -> str:
-    """Return the beginning of a label, for a sentence.
+    """Return the first 80 characters of a label's repr, for an error message.
 
     Examples:
         >>> shown({"bbox": [1, 2]})
@@ -279,7 +281,7 @@ def log_probability_error(log_p: NDArray[np.floating[Any]], log_q: NDArray[np.fl
 def ratio_of_sums(records: Records, weights: Weights) -> NDArray[np.float64]:
     """Return the sum of the first column over that of the second, shape (b,); NaN where that is 0. An `Aggregate`.
 
-    A rate per token, character or pixel is such a ratio: samples are drawn, and what is counted comes with them.
+    A rate per token, character or pixel is such a ratio: the sample is the unit that is weighted, not the token.
 
     Examples:
         >>> edits_and_characters = np.array([[1.0, 10.0], [0.0, 30.0]])

@@ -31,7 +31,7 @@ _ANSWER_SCORE = 0.5
 
 @dataclass(frozen=True)
 class Detections:
-    """What a model found in one image.
+    """The detections of a model in one image.
 
     Attributes:
         boxes: shape (n, 4), left, top, width and height.
@@ -46,7 +46,7 @@ class Detections:
 
 @dataclass(frozen=True)
 class OutputNames:
-    """Which outputs hold what, where they are not one array of shape (batch, n, 6)."""
+    """Names of the outputs of a model that has three, and not one array of shape (batch, n, 6)."""
 
     boxes: str = "boxes"
     scores: str = "scores"
@@ -73,8 +73,8 @@ class Detection:
 
     A label is a mapping with ``bbox`` (n boxes, left, top, width and height) and ``category`` (n classes; or
     ``category_id``), and perhaps ``iscrowd``, or a list of n such mappings, as in Hugging Face's data sets and in COCO.
-    Boxes of labels and of the model must be in the same
-    coordinates: where the preprocessing resizes or pads, it must give the label too (docs/tasks.md).
+    Boxes of labels and of the model must be in the same coordinates: where the preprocessing resizes or pads, it must
+    give the label too (docs/tasks.md).
 
     mAP is no mean over images. Matching detections with labels, though, happens within an image, and is done by
     pycocotools. So each image has a record of what comes out of it: per class the number of labels, and per detection
@@ -120,18 +120,21 @@ class Detection:
         return _matched(found, parse_labels(labels, self._annotations), self.classes, self.most)
 
     def errors(self, outputs: Outputs, reference: Outputs) -> NDArray[np.float64]:
-        """Return per image how little the detections overlap with the reference's: 0 where equal, 1 where not at all.
+        """Return how far each image's detections are from the reference's, shape (batch,): 0 equal, 1 no overlap.
 
         It is ``(1 - 2 sum IoU min(p, q) / (sum p + sum q))**2`` over the best assignment of detections of the same
-        class with scores p and q: a Dice coefficient (Dice 1945) weighted by scores and IoU, without a threshold. The
-        square is for the sake of adding up over layers: errors that are independent add up in squares.
+        class with scores p and q: a Dice coefficient (Dice 1945) weighted by scores and IoU, without a threshold. It is
+        squared since independent errors of layers add up in squares.
         """
         return np.array(
             [_distance(a, b) for a, b in zip(self._detections(outputs), self._detections(reference), strict=True)]
         )
 
     def answers(self, outputs: Outputs) -> list[Any]:
-        """Return the detections that the model is sure of, as labels; none without an area, which nothing matches."""
+        """Return the detections with a score of at least 0.5 as labels.
+
+        Boxes without an area are left out, as nothing matches them.
+        """
         answers = []
         for x in self._detections(outputs):
             sure = (x.scores >= _ANSWER_SCORE) & (x.boxes[:, 2:] > 0).all(axis=1)

@@ -262,7 +262,7 @@ TaskSpec = Annotated[
 
 
 def metric_of(section: Mapping[str, Any], labelled: bool) -> Metric | None:
-    """Return the metric of a `task` section, without what else its task needs; None of a task of the user's own.
+    """Return the metric of a `task` section alone; None for a task of the user's own.
 
     Args:
         section: that of a run's config, which may be another machine's: files and code that it names are not opened.

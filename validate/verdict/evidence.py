@@ -15,10 +15,10 @@ __all__ = ["Champion", "Engine", "Evidence"]
 
 @dataclass(frozen=True)
 class Champion:
-    """The model that is live, to be compared with.
+    """The model that is live, which the candidate is compared with.
 
     Attributes:
-        name: as people know it, with its version.
+        name: name and version.
         accuracy: of its run; None where it cannot be compared with.
         scores: its scores, as the reference of a table of its own; None where it cannot be compared with.
         problem: why it cannot; empty where it can.
@@ -81,7 +81,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that is known of one candidate.
+    """The measurements of one candidate that a decision is made on.
 
     Attributes:
         reference: accuracy of the float model.

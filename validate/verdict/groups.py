@@ -65,7 +65,7 @@ def by_name(names: Sequence[str | None], both: Paired) -> dict[str, Paired]:
 
 
 def by_class(metric: Metric, both: Paired) -> dict[str, Paired]:
-    """Return what belongs to each class, of a metric that is made of classes, on the samples that have any of it.
+    """Return the records of each class, of a metric that is made of classes, on the samples that have any of it.
 
     Classes for which the reference has no value are left out: no label and no answer is of them.
 
@@ -112,7 +112,7 @@ def group_drops(metric: Metric, groups: Mapping[str, Paired], confidence: float)
 
 
 def group_rule(kind: Literal["class", "slice"], wanted: GroupPolicy, evidence: Evidence, kernels: bool = False) -> Rule:
-    """Hold the drop of every class, or of every slice, against its margin.
+    """Judge the drop of every class, or of every slice, by its margin.
 
     Args:
         kind: of group.
@@ -193,7 +193,14 @@ def _judged(name: str, kind: str, wanted: GroupPolicy, found: list[GroupDrop], s
 
 
 def champion_rule(margin: float, evidence: Evidence, champion: Champion, kernels: bool = False) -> Rule:
-    """Hold the candidate against the model that is live, on the samples that both saw; `kernels`: see `group_rule`."""
+    """Judge the candidate against the live model, on the samples that both have scores of.
+
+    Args:
+        margin: how much worse than the champion the candidate may be, in the metric's unit.
+        evidence: of the candidate.
+        champion: the live model.
+        kernels: see `group_rule`.
+    """
     name, accuracy, metric = "accuracy against the champion", evidence.reference, evidence.metric
     name += _WITH_KERNELS if kernels else ""
     show = score(accuracy.is_rate)

@@ -26,7 +26,7 @@ RuleKey = Literal[
 
 
 class GroupPolicy(Section):
-    """No class, or no slice of the data, may lose more than this."""
+    """The largest drop that a class, or a slice of the data, may have."""
 
     max_drop: float = Field(gt=0, allow_inf_nan=False, description="in the metric's unit, of each group by itself")
     unproven: Literal["undecided", "pass"] = Field(
@@ -37,14 +37,14 @@ class GroupPolicy(Section):
 
 
 class SpeedupPolicy(Section):
-    """How many times as fast as another model the candidate must be."""
+    """The least speed-up over another model that the candidate must have."""
 
     at_least: float = Field(gt=0, allow_inf_nan=False)
     estimate: bool = Field(default=False, description="an estimate for the target will do where nothing was measured")
 
 
 class LatencyPolicy(Section):
-    """A ceiling of the time of one call."""
+    """The longest time that one call may take."""
 
     p99_ms: float = Field(gt=0, allow_inf_nan=False)
     device: str | None = Field(
@@ -79,14 +79,9 @@ class ChampionPolicy(Section):
 
 
 class Policy(Section):
-    """What a release must keep to. Rates are fractions: 0.01 is one percentage point.
+    """Conditions of a release. Rates are fractions: 0.01 is one percentage point.
 
     Everything from `classes` on is a rule only where it is given.
-
-    Examples:
-        >>> policy = Policy(max_drop=0.01, speedup={"FP16": {"at_least": 1.2}})
-        >>> policy.speedup["FP16"].at_least, policy.confidence
-        (1.2, 0.95)
     """
 
     max_drop: float = Field(
@@ -134,11 +129,11 @@ class Policy(Section):
         return self
 
     def of_a_run(self) -> Policy:
-        """Return what a run can judge by: what is live, the gate alone is told."""
+        """Return the policy without its rule on the champion: only the gate is told which model is live."""
         return self.model_copy(update={"champion": None})
 
     def without_named_rules(self) -> Policy:
-        """Return what is left without the rules that a policy has only where it names them."""
+        """Return the policy without the rules that hold only where a policy names them."""
         return Policy(
             max_drop=self.max_drop, confidence=self.confidence, require_tensorrt_build=self.require_tensorrt_build
         )

@@ -20,7 +20,7 @@ __all__ = ["champion_at", "judge_again", "metric_of_samples"]
 def judge_again(
     results: Results, folder: Path, policy: Policy, engine: Path | None = None, champion: Champion | None = None
 ) -> Results:
-    """Return the results with the verdict that a policy makes of their selected candidate.
+    """Return the results with the verdict of a policy on their selected candidate.
 
     Args:
         results: of a run.
@@ -30,8 +30,8 @@ def judge_again(
         champion: what is live, where the candidate is to be compared with it.
 
     Raises:
-        UsageError: no candidate was selected, there is no such engine, or the intervals for another confidence
-            cannot be computed.
+        UsageError: no candidate was selected, there is no such engine, or the intervals for another confidence cannot
+            be computed.
         JobError: a file is damaged, or is of other results.
     """
     candidate = results.selected_candidate
@@ -56,7 +56,7 @@ def judge_again(
 
 
 def champion_at(label: str, folder: Path) -> Champion:
-    """Return the selected candidate of a run whose files are in a folder; they may be of an older version of us."""
+    """Return the selected candidate of a run whose files are in a folder; an older version may have written them."""
     try:
         results = Results.read(folder)
         return Champion.of(label, results, *samples_of(results, folder))
@@ -65,7 +65,7 @@ def champion_at(label: str, folder: Path) -> Champion:
 
 
 def metric_of_samples(results: Results, samples: SampleTable | None) -> Metric | None:
-    """Return how the metric of results is made of scores or records; None where only a task of the user's can tell."""
+    """Return the metric that results are judged by; None where only a task of the user's own defines it."""
     accuracy = results.reference.accuracy
     if samples is not None and samples.reference.ndim == 1:
         return Metric(accuracy.metric, accuracy.higher_is_better, accuracy.is_rate, is_agreement=accuracy.is_agreement)

@@ -32,7 +32,7 @@ _TRUST = {"measured": 0, "estimate": 1, "multiply-accumulates": 2}
 
 
 def speedup_rule(against: str, wanted: SpeedupPolicy, candidate: Candidate) -> Rule:
-    """Hold the speed-up on the target against the least that is wanted; a measurement by its interval.
+    """Judge the speed-up on the target by the least that the policy asks for; a measured one by its interval.
 
     Examples:
         >>> measured = {"ci_low": 1.4, "ci_high": 1.6, "confidence": 0.95, "basis": "measured"}
@@ -111,7 +111,7 @@ def _described(speedup: Speedup) -> str:
 
 
 def latency_rule(wanted: LatencyPolicy, candidate: Candidate) -> Rule:
-    """Hold the 99th percentile of a call's time against its ceiling, by its confidence interval."""
+    """Judge the 99th percentile of a call's time by the policy's limit, by its confidence interval."""
     name, wish = "latency p99", f"the policy allows {wanted.p99_ms:g} ms"
     found = candidate.latency
     on_target = any(s.on_target for s in candidate.speedups if s.basis == "measured")
@@ -149,7 +149,7 @@ def latency_rule(wanted: LatencyPolicy, candidate: Candidate) -> Rule:
 
 
 def model_size_rule(most: int, candidate: Candidate) -> Rule:
-    """Hold the size of the ONNX file, with its external data, against its ceiling.
+    """Judge the size in bytes of the ONNX file, with its external data, by the policy's limit.
 
     Examples:
         >>> model_size_rule(10_000_000, Candidate.model_construct(size_bytes=11_700_000)).outcome
@@ -178,7 +178,7 @@ def _size_rule(name: str, what: str, size: int, most: int) -> Rule:
 
 
 def worst_layer_rule(least: float, candidate: Candidate) -> Rule:
-    """Hold the lowest SQNR of all layers, in the model that runs whole, against its floor.
+    """Judge the lowest SQNR of all layers, both models run whole, by the policy's limit in dB.
 
     A layer whose reference is all zero has no SQNR (-inf) where the candidate is not zero, which fails.
 
@@ -207,7 +207,7 @@ def worst_layer_rule(least: float, candidate: Candidate) -> Rule:
 
 
 def clipping_rule(most: float, candidate: Candidate) -> Rule:
-    """Hold the clipped share of the worst activation, on validation samples, against its ceiling.
+    """Judge the clipped share of the worst activation, on validation samples, by the policy's limit.
 
     Examples:
         >>> from validate.results import Clipping
@@ -235,7 +235,7 @@ def clipping_rule(most: float, candidate: Candidate) -> Rule:
 
 
 def overlap_rule(most: int, overlap: int | None) -> Rule:
-    """Hold the number of validation samples that scales were found on against its ceiling.
+    """Judge the number of validation samples that scales were found on by the policy's limit.
 
     Examples:
         >>> overlap_rule(most=0, overlap=3).outcome
@@ -261,7 +261,7 @@ def overlap_rule(most: int, overlap: int | None) -> Rule:
 
 
 def engine_rules(wanted: EnginePolicy, evidence: Evidence) -> Iterator[Rule]:
-    """Hold an engine against the deployment target and the candidate that it should have been built from."""
+    """Judge an engine by the deployment target, and by the candidate that it should have been built from."""
     name, engine = "engine fingerprint", evidence.engine
     if engine is None:
         yield Rule(name=name, outcome="not_measured", message="no engine was given; name the file with --engine")

@@ -11,7 +11,7 @@ __all__ = ["interval", "out_of_reach", "score"]
 
 
 def score(is_rate: bool) -> Callable[[float], str]:
-    """Return what writes a metric or a drop: a rate as ``1.25%``, else four significant digits.
+    """Return a formatter of a metric or a drop: a rate as ``1.25%``, else four significant digits.
 
     Examples:
         >>> score(is_rate=True)(0.0125), score(is_rate=False)(0.0125)
@@ -21,7 +21,7 @@ def score(is_rate: bool) -> Callable[[float], str]:
 
 
 def interval(low: float, high: float, show: Callable[[float], str]) -> str:
-    """Return where a number lies; an interval without ends says that too little is known for one.
+    """Return an interval in words; one with an infinite end says that too few samples differ to tell.
 
     Examples:
         >>> interval(-0.002, 0.008, score(is_rate=True))
@@ -33,7 +33,7 @@ def interval(low: float, high: float, show: Callable[[float], str]) -> str:
 
 
 def out_of_reach(accuracy: Accuracy, margin: float) -> str:
-    """Return why no drop could reach a margin, so that a rule that asks for no more proves nothing; "" where one could.
+    """Return why no drop can exceed a margin, so that a rule with it would prove nothing; "" where one can.
 
     Args:
         accuracy: of the float model.

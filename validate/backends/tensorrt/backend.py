@@ -89,10 +89,10 @@ class TensorRTBackend:
 def observable_tensors(
     layers: Sequence[Layer], outputs: Sequence[str], inputs: Sequence[str], options: BuildOptions
 ) -> dict[str, str]:
-    """Return the tensors that an engine shows, in the order of its layers -> the ONNX nodes of the layer.
+    """Return the tensors that an engine can output, in the order of its layers -> the ONNX nodes of the layer.
 
-    With ``debug: unfused`` these are all outputs of layers that one layer alone writes. TensorRT promises no more
-    than that most of them are shown; one that is not is an error when it is asked for.
+    With ``debug: unfused`` these are all outputs of layers that one layer alone writes. TensorRT does not promise to
+    output all of them; one that it does not is an error when it is asked for.
 
     Examples:
         >>> layer = Layer("conv1", "conv", ("conv1",), ("x",), ("c1",), ("Int8",), ("",))

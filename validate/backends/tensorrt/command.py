@@ -28,7 +28,7 @@ def build_from_onnx(
     compute_capability: str | None,
     console: Console,
 ) -> None:
-    """Build an engine, show how far it is, and say what it is for. Errors as `build_engine`."""
+    """Build an engine, show its progress, and print what it was built for. Errors as `build_engine`."""
     if not model.is_file():
         raise UsageError(f"there is no file {model}")
     if not output.parent.is_dir():
@@ -68,9 +68,9 @@ def adopt_engine(engine: Path, console: Console) -> None:
 
 
 def profile_of(shapes: Sequence[str]) -> Profile:
-    """Return what ``x=1x3x224x224:4x3x224x224:8x3x224x224`` says: smallest, usual and largest shape of an input.
+    """Parse ``x=1x3x224x224:4x3x224x224:8x3x224x224``: smallest, usual and largest shape of an input.
 
-    One shape alone is all three. Raises UsageError where it is written otherwise.
+    One shape alone stands for all three. Raises UsageError where the text is written otherwise.
 
     Examples:
         >>> profile_of(["x=1x3x32x32:4x3x32x32:8x3x32x32", "mask=1x16"])

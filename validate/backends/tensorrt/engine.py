@@ -66,7 +66,7 @@ class Bound:
     Attributes:
         enqueue: puts one call on PyTorch's current stream, which may be capturing, and returns the outputs.
         feeds: what it reads, by name.
-        batches: to be copied there, on the GPU already.
+        batches: to be copied into `feeds`; they are on the GPU already.
     """
 
     enqueue: Callable[[], list[torch.Tensor]]
@@ -138,7 +138,7 @@ class TensorRTEngine:
         return {name: found[name] for name in self.output_names}
 
     def layer_times(self, inputs: Mapping[str, NDArray[Any]], runs: int = 10) -> dict[str, float]:
-        """Return by layer of the engine the median of its times in milliseconds, after one run to warm up.
+        """Return the median time of each layer in milliseconds, over `runs` runs after one to warm up.
 
         A profiler slows an engine down (`IProfiler` in TensorRT's Python API), so that the sum is not its latency.
         """
@@ -150,10 +150,10 @@ class TensorRTEngine:
         return {layer: statistics.median(times[-runs:]) for layer, times in profiler.times.items()}
 
     def bind(self, batches: Sequence[Mapping[str, NDArray[Any]]]) -> Bound:
-        """Return the engine with buffers that stay where they are, as one who times it needs it; see `Bound`.
+        """Return the engine with input and output buffers at fixed places on the GPU, to be timed; see `Bound`.
 
         Args:
-            batches: of one shape, one or more.
+            batches: one or more, all of one shape.
 
         Raises:
             JobError: an input is missing or does not fit, or is one that TensorRT reads on the host.

@@ -85,7 +85,7 @@ def sha256(path: Path) -> str:
 
 
 def adopt(engine: Path, library: Library, gpu: Gpu, options: BuildOptions | None = None) -> Fingerprint:
-    """Write the fingerprint of an engine that something else built, on the word of the caller.
+    """Write the fingerprint of an engine that another tool built; what the caller says of it is not checked.
 
     Args:
         engine: the file; `trtexec` or any other builder made it.
@@ -111,7 +111,7 @@ def adopt(engine: Path, library: Library, gpu: Gpu, options: BuildOptions | None
 
 
 def require(engine: Path, gpu: Gpu | None, libraries: Mapping[Flavour, Library]) -> Fingerprint:
-    """Return the fingerprint of an engine that may be run here.
+    """Check that an engine may run here, and return its fingerprint.
 
     Args:
         engine: the file.
@@ -150,7 +150,7 @@ def version_fits(found: Fingerprint, version: str) -> bool:
     """Tell whether a version of the library that built an engine may load it.
 
     Without version compatibility all four numbers must be equal. With it, later versions of the same major may, and
-    TensorRT 11 loads what 10 built; no other pair of majors goes ("Support Matrix" of TensorRT 11.4, "Engine
+    TensorRT 11 loads what 10 built; no other pair of major versions does ("Support Matrix" of TensorRT 11.4, "Engine
     Portability"). TensorRT-RTX has no version compatibility.
 
     Examples:
@@ -174,9 +174,9 @@ def _numbers(version: str) -> tuple[int, ...]:
 def hardware_fits(found: Fingerprint, gpu: str | None, compute_capability: str) -> bool:
     """Tell whether the engine runs on a GPU ("Hardware Compatibility" in TensorRT's developer guide).
 
-    TensorRT without hardware compatibility wants the very model of GPU, which is what TensorRT warns about and we
-    refuse: tactics were timed on it, and its memory may not be there. A TensorRT-RTX engine without a target is for
-    Ampere and later ("CPU-Only AOT and TensorRT-RTX Engines").
+    Without hardware compatibility TensorRT's engines need the same model of GPU. On another one TensorRT only warns,
+    and this function refuses: kernels were chosen by their times on the first, and its memory may not be there. A
+    TensorRT-RTX engine without a target is for Ampere and later ("CPU-Only AOT and TensorRT-RTX Engines").
 
     Args:
         found: of the engine.

@@ -67,7 +67,7 @@ def parse_layers(information: str) -> list[Layer]:
 
 
 def producers(layers: Sequence[Layer]) -> dict[str, Layer]:
-    """Return by tensor the layer that computes it. A name that several layers write is left out: it says nothing.
+    """Return the layer that computes each tensor. A tensor that several layers write has no single one and is left out.
 
     Examples:
         >>> conv = {"Name": "conv1", "Outputs": [{"Name": "c1"}]}

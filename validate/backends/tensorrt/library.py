@@ -24,12 +24,12 @@ log.addHandler(logging.NullHandler())
 
 
 class UnavailableError(JobError):
-    """No TensorRT can do here what is asked."""
+    """No TensorRT that is installed here can do what is asked."""
 
 
 @dataclass(frozen=True)
 class Library:
-    """One of the two libraries.
+    """One of the two libraries: `tensorrt` or `tensorrt_rtx`.
 
     Attributes:
         flavour: the name of its module.
@@ -61,7 +61,7 @@ class Library:
 
     @contextmanager
     def errors(self) -> Iterator[list[str]]:
-        """Give the list to which TensorRT's errors are added, one line each, until this ends."""
+        """Yield a list to which TensorRT's errors are added, one line each, while the context is open."""
         found: list[str] = []
         collecting = _logger(self.flavour).collecting
         collecting.append(found)
@@ -98,8 +98,8 @@ def find_builder(compute_capability: str | None, gpu: Gpu | None) -> tuple[Libra
 
     Args:
         compute_capability: what the engine is for; None for whatever the library builds by default.
-        gpu: the GPU for which `tensorrt` builds; it is passed over where `compute_capability` is another. None: its
-            GPU is not held against that.
+        gpu: the GPU for which `tensorrt` builds; `tensorrt` is passed over where `compute_capability` is another. None:
+            that is not checked.
 
     Raises:
         UnavailableError: there is none, with the reason for each.

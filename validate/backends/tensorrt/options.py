@@ -18,7 +18,7 @@ HardwareCompatibility = Literal["none", "same_compute_capability", "ampere_plus"
 
 
 class BuildOptions(BaseModel):
-    """What a user may decide about an engine; the defaults are TensorRT's own.
+    """Build options of an engine; the defaults are TensorRT's own.
 
     Sources: the `IBuilderConfig` page of TensorRT's Python API, and "Engine Compatibility" in the developer guide of
     TensorRT 11 (version_compatible, hardware_compatible) and of TensorRT-RTX (neither exists there).
