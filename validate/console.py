@@ -28,7 +28,7 @@ def guarded(
     Args:
         job: takes the console, returns the exit code.
         folder: where the job's log is, once there is one.
-        interrupted: what to say of the job when it is interrupted.
+        interrupted: returns what to print when the job is interrupted.
     """
     from rich.console import Console
 

@@ -104,6 +104,17 @@ def reference_errors(
     """Return the task's error of every sample against the reference's stored outputs, shape (n,).
 
     A sample whose outputs are not finite has an infinite error, so that it never ranks as good.
+
+    Examples:
+        >>> from onnx import parser
+        >>> from validate.backends import OnnxRuntimeModel
+        >>> from validate.tasks import Regression
+        >>> text = '<ir_version: 8, opset_import: ["": 17]> g (float[N] x) => (float[N] y) {y = Neg(x)}'
+        >>> model = OnnxRuntimeModel(parser.parse_model(text).SerializeToString())
+        >>> batch = Batch({"x": np.array([1.0, 2.0])}, labels=[None, None], contents=[b"a", b"b"], first=0)
+        >>> reference = [{"y": np.array([-1.0, -2.5])}]
+        >>> reference_errors(model, Regression(), [batch], reference, on_batch=lambda samples: None).tolist()
+        [0.0, 0.25]
     """
     errors: list[NDArray[np.float64]] = []
     for batch, expected in zip(batches, reference, strict=True):

@@ -1,4 +1,4 @@
-"""What runs or builds a model: one module or package per runtime, behind the protocols of `base`.
+"""Runtimes that run or build a model: one module or package each, behind the protocols of `base`.
 
 ONNX files, and what a user may name as a model, are here too.
 """

@@ -1,4 +1,4 @@
-"""Protocols of whatever runs a model: a `Backend` opens one, a `Runnable` runs."""
+"""Protocols of a runtime: a `Backend` opens a model, a `Runnable` runs it."""
 
 from __future__ import annotations
 

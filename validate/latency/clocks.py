@@ -1,6 +1,6 @@
-"""Clocks, temperature and load of the machine, which disturb latency, and how to hold it still.
+"""Clocks, temperature and load of the machine, which disturb latency, and pinning of the process to CPUs.
 
-Linux tells most of it in /proc and /sys, and NVIDIA's driver through nvidia-smi. What is not told is None.
+Linux tells most of it in /proc and /sys, and NVIDIA's driver through nvidia-smi. What cannot be read is None.
 """
 
 from __future__ import annotations
@@ -171,7 +171,12 @@ class Load:
 
 
 def busy_before(machine: Machine) -> list[str]:
-    """Return warnings about the machine's load before the job, as sentences."""
+    """Return warnings about the machine's load before the job, as sentences.
+
+    Examples:
+        >>> busy_before(Machine(threads=4, pinned_cpus=[], cpus=4, governor=None, load=0.5))
+        []
+    """
     if machine.load is None or machine.load / machine.cpus <= _BUSY:
         return []
     load = f"load {machine.load:.1f} for {machine.cpus} CPUs"

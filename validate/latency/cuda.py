@@ -35,8 +35,8 @@ class CudaTimed:
         graph: capture the call, where that works and the graph computes the same on two of the batches.
 
     Attributes:
-        cuda_graph: what is timed is a graph.
-        reason: why it is none though `graph` asked for one.
+        cuda_graph: whether a CUDA graph is timed.
+        reason: why none is, where `graph` asked for one.
     """
 
     def __init__(

@@ -118,6 +118,16 @@ def measure(
 
     Raises:
         JobError: the model cannot run them.
+
+    Examples:
+        >>> import itertools
+        >>> from onnx import parser
+        >>> from validate.backends import OnnxRuntimeModel
+        >>> text = '<ir_version: 8, opset_import: ["": 17]> g (float[N] x) => (float[N] y) {y = Neg(x)}'
+        >>> model = OnnxRuntimeModel(parser.parse_model(text).SerializeToString())
+        >>> clock = itertools.count().__next__  # every reading is a second later
+        >>> measure(model, {"x": np.zeros(4)}, runs=20, clock=clock).p50_ms
+        1000.0
     """
     return measure_together({"": model}, [inputs], runs, clock)[""].latency
 
@@ -155,6 +165,14 @@ def warm_up(model: Timed, batches: int, clock: Clock = time.perf_counter) -> Non
     """Call until every batch was seen, at least three calls were made, and a quarter of a second has passed.
 
     The first call, which may compile, is not a part of that. Raises JobError where the model cannot run.
+
+    Examples:
+        >>> import itertools
+        >>> warm_up(print, batches=2, clock=itertools.count().__next__)
+        0
+        1
+        0
+        1
     """
     model(0)
     calls, started = 0, clock()
@@ -175,6 +193,11 @@ def interleave(
         batches: how many each of them has.
         runs: timed calls of each model, >= 1.
         advance: called after each round.
+
+    Examples:
+        >>> times = interleave({"a": lambda batch: 1.0, "b": lambda batch: 2.0}, batches=1, runs=20)
+        >>> {name: (len(blocks), blocks[0].tolist()) for name, blocks in times.items()}
+        {'a': (10, [1.0, 1.0]), 'b': (10, [2.0, 2.0])}
     """
     names = list(models)
     times: dict[str, Blocks] = {name: [] for name in names}

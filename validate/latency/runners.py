@@ -92,7 +92,14 @@ def load(spec: Spec, device: Device, threads: int, precision: str, cuda_graph: b
 
 @contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """Set PyTorch's intra-op threads, which are those of the whole process, while the context is open."""
+    """Set PyTorch's intra-op threads, which are those of the whole process, while the context is open.
+
+    Examples:
+        >>> import torch
+        >>> with torch_threads(1):
+        ...     torch.get_num_threads()
+        1
+    """
     import torch
 
     before = torch.get_num_threads()

@@ -2,8 +2,9 @@
 
 Two views from one pass over the data. **Accumulated**: both models run whole, and error is carried on from layer to
 layer. **Isolated**: the candidate runs once more with every compared tensor replaced by the reference's, so that each
-layer is fed the reference's inputs and shows the error that it makes itself. A third leg tells quantization from
-runtime: what executes a Q/DQ file is held against the float simulation of that file.
+layer is fed the reference's inputs and shows the error that it makes itself. A third comparison tells the runtime's
+error from that of quantization: the runtime that executes a Q/DQ file is compared with the float simulation of that
+file.
 """
 
 from __future__ import annotations

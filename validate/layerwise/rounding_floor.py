@@ -1,8 +1,8 @@
 """The rounding floor: how far two correct runtimes may differ, to tell a wrong one from one that rounds.
 
 Two correct executions of one Q/DQ graph differ: a sum that is rounded differently may tip a value over into the next
-integer, and later layers carry that on. What rounding alone does (the floor) is measured on simulations that differ
-in nothing else, sample by sample, and the runtime's noise is held against it.
+integer, and later layers carry that on. What rounding alone does (the floor) is measured on simulations that differ in
+nothing else, sample by sample, and the runtime's noise is compared with it.
 """
 
 from __future__ import annotations

@@ -124,7 +124,15 @@ def judge(comparison: Comparison, thresholds: Thresholds) -> Judgement:
 
 
 def by_isolated(layers: list[LayerDifference]) -> list[LayerDifference]:
-    """Return the layers that have an isolated view, those that make the most error first."""
+    """Return the layers that have an isolated view, those that make the most error first.
+
+    Examples:
+        >>> rows = [("conv1", 0, 40.0), ("conv2", 1, 12.0)]
+        >>> rows = [(t, d, TensorDifference.model_construct(sqnr_db=db)) for t, d, db in rows]
+        >>> layers = [LayerDifference.model_construct(tensor=t, depth=d, isolated=x) for t, d, x in rows]
+        >>> [layer.tensor for layer in by_isolated(layers)]
+        ['conv2', 'conv1']
+    """
     return sorted((x for x in layers if x.isolated), key=lambda x: (_ranking_sqnr(x.isolated), x.depth))
 
 

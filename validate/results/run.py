@@ -133,7 +133,7 @@ class IntegerKernels(Record):
 
 
 class Cost(Record):
-    """What a model costs to run on the target, and how that is known; only costs of one basis compare."""
+    """The cost of running a model on the target, and its basis; only costs of one basis can be compared."""
 
     basis: Literal["measured", "estimate", "multiply-accumulates"]
     value: float = Field(ge=0, description="in `unit`; lower is faster")

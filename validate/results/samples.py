@@ -99,8 +99,9 @@ class SampleTable:
 def samples_of(results: Results, folder: Path) -> tuple[SampleTable | None, str]:
     """Return the samples of results whose files are in a folder, or None and why there are none.
 
-    Raises JobError where the file is of other results. What is in it does not tell: two runs of one float model on one
-    validation set have the same samples, the same float scores, and often candidates of the same name.
+    Raises JobError where the file is of other results, by its SHA-256. Its contents would not tell: two runs of one
+    float model on one validation set have the same samples, the same float scores, and often candidates of the same
+    name.
     """
     path = folder / SAMPLES_FILE
     if not path.is_file():

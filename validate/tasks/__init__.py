@@ -1,4 +1,4 @@
-"""What a model is for: outputs and labels in, a score for each sample out; one task a file.
+"""Tasks of models: outputs and labels in, a score for each sample out; one task a file.
 
 `TaskSpec` is the `task` section of a config. No model is run here.
 """

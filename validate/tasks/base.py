@@ -183,7 +183,7 @@ class Answering(Protocol):
     """
 
     def answers(self, outputs: Outputs) -> list[Any]:
-        """Return what the model says of each sample, as a label that `scores` takes."""
+        """Return the model's answer for each sample, as a label that `scores` takes."""
         ...
 
 

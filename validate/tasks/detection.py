@@ -68,7 +68,7 @@ class Detection:
     """COCO's mean average precision (cocodataset.org/#detection-eval): over classes and IoU thresholds 0.50 to 0.95.
 
     The model's output is what is left after non-maximum suppression: one array of shape (batch, n, 6) with box, score
-    and class, or three outputs (see `OutputNames`), or whatever `decode` understands. Detections with a score of 0 or
+    and class, or three outputs (see `OutputNames`), or any outputs that `decode` takes. Detections with a score of 0 or
     less, a negative class or a number that is not finite are padding.
 
     A label is a mapping with ``bbox`` (n boxes, left, top, width and height) and ``category`` (n classes; or

@@ -195,7 +195,7 @@ class TokenClassificationSpec(_TokensSpec):
 
 
 class MaskedLmSpec(_TokensSpec):
-    """What masked tokens were; as token_classification, over the vocabulary."""
+    """Prediction of masked tokens; as token_classification, with the vocabulary as classes."""
 
     type: Literal["masked_lm"]
     metric: Literal["accuracy", "loss", "perplexity"] = "perplexity"

@@ -32,7 +32,7 @@ _METRICS = {
 
 
 class TextRecognition:
-    """Greedily decoded CTC text (Graves et al. 2006, section 3.2: best path decoding), held against a label.
+    """Greedily decoded CTC text (Graves et al. 2006, section 3.2: best path decoding), compared with a label.
 
     The first output holds probabilities of shape (batch, steps, len(characters)); a label is the text. The metric is
     the share of lines that match exactly, or the character error rate: edits over characters of the labels, over all

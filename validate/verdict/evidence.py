@@ -89,9 +89,9 @@ class Evidence:
         metric: how the accuracy is made of the samples' scores; None where it is not known.
         model_sha256: of the float model.
         overlap: validation samples that are calibration samples too; None where they were not counted.
-        samples: scores of every sample; None where they are not at hand.
+        samples: scores of every sample; None where they are missing.
         no_samples: why they are not.
-        champion: the model to hold it against; None where that is not asked for.
+        champion: the live model to compare it with; None where that is not asked for.
         engine: built from the candidate's file; None where none was given.
     """
 

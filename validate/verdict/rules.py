@@ -62,7 +62,13 @@ def speedup_rule(against: str, wanted: SpeedupPolicy, candidate: Candidate) -> R
 
 
 def not_faster_than_fp16(candidate: Candidate) -> str | None:
-    """Return a sentence where INT8 is not faster than FP16 on the target, as far as is known; else None."""
+    """Return a sentence where INT8 is not faster than FP16 on the target, as far as is known; else None.
+
+    Examples:
+        >>> speedup = Speedup(against="FP16", value=0.9, basis="estimate", on_target=True, source="NVIDIA L4")
+        >>> not_faster_than_fp16(Candidate.model_construct(speedups=[speedup]))
+        'INT8 is not faster than FP16: the speed-up is 0.9 (estimate: NVIDIA L4)'
+    """
     found = _speedup(candidate, "FP16")
     if found is None or (found.value / _TELLING if found.ci_low is None else found.ci_low) > 1:
         return None
@@ -111,7 +117,16 @@ def _described(speedup: Speedup) -> str:
 
 
 def latency_rule(wanted: LatencyPolicy, candidate: Candidate) -> Rule:
-    """Judge the 99th percentile of a call's time by the policy's limit, by its confidence interval."""
+    """Judge the 99th percentile of a call's time by the policy's limit, by its confidence interval.
+
+    Examples:
+        >>> from validate.results import Latency
+        >>> times = {"p50_ms": 2.0, "p90_ms": 2.2, "p99_ms": 3.0, "p99_low_ms": 2.8, "p99_high_ms": 3.4}
+        >>> latency = Latency(runtime="tensorrt 11.0", device="NVIDIA L4", batch_size=1, runs=1000, **times)
+        >>> wanted = LatencyPolicy(p99_ms=5.0, device="NVIDIA L4")
+        >>> latency_rule(wanted, Candidate.model_construct(latency=latency)).outcome
+        'pass'
+    """
     name, wish = "latency p99", f"the policy allows {wanted.p99_ms:g} ms"
     found = candidate.latency
     on_target = any(s.on_target for s in candidate.speedups if s.basis == "measured")

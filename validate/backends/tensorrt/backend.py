@@ -24,7 +24,7 @@ __all__ = ["TensorRTBackend", "observable_tensors"]
 class TensorRTBackend:
     """A `Backend` over an engine file that has its fingerprint beside it.
 
-    Its own outputs can be asked for, and the inner tensors that it was built to show (`BuildOptions.debug`).
+    `load` can return its own outputs, and the inner tensors that it was built to output (`BuildOptions.debug`).
 
     Attributes:
         fingerprint: what the engine is for.

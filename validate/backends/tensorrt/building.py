@@ -67,7 +67,7 @@ def build_engine(
         engine: where the engine goes; the fingerprint goes beside it.
         profile: shapes of the inputs with dynamic dimensions; others are ignored.
         options: how to build.
-        progress: called as the build goes on, from whichever thread TensorRT likes.
+        progress: called as the build goes on, from any thread.
 
     Returns:
         The fingerprint that was written.
