@@ -195,7 +195,7 @@ class _Eager:
     ) -> None:
         if example is None:
             raise JobError("a torch.nn.Module needs an example batch, by which its tensors are found; give a small one")
-        self.types = {name: _as_run(_tensor(name, example).dtype, dtype) for name in input_names}
+        self.types = {name: _dtype_in_run(_tensor(name, example).dtype, dtype) for name in input_names}
         parameters = inspect.signature(module.forward).parameters.values()
         named = [p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}]
         self._by_name = _by_name(input_names, named)
@@ -249,7 +249,7 @@ class _Program:
             )
         by_name = _by_name(input_names, takes)
         self._sources = {take: take if by_name else name for take, name in zip(takes, input_names, strict=True)}
-        self.types = {name: _as_run(tensors[take].dtype, dtype) for take, name in self._sources.items()}
+        self.types = {name: _dtype_in_run(tensors[take].dtype, dtype) for take, name in self._sources.items()}
         steps = [name for name, node in nodes.items() if node.op == "call_function" and name in tensors]
         shapes = {
             name: tuple(n if isinstance(n, int) else None for n in value.shape) for name, value in tensors.items()
@@ -358,7 +358,7 @@ def _tensor(name: str, arrays: Mapping[str, NDArray[Any]]) -> torch.Tensor:
         raise JobError(f"PyTorch cannot take {name}: {_first_line(error)}") from error
 
 
-def _as_run(dtype: torch.dtype, precision: torch.dtype) -> torch.dtype:
+def _dtype_in_run(dtype: torch.dtype, precision: torch.dtype) -> torch.dtype:
     return precision if dtype.is_floating_point else dtype
 
 

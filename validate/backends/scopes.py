@@ -232,7 +232,7 @@ def _by_module(file: _File, backend: PyTorchBackend, trace: ModuleTrace) -> _Mat
         if len(values) == 1:
             claims[str(values[0].name)].append(name)
         elif file.members.get(region):
-            matches.problems[name] = _not_one(values)
+            matches.problems[name] = _ambiguity(values)
     for norm, maker in trace.follows.items():
         if maker not in file.members:
             matches.problems[maker] = f"folded into {norm}"
@@ -273,11 +273,11 @@ def _by_step(file: _File, backend: PyTorchBackend) -> _Matches:
                 matches.found[chosen] = values[0]
                 matches.same |= {name: chosen} if name != chosen else {}
             else:
-                matches.problems[step] = matches.problems[chosen] = _not_one(values)
+                matches.problems[step] = matches.problems[chosen] = _ambiguity(values)
     return matches
 
 
-def _not_one(values: Sequence[ir.Value]) -> str:
+def _ambiguity(values: Sequence[ir.Value]) -> str:
     if values:
         return f"{len(values)} tensors of its shape are read outside of it: {', '.join(str(v.name) for v in values)}"
     return "no tensor of its shape is read outside of it by what reads it in PyTorch, so the optimizer has changed it"

@@ -76,7 +76,7 @@ def drop_intervals(
 
     if not np.array_equal(reference, candidate, equal_nan=True):
         values = _pseudo_values(drop, len(reference))
-        return [_of_contributions(values, confidence) for confidence in confidences]
+        return [_pseudo_value_interval(values, confidence) for confidence in confidences]
     if not metric.is_rate:
         return [_UNKNOWN for _ in confidences]
     contributions = _pseudo_values(lambda weights: metric.values(reference, weights), len(reference))
@@ -126,10 +126,10 @@ def value_interval(metric: Metric, records: Records, confidence: float) -> Inter
     if metric.is_mean and n and np.isin(records, (0.0, 1.0)).all():
         found = stats.binomtest(int(records.sum()), n).proportion_ci(confidence, method="wilson")
         return Interval(float(found.low), float(found.high), "Wilson score")
-    return _of_contributions(_pseudo_values(lambda weights: metric.values(records, weights), n), confidence)
+    return _pseudo_value_interval(_pseudo_values(lambda weights: metric.values(records, weights), n), confidence)
 
 
-def _of_contributions(values: NDArray[np.float64], confidence: float) -> Interval:
+def _pseudo_value_interval(values: NDArray[np.float64], confidence: float) -> Interval:
     """Return the score interval of what pseudo-values, shape (n,), are of."""
     if values.size < _FEWEST or not np.isfinite(values).all():
         return _UNKNOWN
