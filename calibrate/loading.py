@@ -8,17 +8,15 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from pydantic import BaseModel
 
 from calibrate.graph import Placement, export_torch, place, prepare
 from calibrate.plan import QuantizationRules
 from validate.backends import OnnxRuntimeModel, file_hash, read_onnx
-from validate.backends.tensorrt import Profile
-from validate.data import Batch, DataConfig, SampleStream
+from validate.backends.tensorrt import Profile, ShapeRanges
+from validate.data import Batch, DataConfig, SampleStream, label_text
 from validate.exceptions import JobError
 from validate.job import Job
 from validate.references import load_object
@@ -94,8 +92,7 @@ class SplitFingerprint:
     order: list[bytes] = field(default_factory=list)
     classes: list[str | None] = field(default_factory=list)
     slices: list[str | None] = field(default_factory=list)
-    smallest: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    largest: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    shapes: ShapeRanges = field(default_factory=ShapeRanges)
     labels: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     def record(self, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -104,14 +101,11 @@ class SplitFingerprint:
             for offset, content in enumerate(batch.contents):
                 self.contents.setdefault(content, batch.first + offset)
             self.order += batch.contents
-            self.classes += map(_as_text, batch.labels)
-            self.slices += map(_as_text, batch.slices)
+            self.classes += map(label_text, batch.labels)
+            self.slices += map(label_text, batch.slices)
             for label in batch.labels:
                 self.labels.update(pickle.dumps(label))
-            for name, array in batch.inputs.items():
-                small, large = self.smallest.get(name, array.shape), self.largest.get(name, array.shape)
-                self.smallest[name] = tuple(map(min, small, array.shape))
-                self.largest[name] = tuple(map(max, large, array.shape))
+            self.shapes.add(batch.inputs)
             yield batch
 
     def record_disjoint(self, validation: SplitFingerprint, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -159,16 +153,7 @@ class SplitFingerprint:
         Args:
             fixed_batch: size of axis 0 where the model has it fixed; None: the smallest shape is of batch 1.
         """
-        shapes = {}
-        for name, (most, *inner) in self.largest.items():
-            largest = (fixed_batch or most, *inner)
-            shapes[name] = ((fixed_batch or 1, *self.smallest[name][1:]), largest, largest)
-        return shapes
-
-
-def _as_text(label: Any) -> str | None:
-    """Return a label that can name a class as text; None for boxes, masks and vectors, and where there is none."""
-    return str(label) if isinstance(label, str | bool | int | np.integer | np.bool_) else None
+        return self.shapes.profile(fixed_batch)
 
 
 def load_inputs(job: Job, rules: QuantizationRules, folder: Path) -> Inputs:

@@ -8,8 +8,8 @@ from functools import partial
 from typing import Literal
 
 from validate.backends.tensorrt import hardware_fits, version_fits
-from validate.results import Candidate, Rule, Speedup
-from validate.verdict.evidence import Engine, Evidence
+from validate.results import Rule, Speedup
+from validate.verdict.evidence import Engine, Evidence, Measured
 from validate.verdict.policy import EnginePolicy, LatencyPolicy, SpeedupPolicy
 
 __all__ = [
@@ -31,7 +31,7 @@ _P99_CALLS = 368
 _TRUST = {"measured": 0, "estimate": 1, "multiply-accumulates": 2}
 
 
-def speedup_rule(against: str, wanted: SpeedupPolicy, candidate: Candidate) -> Rule:
+def speedup_rule(against: str, wanted: SpeedupPolicy, candidate: Measured) -> Rule:
     """Hold the speed-up on the target against the least that is wanted; a measurement by its interval."""
     name, wish = f"speed-up against {against}", f"the policy asks for {wanted.at_least:g}"
     found = _speedup(candidate, against)
@@ -53,7 +53,7 @@ def speedup_rule(against: str, wanted: SpeedupPolicy, candidate: Candidate) -> R
     return rule(outcome=outcome, value=found.value, message=f"the {name} is {_said(found)}; {wish}")
 
 
-def not_faster_than_fp16(candidate: Candidate) -> str | None:
+def not_faster_than_fp16(candidate: Measured) -> str | None:
     """Return a sentence where INT8 is not faster than FP16 on the target, as far as is known; else None."""
     found = _speedup(candidate, "FP16")
     if found is None or (found.value / _TELLING if found.ci_low is None else found.ci_low) > 1:
@@ -63,7 +63,7 @@ def not_faster_than_fp16(candidate: Candidate) -> str | None:
     return f"INT8 is not faster than FP16: the speed-up is {_said(found)}"
 
 
-def fp16_not_known(candidate: Candidate) -> str | None:
+def fp16_not_known(candidate: Measured) -> str | None:
     """Return a sentence where it is not known how fast INT8 is against FP16 on the target; else None."""
     if _speedup(candidate, "FP16") is not None:
         return None
@@ -71,13 +71,13 @@ def fp16_not_known(candidate: Candidate) -> str | None:
     return f"how fast INT8 is against FP16 on the target is not known{why}"
 
 
-def _elsewhere(candidate: Candidate, against: str) -> str:
+def _elsewhere(candidate: Measured, against: str) -> str:
     """Return what is known of another machine, or of no machine; empty where that is nothing."""
     found = next((speedup for speedup in candidate.speedups if _is_of(speedup, against)), None)
     return "" if found is None else f"; {_said(found)} says nothing of the target"
 
 
-def _speedup(candidate: Candidate, against: str) -> Speedup | None:
+def _speedup(candidate: Measured, against: str) -> Speedup | None:
     """Return the speed-up on the target that is known best: measured before estimated before counted.
 
     Models that were timed whole, in turns, come before a sum of the times of their layers, which has no interval.
@@ -97,7 +97,7 @@ def _said(speedup: Speedup) -> str:
     return f"{speedup.value:.3g}{between} ({kind}: {speedup.source})"
 
 
-def latency_rule(wanted: LatencyPolicy, candidate: Candidate) -> Rule:
+def latency_rule(wanted: LatencyPolicy, candidate: Measured) -> Rule:
     """Hold the 99th percentile of a call's time against its ceiling, by its confidence interval."""
     name, wish = "latency p99", f"the policy allows {wanted.p99_ms:g} ms"
     found = candidate.latency
@@ -135,19 +135,20 @@ def latency_rule(wanted: LatencyPolicy, candidate: Candidate) -> Rule:
     )
 
 
-def model_size_rule(most: int, candidate: Candidate) -> Rule:
+def model_size_rule(most: int, candidate: Measured) -> Rule:
     """Hold the size of the ONNX file, with its external data, against its ceiling."""
     return _size_rule("model size", "the model's file", candidate.size_bytes, most)
 
 
-def _size_rule(name: str, what: str, size: int, most: int) -> Rule:
-    if size == 0:
+def _size_rule(name: str, what: str, size: int | None, most: int) -> Rule:
+    if not size:
+        problem = "is empty" if size == 0 else "has a size that was not measured"
         return Rule(
             name=name,
             outcome="not_measured",
             threshold=most,
             unit="bytes",
-            message=f"{what} is empty; the policy allows {most:,} bytes",
+            message=f"{what} {problem}; the policy allows {most:,} bytes",
         )
     return Rule(
         name=name,
@@ -159,7 +160,7 @@ def _size_rule(name: str, what: str, size: int, most: int) -> Rule:
     )
 
 
-def worst_layer_rule(least: float, candidate: Candidate) -> Rule:
+def worst_layer_rule(least: float, candidate: Measured) -> Rule:
     """Hold the lowest SQNR of all layers, in the model that runs whole, against its floor.
 
     A layer whose reference is all zero has no SQNR (-inf) where the candidate is not zero, which fails.
@@ -181,7 +182,7 @@ def worst_layer_rule(least: float, candidate: Candidate) -> Rule:
     )
 
 
-def clipping_rule(most: float, candidate: Candidate) -> Rule:
+def clipping_rule(most: float, candidate: Measured) -> Rule:
     """Hold the clipped share of the worst activation, on validation samples, against its ceiling."""
     name, wish, found = "clipped activations", f"the policy allows {100 * most:.4g}%", candidate.clipping
     if found is None or found.samples == 0 or math.isnan(found.share):
@@ -251,7 +252,7 @@ def engine_rules(wanted: EnginePolicy, evidence: Evidence) -> Iterator[Rule]:
             yield _size_rule("engine size", engine.path.name, engine.size_bytes, wanted.max_bytes)
 
 
-def _mismatches(wanted: EnginePolicy, engine: Engine, candidate: Candidate) -> Iterator[str]:
+def _mismatches(wanted: EnginePolicy, engine: Engine, candidate: Measured) -> Iterator[str]:
     found = engine.fingerprint
     assert found is not None
     if engine.problem:
