@@ -23,7 +23,16 @@ from validate.references import load_object
 from validate.results import ModelInfo
 from validate.tasks import Task, with_or_without_labels
 
-__all__ = ["FloatModel", "Inputs", "SplitFingerprint", "load_inputs", "load_model", "onnx_file", "task_hash"]
+__all__ = [
+    "CalibrationInputs",
+    "FloatModel",
+    "Inputs",
+    "SplitFingerprint",
+    "load_inputs",
+    "load_model",
+    "onnx_file",
+    "task_hash",
+]
 
 
 @dataclass(frozen=True)
@@ -44,23 +53,33 @@ class FloatModel:
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """Model, task and data of a job.
+class CalibrationInputs:
+    """Model and calibration samples: what statistics and plans are made from.
 
     Attributes:
         model: the float model, prepared.
         reference: the float model as given, in ONNX Runtime.
-        task: that scores samples.
-        calibration, validation: the splits of the data.
+        calibration: samples that scales are found on.
         preprocessing_sha256: hash of what turns a row of the data into model inputs.
     """
 
     model: FloatModel
     reference: OnnxRuntimeModel
-    task: Task
     calibration: SampleStream
-    validation: SampleStream
     preprocessing_sha256: str
+
+
+@dataclass(frozen=True)
+class Inputs(CalibrationInputs):
+    """Model, task and data of a job.
+
+    Attributes:
+        task: that scores samples.
+        validation: samples that the verdict is made on.
+    """
+
+    task: Task
+    validation: SampleStream
 
     def rows_of_a_call(self, samples: int) -> int:
         """Return the size of axis 0 for a call with so many samples; the model's own where it is fixed."""
@@ -172,12 +191,12 @@ def load_inputs(job: Job, rules: QuantizationRules, folder: Path) -> Inputs:
     reference = OnnxRuntimeModel(path)
     batch_size = reference.fixed_batch or job.data.batch_size
     return Inputs(
-        load_model(path, rules, model, job.model.torch),
-        reference,
-        with_or_without_labels(job.task.make(reference.metadata), job.data.label is not None),
-        job.data.stream("calibration", reference.input_names, batch_size),
-        job.data.stream("validation", reference.input_names, batch_size),
-        _preprocessing_hash(job.data),
+        model=load_model(path, rules, model, job.model.torch),
+        reference=reference,
+        calibration=job.data.stream("calibration", reference.input_names, batch_size),
+        preprocessing_sha256=_preprocessing_hash(job.data),
+        task=with_or_without_labels(job.task.make(reference.metadata), job.data.label is not None),
+        validation=job.data.stream("validation", reference.input_names, batch_size),
     )
 
 
@@ -217,7 +236,9 @@ def load_model(
     placement = place(prepared, rules)
     if not placement.layers:
         reasons = "; ".join(f"{node}: {why}" for node, why in list(placement.left_in_float.items())[:3])
-        raise JobError(f"{path} has no layer that can be int8 ({reasons or 'no Conv, ConvTranspose, Gemm or MatMul'})")
+        raise JobError(
+            f"{name or path} has no layer that can be int8 ({reasons or 'no Conv, ConvTranspose, Gemm or MatMul'})"
+        )
     info = ModelInfo(path=name or str(path), sha256=sha256, nodes=prepared.graph.num_nodes(), parameters=parameters)
     return FloatModel(info, path, prepared, placement)
 
