@@ -167,6 +167,8 @@ def _row(item: Any, names: tuple[str, ...], label: str | None, prepared: bool) -
         if label is not None and label in item:
             return {**item, label: _plain(item[label])}
         return cast("Row", item)
+    if isinstance(item, list) and any(getattr(part, "shape", ()) for part in item):
+        item = tuple(item)  # what a DataLoader makes of a tuple
     inputs, found = _split(item, len(names), label is not None, prepared)
     row: dict[str, Any] = {} if label is None or found is None else {label: _plain(found[0])}
     if prepared:

@@ -342,7 +342,10 @@ class SampleStream:
             prepared = {self.input_names[0]: prepared}
         if missing := set(self.input_names) - set(prepared):
             raise JobError(f"the preprocessing gives no array for model input {', '.join(sorted(missing))}")
-        inputs = {key: as_array(prepared[key]) for key in self.input_names}
+        try:
+            inputs = {key: as_array(prepared[key]) for key in self.input_names}
+        except (TypeError, ValueError) as error:
+            raise JobError(f"sample {index} of the {self.name} set holds no array: {error}") from error
         return Sample(inputs, label, _content_hash(inputs), sliced)
 
     def _label(self, row: Row, prepared: Any) -> Any:
