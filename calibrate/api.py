@@ -41,7 +41,7 @@ __all__ = ["Quantized", "quantize", "run", "run_and_track"]
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Quantized:
     """A model with a quantization plan: to save and deploy, and to judge with `validate.evaluate` and `compare`.
 
@@ -99,6 +99,10 @@ class Quantized:
     def save_statistics(self, path: Path | str) -> None:
         """Write the statistics, of which ``python -m calibrate plan`` makes further plans."""
         write_statistics(self.stored, Path(path))
+
+    def __repr__(self) -> str:
+        layers = f"{len(self.plan.int8_layers)} of {len(self.plan.layers)} layers in int8"
+        return f"<Quantized: {self.name} of {self.model.info.path}, {layers}>"
 
     def _repr_html_(self) -> str:
         plan, placement = self.plan, self.model.placement

@@ -141,6 +141,10 @@ class Comparison(Record):
     isolated_reason: str | None = Field(default=None, description="why there is no isolated view")
     environment: dict[str, str]
 
+    def __repr__(self) -> str:
+        models = f"{self.candidate.model} against {self.reference.model}"
+        return f"<{type(self).__name__}: {models}, {len(self.layers)} layers, {self.samples} samples>"
+
     def _repr_html_(self) -> str:
         worst = sorted(self.layers, key=_shown_sqnr)[:_SHOWN]
         rows = [

@@ -56,6 +56,10 @@ class Evaluation(Record):
                 return model
         raise KeyError(name)
 
+    def __repr__(self) -> str:
+        values = ", ".join(f"{model.model} {model.accuracy.value:.4g}" for model in self.models)
+        return f"<Evaluation: {self.models[0].accuracy.metric} of {values}, {len(self.samples)} samples>"
+
     def _repr_html_(self) -> str:
         accuracies = [(model.model, model.accuracy) for model in self.models]
         return accuracy_table(self.task, accuracies) + paragraphs(f"warning: {x}" for x in self.warnings)

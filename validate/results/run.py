@@ -362,6 +362,9 @@ class Results(Record):
                 return candidate
         raise KeyError(name)
 
+    def __repr__(self) -> str:
+        return f"<Results: {self.verdict.decision.value} for {self.selected}>"
+
     def _repr_html_(self) -> str:
         models = [("float", self.reference.accuracy), *((c.name, c.accuracy) for c in self.candidates)]
         notes = paragraphs(f"warning: {warning}" for warning in self.warnings)
