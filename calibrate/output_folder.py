@@ -34,7 +34,7 @@ _OURS = (
 
 
 def start_folder(folder: Path) -> None:
-    """Remove an earlier run's files from the folder, so that no stale verdict can be read, and start this process's log.
+    """Remove an earlier run's files from the folder, so that no stale verdict can be read, and log this process.
 
     Cached evaluations stay, so that an interrupted run resumes: their names depend on all that they depend on.
 

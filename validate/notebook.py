@@ -38,8 +38,9 @@ class Scored(Protocol):
 def table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table as HTML.
 
-    >>> table("A & B", ["name"], [["<x>"]])
-    '<table><caption>A &amp; B</caption><tr><th>name</th></tr><tr><td>&lt;x&gt;</td></tr></table>'
+    Examples:
+        >>> table("A & B", ["name"], [["<x>"]])
+        '<table><caption>A &amp; B</caption><tr><th>name</th></tr><tr><td>&lt;x&gt;</td></tr></table>'
     """
     lines = [("th", headings), *(("td", row) for row in rows)]
     cells = ("".join(f"<{tag}>{escape(text)}</{tag}>" for text in line) for tag, line in lines)

@@ -113,16 +113,17 @@ def evaluate_models(
         UsageError: a model, or what is given as samples, is none.
         JobError: a model cannot be opened or run, or the samples cannot be read or scored.
 
-    >>> import numpy as np
-    >>> class Rounds:  # any object that runs batches
-    ...     runtime, device, input_names, output_names = "Python", "CPU", ("x",), ("y",)
-    ...     def run(self, inputs):
-    ...         return {"y": np.eye(3)[inputs["x"].astype(int)]}
-    >>> from validate.tasks import Classification
-    >>> rows = [(np.float32(i % 3), i % 3) for i in range(0, 3)]
-    >>> evaluation = evaluate_models([Rounds(), Rounds()], rows, Classification(), progress=False)
-    >>> [(model.model, model.accuracy.value) for model in evaluation.models]
-    [('Rounds', 1.0), ('Rounds (2)', 1.0)]
+    Examples:
+        >>> import numpy as np
+        >>> class Rounds:  # any object that runs batches
+        ...     runtime, device, input_names, output_names = "Python", "CPU", ("x",), ("y",)
+        ...     def run(self, inputs):
+        ...         return {"y": np.eye(3)[inputs["x"].astype(int)]}
+        >>> from validate.tasks import Classification
+        >>> rows = [(np.float32(i % 3), i % 3) for i in range(0, 3)]
+        >>> evaluation = evaluate_models([Rounds(), Rounds()], rows, Classification(), progress=False)
+        >>> [(model.model, model.accuracy.value) for model in evaluation.models]
+        [('Rounds', 1.0), ('Rounds (2)', 1.0)]
     """
     contestants = Contestants.open(named_models(models), options or Options())
     samples = Samples.of(rows)

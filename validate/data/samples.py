@@ -29,10 +29,11 @@ class Samples:
         slice: column by which the samples are sliced, for `Policy.slices`.
         allow_repeats: accept samples that repeat others, where the world repeats itself too.
 
-    >>> import numpy as np
-    >>> samples = Samples(np.zeros((4, 3), np.float32), preprocess=lambda x: x + 1, batch_size=2)
-    >>> [batch.inputs["x"].shape for batch in samples.stream("calibration", ("x",)).batches()]
-    [(2, 3), (2, 3)]
+    Examples:
+        >>> import numpy as np
+        >>> samples = Samples(np.zeros((4, 3), np.float32), preprocess=lambda x: x + 1, batch_size=2)
+        >>> [batch.inputs["x"].shape for batch in samples.stream("calibration", ("x",)).batches()]
+        [(2, 3), (2, 3)]
     """
 
     rows: Any

@@ -96,13 +96,14 @@ def compare_models(
         NothingComparedError: there was nothing to compare.
         JobError: a model cannot be opened or run.
 
-    >>> import numpy as np, onnx.parser
-    >>> model = onnx.parser.parse_model(
-    ...     '<ir_version: 9, opset_import: ["": 19]> same (float[N, 2] x) => (float[N, 2] y) { y = Relu(x) }'
-    ... )
-    >>> comparison = compare_models(model, model, np.ones((4, 2), np.float32), progress=False)
-    >>> comparison.judgement.passed, comparison.layers[0].accumulated.sqnr_db
-    (True, inf)
+    Examples:
+        >>> import numpy as np, onnx.parser
+        >>> model = onnx.parser.parse_model(
+        ...     '<ir_version: 9, opset_import: ["": 19]> same (float[N, 2] x) => (float[N, 2] y) { y = Relu(x) }'
+        ... )
+        >>> comparison = compare_models(model, model, np.ones((4, 2), np.float32), progress=False)
+        >>> comparison.judgement.passed, comparison.layers[0].accumulated.sqnr_db
+        (True, inf)
     """
     given = Samples.of(samples)
     models = Pair(reference, candidate, options or Options(), mapping=mapping or {})

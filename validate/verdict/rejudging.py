@@ -76,15 +76,16 @@ def gate(
             computed from what is there.
         JobError: a file is damaged, or is of other results.
 
-    >>> from validate import Classification, evaluate
-    >>> class Even:  # any object that runs batches
-    ...     runtime, device, input_names, output_names = "Python", "CPU", ("x",), ("y",)
-    ...     def run(self, inputs):
-    ...         return {"y": np.eye(2)[inputs["x"].astype(int) % 2]}
-    >>> rows = [(np.float32(i), i % 2) for i in range(600)]
-    >>> evaluation = evaluate([Even(), Even()], rows, Classification(), progress=False)
-    >>> gate(evaluation, Policy(max_drop=0.01, require_tensorrt_build=False)).decision.value
-    'GO'
+    Examples:
+        >>> from validate import Classification, evaluate
+        >>> class Even:  # any object that runs batches
+        ...     runtime, device, input_names, output_names = "Python", "CPU", ("x",), ("y",)
+        ...     def run(self, inputs):
+        ...         return {"y": np.eye(2)[inputs["x"].astype(int) % 2]}
+        >>> rows = [(np.float32(i), i % 2) for i in range(600)]
+        >>> evaluation = evaluate([Even(), Even()], rows, Classification(), progress=False)
+        >>> gate(evaluation, Policy(max_drop=0.01, require_tensorrt_build=False)).decision.value
+        'GO'
     """
     file = None if engine is None else Path(engine)
     if isinstance(measured, Evaluation):
