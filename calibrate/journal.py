@@ -31,7 +31,7 @@ class Journal:
         warnings: in order.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, progress: bool = True) -> None:
         self._progress = Progress(
             SpinnerColumn(finished_text="[green]✓"),
             TextColumn("{task.description}"),
@@ -39,6 +39,7 @@ class Journal:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=console,
+            disable=not progress,
         )
         self.timings: dict[str, float] = defaultdict(float)
         self.warnings: list[str] = []

@@ -8,24 +8,31 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from pydantic import BaseModel
 
 from calibrate.graph import Placement, export_torch, place, prepare
 from calibrate.plan import QuantizationRules
 from validate.backends import OnnxRuntimeModel, file_hash, read_onnx
-from validate.backends.tensorrt import Profile
-from validate.data import Batch, DataConfig, SampleStream
+from validate.backends.tensorrt import Profile, ShapeRanges
+from validate.data import Batch, DataConfig, SampleStream, label_text
 from validate.exceptions import JobError
 from validate.job import Job
 from validate.references import load_object
 from validate.results import ModelInfo
 from validate.tasks import Task, with_or_without_labels
 
-__all__ = ["FloatModel", "Inputs", "SplitFingerprint", "load_inputs", "load_model", "onnx_file", "task_hash"]
+__all__ = [
+    "CalibrationInputs",
+    "FloatModel",
+    "Inputs",
+    "SplitFingerprint",
+    "load_inputs",
+    "load_model",
+    "onnx_file",
+    "task_hash",
+]
 
 
 @dataclass(frozen=True)
@@ -46,23 +53,33 @@ class FloatModel:
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """Model, task and data of a job.
+class CalibrationInputs:
+    """Model and calibration samples: what statistics and plans are made from.
 
     Attributes:
         model: the float model, prepared.
         reference: the float model as given, in ONNX Runtime.
-        task: that scores samples.
-        calibration, validation: the splits of the data.
+        calibration: samples that scales are found on.
         preprocessing_sha256: hash of what turns a row of the data into model inputs.
     """
 
     model: FloatModel
     reference: OnnxRuntimeModel
-    task: Task
     calibration: SampleStream
-    validation: SampleStream
     preprocessing_sha256: str
+
+
+@dataclass(frozen=True)
+class Inputs(CalibrationInputs):
+    """Model, task and data of a job.
+
+    Attributes:
+        task: that scores samples.
+        validation: samples that the verdict is made on.
+    """
+
+    task: Task
+    validation: SampleStream
 
     def rows_of_a_call(self, samples: int) -> int:
         """Return the size of axis 0 for a call with so many samples; the model's own where it is fixed."""
@@ -94,8 +111,7 @@ class SplitFingerprint:
     order: list[bytes] = field(default_factory=list)
     classes: list[str | None] = field(default_factory=list)
     slices: list[str | None] = field(default_factory=list)
-    smallest: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    largest: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    shapes: ShapeRanges = field(default_factory=ShapeRanges)
     labels: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     def record(self, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -104,14 +120,11 @@ class SplitFingerprint:
             for offset, content in enumerate(batch.contents):
                 self.contents.setdefault(content, batch.first + offset)
             self.order += batch.contents
-            self.classes += map(_as_text, batch.labels)
-            self.slices += map(_as_text, batch.slices)
+            self.classes += map(label_text, batch.labels)
+            self.slices += map(label_text, batch.slices)
             for label in batch.labels:
                 self.labels.update(pickle.dumps(label))
-            for name, array in batch.inputs.items():
-                small, large = self.smallest.get(name, array.shape), self.largest.get(name, array.shape)
-                self.smallest[name] = tuple(map(min, small, array.shape))
-                self.largest[name] = tuple(map(max, large, array.shape))
+            self.shapes.add(batch.inputs)
             yield batch
 
     def record_disjoint(self, validation: SplitFingerprint, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -159,16 +172,7 @@ class SplitFingerprint:
         Args:
             fixed_batch: size of axis 0 where the model has it fixed; None: the smallest shape is of batch 1.
         """
-        shapes = {}
-        for name, (most, *inner) in self.largest.items():
-            largest = (fixed_batch or most, *inner)
-            shapes[name] = ((fixed_batch or 1, *self.smallest[name][1:]), largest, largest)
-        return shapes
-
-
-def _as_text(label: Any) -> str | None:
-    """Return a label that can name a class as text; None for boxes, masks and vectors, and where there is none."""
-    return str(label) if isinstance(label, str | bool | int | np.integer | np.bool_) else None
+        return self.shapes.profile(fixed_batch)
 
 
 def load_inputs(job: Job, rules: QuantizationRules, folder: Path) -> Inputs:
@@ -187,12 +191,12 @@ def load_inputs(job: Job, rules: QuantizationRules, folder: Path) -> Inputs:
     reference = OnnxRuntimeModel(path)
     batch_size = reference.fixed_batch or job.data.batch_size
     return Inputs(
-        load_model(path, rules, model, job.model.torch),
-        reference,
-        with_or_without_labels(job.task.make(reference.metadata), job.data.label is not None),
-        job.data.stream("calibration", reference.input_names, batch_size),
-        job.data.stream("validation", reference.input_names, batch_size),
-        _preprocessing_hash(job.data),
+        model=load_model(path, rules, model, job.model.torch),
+        reference=reference,
+        calibration=job.data.stream("calibration", reference.input_names, batch_size),
+        preprocessing_sha256=_preprocessing_hash(job.data),
+        task=with_or_without_labels(job.task.make(reference.metadata), job.data.label is not None),
+        validation=job.data.stream("validation", reference.input_names, batch_size),
     )
 
 
@@ -232,7 +236,9 @@ def load_model(
     placement = place(prepared, rules)
     if not placement.layers:
         reasons = "; ".join(f"{node}: {why}" for node, why in list(placement.left_in_float.items())[:3])
-        raise JobError(f"{path} has no layer that can be int8 ({reasons or 'no Conv, ConvTranspose, Gemm or MatMul'})")
+        raise JobError(
+            f"{name or path} has no layer that can be int8 ({reasons or 'no Conv, ConvTranspose, Gemm or MatMul'})"
+        )
     info = ModelInfo(path=name or str(path), sha256=sha256, nodes=prepared.graph.num_nodes(), parameters=parameters)
     return FloatModel(info, path, prepared, placement)
 

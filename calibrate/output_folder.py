@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
     from calibrate.plan import QuantizationPlan
     from validate.results import Illustrations, Results
 
-__all__ = ["start_folder", "write_folder"]
+__all__ = ["start_folder", "started_folder", "write_folder"]
 
+_PACKAGES = ("calibrate", "reports", "validate")
 _OURS = (
     "results.json",
     "samples.parquet",
@@ -32,13 +34,41 @@ _OURS = (
 
 
 def start_folder(folder: Path) -> None:
-    """Remove an earlier run's files from the folder, so that no stale verdict can be read, and start the log.
+    """Remove an earlier run's files from the folder, so that no stale verdict can be read, and log this process.
 
     Cached evaluations stay, so that an interrupted run resumes: their names depend on all that they depend on.
 
     Raises:
         UsageError: the folder holds files that no run wrote, or cannot be written.
     """
+    logging.basicConfig(level=logging.WARNING, handlers=[_emptied(folder)], force=True)
+    for package in _PACKAGES:
+        logging.getLogger(package).setLevel(logging.INFO)
+    logging.captureWarnings(True)
+
+
+@contextmanager
+def started_folder(folder: Path) -> Iterator[None]:
+    """Empty the folder as `start_folder` does, and log to it what is ours, in a process that logs as it likes."""
+    handler, loggers = _emptied(folder), [logging.getLogger(package) for package in _PACKAGES]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    except BaseException:
+        logging.getLogger(__name__).exception("the job failed")
+        raise
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+        handler.close()
+
+
+def _emptied(folder: Path) -> logging.Handler:
+    """Make the folder, or empty it of an earlier run's files, and return what logs to it; see `start_folder`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()) and not (folder / "run.log").is_file():
@@ -50,10 +80,7 @@ def start_folder(folder: Path) -> None:
     except OSError as error:
         raise UsageError(f"output folder {folder} cannot be written: {error.strerror}") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    for package in ("calibrate", "reports", "validate"):
-        logging.getLogger(package).setLevel(logging.INFO)
-    logging.captureWarnings(True)
+    return handler
 
 
 def write_folder(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 import sys
 from enum import IntEnum
@@ -14,15 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from validate.console import guarded, step
-from validate.exceptions import first_line
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from calibrate.config import Config
-    from calibrate.journal import Journal
-    from reports.tracking import Destination
-    from validate.results import Results
 
 __all__ = ["ExitCode", "app"]
 
@@ -166,36 +161,13 @@ def _commands() -> ModuleType:
 
 
 def _run(config: Config, folder: Path, console: Console) -> ExitCode:
-    from calibrate import pipeline
+    from calibrate.api import run_and_track
     from calibrate.journal import Journal
-    from reports import tracking
     from reports.terminal import run_summary
 
     command = shlex.join(["python", "-m", "calibrate", *sys.argv[1:]])
     console.print(f"[bold]calibrate[/] {config.name} -> {folder}", highlight=False)
     with Journal(console) as journal:
-        results = pipeline.run(config, folder, command, journal)
-        with journal.stage("tracking", "log to MLflow", 1):
-            # Of the config itself, since results hold no password.
-            destination = tracking.Destination.of(results, config.tracking.uri)
-            hint = _track(results, folder, destination, config.tracking.retry_seconds, journal)
+        results, hint = run_and_track(config, folder, command, journal)
     console.print(run_summary(results, folder, hint))
     return ExitCode[results.verdict.decision.value]
-
-
-def _track(
-    results: Results, folder: Path, destination: Destination, retry_seconds: float, journal: Journal
-) -> str | None:
-    """Log to MLflow, and return the command that opens the run; None, with a warning, where the server fails."""
-    from reports import tracking
-    from validate.passwords import without_passwords
-
-    later = f"python -m reports log {shlex.quote(str(folder))}"
-    try:
-        tracking.log_results(results, folder, destination, retry_seconds)
-    except Exception as error:  # whatever comes out of the clients of servers and of artifact stores
-        logging.getLogger(__name__).exception("MLflow did not take the results")
-        said = without_passwords(first_line(error))
-        journal.warn(f"{said}; nothing is lost: {later} sends them")
-        return None
-    return tracking.ui_command(destination.uri)

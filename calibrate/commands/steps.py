@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from calibrate.config import Config
-from calibrate.graph import apply as apply_plan
-from calibrate.graph import check
+from calibrate.graph import apply_checked
 from calibrate.journal import Journal
 from calibrate.loading import FloatModel, load_inputs, load_model, onnx_file
 from calibrate.observation import StoredStatistics, merged, observe_calibration_set, write_statistics
@@ -76,10 +75,7 @@ def apply(path: Path, model_path: Path, output: Path, console: Console) -> None:
     _require_layers(made, model, path)
     if output.resolve() == model_path.resolve():
         raise JobError(f"{output} is the float model itself; name another file with --output")
-    deployed = apply_plan(made, model.prepared, model.placement)
-    if violations := check(deployed, model.placement.excluded):
-        raise JobError(f"plan {path} breaks TensorRT's rules: {violations[0]}")
-    write_onnx(deployed, output)
+    write_onnx(apply_checked(made, model.prepared, model.placement, f"plan {path}"), output)
     console.print(
         f"{output}: {len(made.int8_layers)} of {len(made.layers)} layers in int8; "
         f"trtexec --onnx={output} --stronglyTyped",

@@ -25,13 +25,13 @@ Examples:
 
 from __future__ import annotations
 
-from calibrate.graph.application import apply, count_nodes
+from calibrate.graph.application import apply, apply_checked, count_nodes
 from calibrate.graph.checker import check
 from calibrate.graph.placement import Layer, Placement, place
 from calibrate.graph.precision import FORMATS, is_always_fp32, layer_precisions
 from calibrate.graph.preparation import prepare
 from calibrate.graph.switch import SWITCHES, switchable
-from calibrate.graph.torch_export import export_torch
+from calibrate.graph.torch_export import export_module, export_torch
 
 __all__ = [
     "FORMATS",
@@ -39,8 +39,10 @@ __all__ = [
     "Layer",
     "Placement",
     "apply",
+    "apply_checked",
     "check",
     "count_nodes",
+    "export_module",
     "export_torch",
     "is_always_fp32",
     "layer_precisions",

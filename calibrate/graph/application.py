@@ -6,14 +6,16 @@ from collections import Counter
 
 import onnx_ir as ir
 
+from calibrate.graph.checker import check
 from calibrate.graph.placement import Placement
 from calibrate.graph.precision import BF16_OPSET, assign_precision, precision_of
 from calibrate.graph.qdq import insert_qdq
 from calibrate.plan import QuantizationPlan
 from validate.backends import PLAN_KEY
+from validate.exceptions import JobError
 from validate.results import NodeCounts
 
-__all__ = ["apply", "count_nodes"]
+__all__ = ["apply", "apply_checked", "count_nodes"]
 
 
 def apply(plan: QuantizationPlan, model: ir.Model, placement: Placement, simulate: bool = False) -> ir.Model:
@@ -36,6 +38,21 @@ def apply(plan: QuantizationPlan, model: ir.Model, placement: Placement, simulat
         version_converter.convert_version(result, BF16_OPSET)
     result.metadata_props[PLAN_KEY] = plan.hash
     return result
+
+
+def apply_checked(plan: QuantizationPlan, model: ir.Model, placement: Placement, what: str) -> ir.Model:
+    """Return the model to deploy that a plan makes; see `apply`.
+
+    Args:
+        what: what the plan is called, for a sentence.
+
+    Raises:
+        JobError: it breaks a rule of TensorRT's.
+    """
+    deployed = apply(plan, model, placement)
+    if violations := check(deployed, placement.excluded):
+        raise JobError(f"{what} breaks TensorRT's rules: {violations[0]}")
+    return deployed
 
 
 def count_nodes(plan: QuantizationPlan, model: ir.Model) -> NodeCounts:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import onnx_ir as ir
 from onnx_ir.passes.common import (
     LiftConstantsToInitializersPass,
@@ -15,6 +17,9 @@ from onnx_ir.passes.common import (
 from validate.exceptions import JobError
 
 __all__ = ["MIN_OPSET", "prepare"]
+
+# It warns of every conversion, which is for those who configure logging.
+logging.getLogger("onnxscript").addHandler(logging.NullHandler())
 
 MIN_OPSET = 19
 """First opset in which QuantizeLinear takes fp16."""

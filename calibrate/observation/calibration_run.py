@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from calibrate.journal import Journal
-from calibrate.loading import Inputs, SplitFingerprint
+from calibrate.loading import CalibrationInputs, SplitFingerprint
 from calibrate.observation.streaming import Observation, OnDoubling, observable, observe, workers
 from calibrate.plan import Origin
 from validate.accuracy import OutputStore
@@ -48,7 +48,7 @@ class CalibrationRun:
         """How many samples were seen."""
         return len(self.fingerprint.order)
 
-    def origin(self, inputs: Inputs) -> Origin:
+    def origin(self, inputs: CalibrationInputs) -> Origin:
         """Return the provenance of the statistics and plans of this pass."""
         return Origin(
             model_sha256=inputs.model.info.sha256,
@@ -58,7 +58,7 @@ class CalibrationRun:
 
 
 def observe_calibration_set(
-    inputs: Inputs,
+    inputs: CalibrationInputs,
     journal: Journal,
     apart_from: SplitFingerprint | None = None,
     on_doubling: OnDoubling | None = None,
@@ -112,7 +112,7 @@ def unquantizable(statistics: Mapping[str, Statistics]) -> dict[str, str]:
     }
 
 
-def _reference_outputs(inputs: Inputs) -> Outputs:
+def _reference_outputs(inputs: CalibrationInputs) -> Outputs:
     """Run the model as given on the first batch, and free it, so that a large model is not held twice."""
     stream = inputs.calibration
     first = next(iter(stream.limited(stream.batch_size).batches()))

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from calibrate.graph import FORMATS, is_always_fp32
 from calibrate.journal import Journal
-from calibrate.loading import Inputs
+from calibrate.loading import CalibrationInputs
 from calibrate.observation.epsilons import nodes_that_need_epsilons
 from validate.backends import OnnxRuntimeModel, detach
 from validate.data import Batch
@@ -57,7 +57,9 @@ _SAMPLES = 16
 """Calibration samples for the ranges of tensors that `Statistics` do not cover."""
 
 
-def nodes_beyond_fp16(inputs: Inputs, statistics: Mapping[str, Statistics], journal: Journal) -> frozenset[str]:
+def nodes_beyond_fp16(
+    inputs: CalibrationInputs, statistics: Mapping[str, Statistics], journal: Journal
+) -> frozenset[str]:
     """Return the names of the nodes that stay in FP32 where others are FP16; see `wide_nodes`.
 
     Args:

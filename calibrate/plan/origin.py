@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from calibrate import __version__
+from validate import __version__
 from validate.exceptions import JobError
 
 __all__ = ["Origin"]

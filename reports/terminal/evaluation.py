@@ -10,8 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reports import format as fmt
-from validate.accuracy import Evaluation, ModelEvaluation
-from validate.results import CandidateAccuracy
+from validate.results import CandidateAccuracy, Evaluation, ModelEvaluation
 
 __all__ = ["evaluation_summary", "evaluation_table"]
 

@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
 from reports.commands.validate import app
-from validate.accuracy.report import Evaluation
+from validate.results.evaluation import Evaluation
 
 PAIRS = [
     ("A man is eating food.", "A man eats something.", 4.2),

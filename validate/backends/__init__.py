@@ -5,12 +5,13 @@ ONNX files, and what a user may name as a model, are here too.
 
 from __future__ import annotations
 
-from validate.backends.base import Backend, CannotForceError, Runnable
+from validate.backends.base import Backend, CannotForceError, Deployable, Runnable
 from validate.backends.onnx_files import (
     PLAN_KEY,
     detach,
     expose,
     file_hash,
+    files_of,
     read_onnx,
     roundings,
     weight_bytes,
@@ -18,7 +19,15 @@ from validate.backends.onnx_files import (
     write_onnx,
 )
 from validate.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeModel, cpu_name, write_optimized
-from validate.backends.opening import Options, kind_of, open_model, open_pytorch
+from validate.backends.opening import (
+    Options,
+    kind_of,
+    model_name,
+    module_of,
+    open_model,
+    open_pytorch,
+    parameter_names,
+)
 from validate.backends.pytorch import PyTorchBackend, from_reference
 from validate.backends.scopes import pair_with_onnx
 
@@ -26,6 +35,7 @@ __all__ = [
     "PLAN_KEY",
     "Backend",
     "CannotForceError",
+    "Deployable",
     "OnnxRuntimeBackend",
     "OnnxRuntimeModel",
     "Options",
@@ -35,11 +45,15 @@ __all__ = [
     "detach",
     "expose",
     "file_hash",
+    "files_of",
     "from_reference",
     "kind_of",
+    "model_name",
+    "module_of",
     "open_model",
     "open_pytorch",
     "pair_with_onnx",
+    "parameter_names",
     "read_onnx",
     "roundings",
     "weight_bytes",

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from validate.exceptions import JobError
 
-__all__ = ["Backend", "CannotForceError", "Runnable"]
+__all__ = ["Backend", "CannotForceError", "Deployable", "Runnable"]
 
 
 class CannotForceError(JobError):
     """The runtime cannot take inner tensors as inputs, so that no layer can be run alone on given values."""
 
 
+@runtime_checkable
 class Runnable(Protocol):
     """A loaded model. Outputs are returned by name; `runtime` and `device` say what computed them."""
 
@@ -35,6 +37,7 @@ class Runnable(Protocol):
         ...
 
 
+@runtime_checkable
 class Backend(Protocol):
     """A model that a runtime can load, with any of its inner tensors as outputs."""
 
@@ -69,4 +72,22 @@ class Backend(Protocol):
             CannotForceError: the runtime cannot force tensors.
             JobError: the model cannot be loaded, or a tensor is not there.
         """
+        ...
+
+
+@runtime_checkable
+class Deployable(Protocol):
+    """A model that is written for TensorRT, and judged in float simulation of its Q/DQ."""
+
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        ...
+
+    def simulation(self) -> ir.Model:
+        """Return the float32 model, with types and shapes, that computes what the deployed one computes."""
+        ...
+
+    def deployed(self) -> ir.Model:
+        """Return the model to deploy, strongly typed."""
         ...

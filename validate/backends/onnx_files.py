@@ -21,6 +21,7 @@ __all__ = [
     "detach",
     "expose",
     "file_hash",
+    "files_of",
     "force",
     "read_onnx",
     "roundings",
@@ -67,16 +68,21 @@ def read_onnx(path: Path) -> ir.Model:
 def file_hash(path: Path, model: ir.Model) -> str:
     """Return the SHA-256 of an ONNX file and of the external data that it refers to, in name order."""
     digest = hashlib.sha256()
+    for file in files_of(path, model):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def files_of(path: Path, model: ir.Model) -> list[Path]:
+    """Return an ONNX file, and after it the external data that it refers to, in name order."""
     external = {
         Path(value.const_value.path)
         for value in model.graph.initializers.values()
         if isinstance(value.const_value, ir.ExternalTensor)
     }
-    for file in [path, *sorted(external)]:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    return [path, *sorted(external)]
 
 
 def with_shapes(model: ir.Model) -> ir.Model:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from validate.backends.base import Backend
+from validate.backends.base import Backend, CannotForceError, Deployable, Runnable
+from validate.backends.onnx_files import with_shapes
 from validate.backends.onnxruntime import Arithmetic, OnnxRuntimeBackend
 from validate.backends.pytorch import PyTorchBackend, from_reference
 from validate.backends.scopes import pair_with_onnx
@@ -21,9 +25,9 @@ from validate.exceptions import JobError, UsageError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Options", "kind_of", "open_model", "open_pytorch"]
+__all__ = ["Options", "kind_of", "model_name", "module_of", "open_model", "open_pytorch", "parameter_names"]
 
-Kind = Literal["onnx", "engine", "pytorch"]
+Kind = Literal["onnx", "engine", "pytorch", "opened"]
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _ENGINES = frozenset({".engine", ".plan", ".trt"})
 
@@ -39,52 +43,114 @@ class Options:
     arithmetic: Arithmetic = "float"
 
 
-def kind_of(model: str) -> Kind:
-    """Return which kind of model a name stands for. Raises UsageError where it names nothing that can be opened.
+def kind_of(model: object) -> Kind:
+    """Return which kind of model this is or names. Raises UsageError where it is nothing that can be opened.
 
     Examples:
         >>> kind_of("models.py:resnet18")
         'pytorch'
     """
-    suffix = Path(model).suffix
+    if not isinstance(model, str | Path):
+        return _kind_of_object(model)
+    name = str(model)
+    suffix = Path(name).suffix
     if suffix == ".onnx":
         kind: Kind = "onnx"
     elif suffix in _ENGINES:
         kind = "engine"
     elif suffix == ".pt2":
         kind = "pytorch"
-    elif ":" in model:
+    elif ":" in name:
         return "pytorch"
     else:
         raise UsageError(
-            f"{model} is no model that can be opened; give FILE.onnx, FILE.engine, FILE.pt2, module:name or "
-            "FILE.py:name"
+            f"{name} is no model that can be opened; give FILE.onnx, FILE.engine, FILE.pt2, module:name or FILE.py:name"
         )
-    if not Path(model).is_file():
-        raise UsageError(f"there is no file {model}")
+    if not Path(name).is_file():
+        raise UsageError(f"there is no file {name}")
     return kind
 
 
-def open_model(model: str, options: Options) -> Backend:
-    """Return an ONNX file or an engine, ready to be loaded.
+def _kind_of_object(model: object) -> Kind:
+    if isinstance(model, onnx.ModelProto | Deployable):
+        return "onnx"
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(model, torch.nn.Module | torch.export.ExportedProgram):
+        return "pytorch"
+    if isinstance(model, Backend | Runnable):
+        return "opened"
+    raise UsageError(
+        f"a {type(model).__name__} is no model that can be opened; give a path, an onnx.ModelProto, a torch.nn.Module, "
+        "what quantize() returned, or an object that runs as validate.backends.Runnable does"
+    )
+
+
+def model_name(model: object) -> str:
+    """Return what results call a model."""
+    if isinstance(model, str | Path):
+        return str(model)
+    if isinstance(model, onnx.ModelProto):
+        return model.graph.name or "ONNX model"
+    return model.name if isinstance(model, Deployable) else type(model).__name__
+
+
+def open_model(model: object, options: Options) -> Backend:
+    """Return a model that is not PyTorch's, ready to be loaded.
 
     Args:
-        model: see `kind_of`.
+        model: see `kind_of`. A `Deployable` is opened in float simulation.
         options: what does not apply to the kind is ignored.
 
     Raises:
         UsageError: there is no such model.
         JobError: it cannot be opened.
     """
-    if kind_of(model) == "onnx":
-        return OnnxRuntimeBackend(Path(model), options.arithmetic, options.device)
+    kind = kind_of(model)
+    if kind == "opened":
+        return model if isinstance(model, Backend) else _Opened(cast("Runnable", model))
+    if isinstance(model, onnx.ModelProto):
+        return OnnxRuntimeBackend(with_shapes(ir.from_proto(model)), options.arithmetic, options.device)
+    if isinstance(model, Deployable):
+        return OnnxRuntimeBackend(model.simulation(), options.arithmetic, options.device)
+    if kind == "onnx":
+        return OnnxRuntimeBackend(Path(str(model)), options.arithmetic, options.device)
     from validate.backends.tensorrt import TensorRTBackend
 
-    return TensorRTBackend(Path(model))
+    return TensorRTBackend(Path(str(model)))
+
+
+class _Opened:
+    """A model that runs already, and of which no inner tensor is known; see `Backend`."""
+
+    def __init__(self, model: Runnable) -> None:
+        self._model = model
+        self.input_names, self.output_names = tuple(model.input_names), tuple(model.output_names)
+        self.tensors: Mapping[str, str] = dict.fromkeys(self.output_names, type(model).__name__)
+
+    def load(self, outputs: Sequence[str] | None = None, forced: Sequence[str] = ()) -> Runnable:
+        """See `Backend`."""
+        if forced:
+            raise CannotForceError("a model that runs already cannot be fed inner tensors")
+        if unknown := set(outputs or ()) - set(self.output_names):
+            raise JobError(f"the model gives no output called {', '.join(sorted(unknown))}")
+        return self._model
+
+
+def parameter_names(model: object) -> tuple[str, ...] | None:
+    """Return what the inputs of a module in memory are called: the parameters of forward() that have no default.
+
+    None of what is no module, or of one whose forward() names none.
+    """
+    forward = getattr(model, "forward", None)
+    if isinstance(model, str | Path) or not callable(forward):
+        return None
+    kinds = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    parameters = inspect.signature(forward).parameters.values()
+    return tuple(p.name for p in parameters if p.kind in kinds and p.default is p.empty) or None
 
 
 def open_pytorch(
-    model: str, options: Options, file: OnnxRuntimeBackend, example: Mapping[str, NDArray[Any]]
+    model: object, options: Options, file: OnnxRuntimeBackend, example: Mapping[str, NDArray[Any]]
 ) -> PyTorchBackend:
     """Return a PyTorch module or program, to be compared with the ONNX file that was exported from it.
 
@@ -100,7 +166,7 @@ def open_pytorch(
     Raises:
         JobError: it cannot be opened.
     """
-    made = from_reference(model)
+    made = module_of(model)
     backend = PyTorchBackend(made, file.input_names, example, options.device, options.precision)
     left = _unpaired_layers(file.graph, backend)
     if backend.program is not None or options.precision != "fp32" or not left:
@@ -109,9 +175,16 @@ def open_pytorch(
         program = export_again(cast("torch.nn.Module", made), example, file.graph)
         again = PyTorchBackend(program, file.input_names, device=options.device)
     except JobError as error:
-        log.warning("%s is looked into by hooks alone, as it cannot be exported again: %s", model, error)
+        log.warning("%s is looked into by hooks alone, as it cannot be exported again: %s", model_name(model), error)
         return backend
     return again if len(_unpaired_layers(file.graph, again)) < len(left) else backend
+
+
+def module_of(model: object) -> torch.nn.Module | torch.export.ExportedProgram:
+    """Return the module or program that is given, or that a name stands for; see `from_reference`."""
+    if isinstance(model, str | Path):
+        return from_reference(str(model))
+    return cast("torch.nn.Module | torch.export.ExportedProgram", model)
 
 
 def _unpaired_layers(graph: ir.Model, backend: PyTorchBackend) -> list[ir.Node]:

@@ -21,12 +21,23 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from validate.data.memory import MemorySource, as_array
 from validate.data.preprocessing import ImagePreprocessing, NamedPreprocessing, Preparation, Preprocess
 from validate.exceptions import JobError
 from validate.references import CallableReference, ExistingPath, load_object
 from validate.settings import Section
 
-__all__ = ["UNION_BRANCHES", "Batch", "DataConfig", "DataSource", "Sample", "SampleStream", "Split"]
+__all__ = [
+    "UNION_BRANCHES",
+    "Batch",
+    "DataConfig",
+    "DataSource",
+    "Sample",
+    "SampleStream",
+    "Split",
+    "label_text",
+    "repeats",
+]
 
 Array = NDArray[Any]
 Row = Mapping[str, Any]
@@ -174,18 +185,7 @@ class DataConfig(Section):
         Raises:
             JobError: they are validation samples, and `allow_repeats` is not set.
         """
-        number = len(contents) - len(set(contents))
-        if number == 0:
-            return None
-        found = f"{number} of {len(contents)} {split} samples are repeats of others, by what goes into the model"
-        if split == "calibration":
-            return f"{found}; scales learn nothing new from them, and fallback takes each for evidence of its own"
-        if self.allow_repeats:
-            return (
-                f"{found}, as data.allow_repeats permits: intervals are narrower than {len(contents) - number} "
-                "independent samples can make them, and the verdict is surer than the evidence"
-            )
-        raise JobError(f"{found}, and so are no independent evidence; remove them, or set data.allow_repeats: true")
+        return repeats(split, contents, self.allow_repeats)
 
     def stream(self, split: Split, names: tuple[str, ...], batch_size: int) -> SampleStream:
         """Return a split as a stream of batches for a model with those inputs.
@@ -216,6 +216,22 @@ class DataConfig(Section):
             label_required=split == "validation",
             slice=self.slice if split == "validation" else None,
         )
+
+
+def repeats(split: Split, contents: Sequence[bytes], allowed: bool) -> str | None:
+    """Return what the user should know of repeated samples, None where there are none; see `DataConfig.repeats`."""
+    number = len(contents) - len(set(contents))
+    if number == 0:
+        return None
+    found = f"{number} of {len(contents)} {split} samples are repeats of others, by what goes into the model"
+    if split == "calibration":
+        return f"{found}; scales learn nothing new from them, and fallback takes each for evidence of its own"
+    if allowed:
+        return (
+            f"{found}, as data.allow_repeats permits: intervals are narrower than {len(contents) - number} "
+            "independent samples can make them, and the verdict is surer than the evidence"
+        )
+    raise JobError(f"{found}, and so are no independent evidence; remove them, or set data.allow_repeats: true")
 
 
 @dataclass(frozen=True)
@@ -259,7 +275,7 @@ class SampleStream:
     """
 
     name: str
-    source: DataSource
+    source: DataSource | MemorySource
     preparation: Preparation
     label: str | tuple[str, ...] | None
     input_names: tuple[str, ...]
@@ -331,7 +347,10 @@ class SampleStream:
             prepared = {self.input_names[0]: prepared}
         if missing := set(self.input_names) - set(prepared):
             raise JobError(f"the preprocessing gives no array for model input {', '.join(sorted(missing))}")
-        inputs = {key: np.asarray(prepared[key]) for key in self.input_names}
+        try:
+            inputs = {key: as_array(prepared[key]) for key in self.input_names}
+        except (TypeError, ValueError) as error:
+            raise JobError(f"sample {index} of the {self.name} set holds no array: {error}") from error
         return Sample(inputs, label, _content_hash(inputs), sliced)
 
     def _label(self, row: Row, prepared: Any) -> Any:
@@ -367,6 +386,11 @@ def _stack(group: list[Sample], first: int, name: str, rows: int) -> Batch:
         first,
         [sample.slice for sample in group],
     )
+
+
+def label_text(label: Any) -> str | None:
+    """Return a label that can name a class, as text; None for boxes, masks, vectors and what is not there."""
+    return str(label) if isinstance(label, str | bool | int | np.integer | np.bool_) else None
 
 
 def _content_hash(inputs: Mapping[str, Array]) -> bytes:

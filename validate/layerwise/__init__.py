@@ -15,6 +15,7 @@ from validate.layerwise.comparison import (
     TensorDifference,
     Unpaired,
 )
+from validate.layerwise.model_pair import JudgedComparison, compare_models
 from validate.layerwise.pairing import pair
 from validate.layerwise.tensor_errors import TensorErrors
 from validate.layerwise.thresholds import Judgement, Thresholds, by_growth, by_isolated, judge
@@ -23,6 +24,7 @@ __all__ = [
     "CompareRequest",
     "Comparison",
     "Execution",
+    "JudgedComparison",
     "Judgement",
     "LayerDifference",
     "QuantizedInput",
@@ -34,6 +36,7 @@ __all__ = [
     "by_isolated",
     "compare",
     "compare_files",
+    "compare_models",
     "judge",
     "pair",
     "subjects_of",

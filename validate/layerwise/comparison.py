@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from pydantic import Field, ValidationError
 
 from validate.exceptions import JobError
 from validate.layerwise.tensor_errors import TensorErrors
+from validate.notebook import table
 from validate.results import Histogram, Number, Record
 
 __all__ = [
@@ -23,6 +25,8 @@ __all__ = [
 ]
 
 COMPARISON_VERSION = 1
+_SHOWN = 10
+"""Layers that a notebook shows."""
 
 Side = Literal["reference", "candidate"]
 
@@ -137,6 +141,22 @@ class Comparison(Record):
     isolated_reason: str | None = Field(default=None, description="why there is no isolated view")
     environment: dict[str, str]
 
+    def __repr__(self) -> str:
+        models = f"{self.candidate.model} against {self.reference.model}"
+        return f"<{type(self).__name__}: {models}, {len(self.layers)} layers, {self.samples} samples>"
+
+    def _repr_html_(self) -> str:
+        worst = sorted(self.layers, key=_shown_sqnr)[:_SHOWN]
+        rows = [
+            (x.node, x.op_type, x.precision, *(f"{v.sqnr_db:.1f}" if v else "" for v in (x.isolated, x.accumulated)))
+            for x in worst
+        ]
+        title = (
+            f"{self.candidate.model} against {self.reference.model}, {self.samples} samples: the worst {len(rows)} of "
+            f"{len(self.layers)} layers"
+        )
+        return table(title, ("layer", "op", "precision", "isolated SQNR, dB", "accumulated SQNR, dB"), rows)
+
     def write(self, folder: Path) -> None:
         """Write ``comparison.json`` and ``layers.parquet``."""
         partial = folder / "comparison.partial"
@@ -158,6 +178,12 @@ class Comparison(Record):
         except ValidationError as error:
             first = error.errors()[0]
             raise JobError(f"{path} is not a comparison: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _shown_sqnr(layer: LayerDifference) -> float:
+    """Return what a notebook sorts layers by, the worst first: what is not defined, then the error that it makes."""
+    difference = layer.isolated or layer.accumulated
+    return -math.inf if difference is None or math.isnan(difference.sqnr_db) else difference.sqnr_db
 
 
 def _flat(layer: LayerDifference) -> dict[str, Any]:

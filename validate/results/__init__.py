@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from validate.results.evaluation import Evaluation, ModelEvaluation
 from validate.results.illustrations import (
     ILLUSTRATIONS,
     Convergence,
@@ -56,12 +57,14 @@ __all__ = [
     "ConvergencePoint",
     "Cost",
     "Decision",
+    "Evaluation",
     "ForwardPasses",
     "Histogram",
     "Illustrations",
     "IntegerKernels",
     "Latency",
     "LayerError",
+    "ModelEvaluation",
     "ModelInfo",
     "NodeCounts",
     "Number",

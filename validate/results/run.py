@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, WithJsonSchema, field_validator
 
 from validate.exceptions import UsageError
+from validate.notebook import accuracy_table, paragraphs, table
 from validate.passwords import Published
 
 __all__ = [
@@ -304,6 +305,10 @@ class Verdict(Record):
     reasons: list[str]
     rules: list[Rule]
 
+    def _repr_html_(self) -> str:
+        rows = [(rule.outcome.replace("_", " "), rule.name, rule.message) for rule in self.rules]
+        return table(self.decision.value, ("outcome", "rule", "reason"), rows)
+
 
 class ForwardPasses(Record):
     """How often a stage ran models over samples. Every run over data counts, of any model; timed calls do not."""
@@ -361,6 +366,14 @@ class Results(Record):
             if candidate.name == name:
                 return candidate
         raise KeyError(name)
+
+    def __repr__(self) -> str:
+        return f"<Results: {self.verdict.decision.value} for {self.selected}>"
+
+    def _repr_html_(self) -> str:
+        models = [("float", self.reference.accuracy), *((c.name, c.accuracy) for c in self.candidates)]
+        notes = paragraphs(f"warning: {warning}" for warning in self.warnings)
+        return self.verdict._repr_html_() + accuracy_table(f"selected: {self.selected}", models) + notes
 
     def write(self, path: Path) -> None:
         """Write as JSON, whole or not at all: a reader never sees half a file."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from validate.tasks.agreement import Agreement, outputs_for, with_or_without_labels
 from validate.tasks.base import Answering, CountsLabels, LabelError, Metric, Outputs, Records, Task, Weights
 from validate.tasks.classification import Classification
+from validate.tasks.detection import Detection
 from validate.tasks.embedding import SentenceEmbedding
 from validate.tasks.regression import Regression
 from validate.tasks.segmentation import Segmentation
@@ -20,6 +21,7 @@ __all__ = [
     "Answering",
     "Classification",
     "CountsLabels",
+    "Detection",
     "LabelError",
     "Metric",
     "Outputs",

@@ -9,7 +9,7 @@ from validate.verdict.decision import decide
 from validate.verdict.evidence import Champion, Evidence
 from validate.verdict.groups import Paired, by_class, by_name
 from validate.verdict.policy import Policy
-from validate.verdict.rejudging import champion_at, judge_again, metric_of_samples
+from validate.verdict.rejudging import champion_at, gate, judge_again, metric_of_samples
 
 __all__ = [
     "Champion",
@@ -20,6 +20,7 @@ __all__ = [
     "by_name",
     "champion_at",
     "decide",
+    "gate",
     "judge_again",
     "metric_of_samples",
 ]

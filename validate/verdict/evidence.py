@@ -2,15 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from validate.backends.tensorrt import Fingerprint, sha256
 from validate.exceptions import JobError
-from validate.results import Accuracy, Candidate, Results, SampleTable
+from validate.results import (
+    Accuracy,
+    BuildResult,
+    CandidateAccuracy,
+    Clipping,
+    IntegerKernels,
+    Latency,
+    LayerError,
+    Results,
+    SampleTable,
+    Speedup,
+)
 from validate.tasks import Metric
 
-__all__ = ["Champion", "Engine", "Evidence"]
+__all__ = ["Champion", "Engine", "Evidence", "Measured"]
+
+
+class Measured(Protocol):
+    """What rules may ask of a candidate: a `Candidate` of a run, or what an evaluation found of a model."""
+
+    @property
+    def name(self) -> str:
+        """By which results know it."""
+        ...
+
+    @property
+    def plan_hash(self) -> str:
+        """Of its plan; empty where it names none."""
+        ...
+
+    @property
+    def accuracy(self) -> CandidateAccuracy:
+        """With its drop against the reference."""
+        ...
+
+    @property
+    def integer_kernels(self) -> IntegerKernels | None:
+        """The same with this CPU's integer kernels; None where they are not what will run."""
+        ...
+
+    @property
+    def latency(self) -> Latency | None:
+        """None where it was not timed."""
+        ...
+
+    @property
+    def latency_reason(self) -> str | None:
+        """Why it was not."""
+        ...
+
+    @property
+    def speedups(self) -> Sequence[Speedup]:
+        """Against every baseline that it was held against."""
+        ...
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Of its file; None where that is not known."""
+        ...
+
+    @property
+    def tensorrt_build(self) -> BuildResult:
+        """What a builder said."""
+        ...
+
+    @property
+    def layers(self) -> Sequence[LayerError]:
+        """Error of every layer; empty where layers were not compared."""
+        ...
+
+    @property
+    def clipping(self) -> Clipping | None:
+        """Share of activations that are clipped; None where it was not measured."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -96,7 +168,7 @@ class Evidence:
     """
 
     reference: Accuracy
-    candidate: Candidate
+    candidate: Measured
     metric: Metric | None = None
     model_sha256: str = ""
     overlap: int | None = None

@@ -8,8 +8,8 @@ from functools import partial
 from typing import Literal
 
 from validate.backends.tensorrt import hardware_fits, version_fits
-from validate.results import Candidate, Rule, Speedup
-from validate.verdict.evidence import Engine, Evidence
+from validate.results import Rule, Speedup
+from validate.verdict.evidence import Engine, Evidence, Measured
 from validate.verdict.policy import EnginePolicy, LatencyPolicy, SpeedupPolicy
 
 __all__ = [
@@ -31,10 +31,11 @@ _P99_CALLS = 368
 _TRUST = {"measured": 0, "estimate": 1, "multiply-accumulates": 2}
 
 
-def speedup_rule(against: str, wanted: SpeedupPolicy, candidate: Candidate) -> Rule:
+def speedup_rule(against: str, wanted: SpeedupPolicy, candidate: Measured) -> Rule:
     """Judge the speed-up on the target by the least that the policy asks for; a measured one by its interval.
 
     Examples:
+        >>> from validate.results import Candidate
         >>> measured = {"ci_low": 1.4, "ci_high": 1.6, "confidence": 0.95, "basis": "measured"}
         >>> speedup = Speedup(against="FP16", value=1.5, on_target=True, source="NVIDIA L4", **measured)
         >>> candidate = Candidate.model_construct(speedups=[speedup])
@@ -61,10 +62,11 @@ def speedup_rule(against: str, wanted: SpeedupPolicy, candidate: Candidate) -> R
     return rule(outcome=outcome, value=found.value, message=f"the {name} is {_described(found)}; {wish}")
 
 
-def not_faster_than_fp16(candidate: Candidate) -> str | None:
+def not_faster_than_fp16(candidate: Measured) -> str | None:
     """Return a sentence where INT8 is not faster than FP16 on the target, as far as is known; else None.
 
     Examples:
+        >>> from validate.results import Candidate
         >>> speedup = Speedup(against="FP16", value=0.9, basis="estimate", on_target=True, source="NVIDIA L4")
         >>> not_faster_than_fp16(Candidate.model_construct(speedups=[speedup]))
         'INT8 is not faster than FP16: the speed-up is 0.9 (estimate: NVIDIA L4)'
@@ -77,10 +79,11 @@ def not_faster_than_fp16(candidate: Candidate) -> str | None:
     return f"INT8 is not faster than FP16: the speed-up is {_described(found)}"
 
 
-def fp16_not_known(candidate: Candidate) -> str | None:
+def fp16_not_known(candidate: Measured) -> str | None:
     """Return a sentence where it is not known how fast INT8 is against FP16 on the target; else None.
 
     Examples:
+        >>> from validate.results import Candidate
         >>> fp16_not_known(Candidate.model_construct(speedups=[]))
         'how fast INT8 is against FP16 on the target is not known; nothing was measured or estimated for it'
     """
@@ -90,13 +93,13 @@ def fp16_not_known(candidate: Candidate) -> str | None:
     return f"how fast INT8 is against FP16 on the target is not known{why}"
 
 
-def _off_target(candidate: Candidate, against: str) -> str:
+def _off_target(candidate: Measured, against: str) -> str:
     """Return what is known of another machine, or of no machine; empty where that is nothing."""
     found = next((speedup for speedup in candidate.speedups if _is_of(speedup, against)), None)
     return "" if found is None else f"; {_described(found)} says nothing of the target"
 
 
-def _speedup(candidate: Candidate, against: str) -> Speedup | None:
+def _speedup(candidate: Measured, against: str) -> Speedup | None:
     """Return the speed-up on the target that is known best: measured before estimated before counted.
 
     Models that were timed whole, in turns, come before a sum of the times of their layers, which has no interval.
@@ -116,10 +119,11 @@ def _described(speedup: Speedup) -> str:
     return f"{speedup.value:.3g}{between} ({kind}: {speedup.source})"
 
 
-def latency_rule(wanted: LatencyPolicy, candidate: Candidate) -> Rule:
+def latency_rule(wanted: LatencyPolicy, candidate: Measured) -> Rule:
     """Judge the 99th percentile of a call's time by the policy's limit, by its confidence interval.
 
     Examples:
+        >>> from validate.results import Candidate
         >>> from validate.results import Latency
         >>> times = {"p50_ms": 2.0, "p90_ms": 2.2, "p99_ms": 3.0, "p99_low_ms": 2.8, "p99_high_ms": 3.4}
         >>> latency = Latency(runtime="tensorrt 11.0", device="NVIDIA L4", batch_size=1, runs=1000, **times)
@@ -163,24 +167,26 @@ def latency_rule(wanted: LatencyPolicy, candidate: Candidate) -> Rule:
     )
 
 
-def model_size_rule(most: int, candidate: Candidate) -> Rule:
+def model_size_rule(most: int, candidate: Measured) -> Rule:
     """Judge the size in bytes of the ONNX file, with its external data, by the policy's limit.
 
     Examples:
+        >>> from validate.results import Candidate
         >>> model_size_rule(10_000_000, Candidate.model_construct(size_bytes=11_700_000)).outcome
         'fail'
     """
     return _size_rule("model size", "the model's file", candidate.size_bytes, most)
 
 
-def _size_rule(name: str, what: str, size: int, most: int) -> Rule:
-    if size == 0:
+def _size_rule(name: str, what: str, size: int | None, most: int) -> Rule:
+    if not size:
+        problem = "is empty" if size == 0 else "has a size that was not measured"
         return Rule(
             name=name,
             outcome="not_measured",
             threshold=most,
             unit="bytes",
-            message=f"{what} is empty; the policy allows {most:,} bytes",
+            message=f"{what} {problem}; the policy allows {most:,} bytes",
         )
     return Rule(
         name=name,
@@ -192,12 +198,13 @@ def _size_rule(name: str, what: str, size: int, most: int) -> Rule:
     )
 
 
-def worst_layer_rule(least: float, candidate: Candidate) -> Rule:
+def worst_layer_rule(least: float, candidate: Measured) -> Rule:
     """Judge the lowest SQNR of all layers, both models run whole, by the policy's limit in dB.
 
     A layer whose reference is all zero has no SQNR (-inf) where the candidate is not zero, which fails.
 
     Examples:
+        >>> from validate.results import Candidate
         >>> from validate.results import LayerError
         >>> pairs = [("conv1", 31.0), ("fc", 18.5)]
         >>> layers = [LayerError.model_construct(node=node, sqnr_db=db) for node, db in pairs]
@@ -221,10 +228,11 @@ def worst_layer_rule(least: float, candidate: Candidate) -> Rule:
     )
 
 
-def clipping_rule(most: float, candidate: Candidate) -> Rule:
+def clipping_rule(most: float, candidate: Measured) -> Rule:
     """Judge the clipped share of the worst activation, on validation samples, by the policy's limit.
 
     Examples:
+        >>> from validate.results import Candidate
         >>> from validate.results import Clipping
         >>> clipping = Clipping(share=0.0001, tensor="r1", split="validation", samples=500)
         >>> clipping_rule(0.001, Candidate.model_construct(clipping=clipping)).outcome
@@ -303,7 +311,7 @@ def engine_rules(wanted: EnginePolicy, evidence: Evidence) -> Iterator[Rule]:
             yield _size_rule("engine size", engine.path.name, engine.size_bytes, wanted.max_bytes)
 
 
-def _mismatches(wanted: EnginePolicy, engine: Engine, candidate: Candidate) -> Iterator[str]:
+def _mismatches(wanted: EnginePolicy, engine: Engine, candidate: Measured) -> Iterator[str]:
     found = engine.fingerprint
     assert found is not None
     if engine.problem:

@@ -19,7 +19,7 @@ from validate.backends.tensorrt.fingerprint import Fingerprint, adopt, hardware_
 from validate.backends.tensorrt.gpu import Gpu, local_gpu
 from validate.backends.tensorrt.inspection import Layer, parse_layers
 from validate.backends.tensorrt.library import Library, installed_libraries
-from validate.backends.tensorrt.options import BuildOptions, Profile
+from validate.backends.tensorrt.options import BuildOptions, Profile, ShapeRanges
 from validate.backends.tensorrt.probe import require_running, why_not_running
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Layer",
     "Library",
     "Profile",
+    "ShapeRanges",
     "TensorRTBackend",
     "TensorRTEngine",
     "adopt",

@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["BuildOptions", "HardwareCompatibility", "Profile", "Shapes"]
+__all__ = ["BuildOptions", "HardwareCompatibility", "Profile", "ShapeRanges", "Shapes"]
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """The smallest, usual and largest shape of an input."""
 Profile = Mapping[str, Shapes]
 """Per input the smallest, usual and largest shape that the engine must take."""
 HardwareCompatibility = Literal["none", "same_compute_capability", "ampere_plus"]
+
+
+@dataclass
+class ShapeRanges:
+    """The smallest and the largest shape of every input over the batches that were seen."""
+
+    smallest: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    largest: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def add(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        """See one more batch."""
+        for name, array in inputs.items():
+            small, large = self.smallest.get(name, array.shape), self.largest.get(name, array.shape)
+            self.smallest[name] = tuple(map(min, small, array.shape))
+            self.largest[name] = tuple(map(max, large, array.shape))
+
+    def profile(self, fixed_batch: int | None) -> Profile:
+        """Return for every input the smallest (batch 1, or what the model is fixed to), usual and largest shape."""
+        shapes = {}
+        for name, (most, *inner) in self.largest.items():
+            largest = (fixed_batch or most, *inner)
+            shapes[name] = ((fixed_batch or 1, *self.smallest[name][1:]), largest, largest)
+        return shapes
 
 
 class BuildOptions(BaseModel):

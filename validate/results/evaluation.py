@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
+from validate.notebook import accuracy_table, paragraphs
 from validate.passwords import Published
-from validate.results import Accuracy, CandidateAccuracy, Number, Record
+from validate.results.run import Accuracy, BuildResult, CandidateAccuracy, Number, Record
 
 __all__ = ["Evaluation", "ModelEvaluation"]
 
@@ -29,6 +29,9 @@ class ModelEvaluation(Record):
     scores: list[Number] | list[list[Number]] = Field(
         description="per sample, in order: its score, or the record that the metric is a function of"
     )
+    plan_hash: str | None = Field(default=None, description="of the plan that made it; null where it names none")
+    size_bytes: int | None = Field(default=None, description="of the ONNX file to deploy; null where it is not known")
+    tensorrt_build: BuildResult | None = Field(default=None, description="null where no build was asked for")
 
 
 class Evaluation(Record):
@@ -40,9 +43,26 @@ class Evaluation(Record):
     task: str
     data: Published[dict[str, Any]] = Field(description="source of the samples, and what turned them into inputs")
     samples: list[str] = Field(description="hash of each sample's inputs, in order")
+    labels: list[str | None] = Field(default=[], description="of each sample that can name its class, as text")
+    slices: list[str | None] = Field(default=[], description="what each sample's slice is called, where there are any")
     models: list[ModelEvaluation]
     warnings: list[str]
     environment: dict[str, str]
+
+    def model(self, name: str) -> ModelEvaluation:
+        """Return what was found of one model; `KeyError` where there is none of that name."""
+        for model in self.models:
+            if model.model == name:
+                return model
+        raise KeyError(name)
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{model.model} {model.accuracy.value:.4g}" for model in self.models)
+        return f"<Evaluation: {self.models[0].accuracy.metric} of {values}, {len(self.samples)} samples>"
+
+    def _repr_html_(self) -> str:
+        accuracies = [(model.model, model.accuracy) for model in self.models]
+        return accuracy_table(self.task, accuracies) + paragraphs(f"warning: {x}" for x in self.warnings)
 
     def write(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""
@@ -54,7 +74,3 @@ class Evaluation(Record):
     def read(cls, path: Path) -> Evaluation:
         """Read what `write` wrote; raises pydantic's ValidationError where it is something else."""
         return cls.model_validate_json(path.read_text(encoding="utf-8"))
-
-
-if __name__ == "__main__":
-    print(json.dumps(Evaluation.model_json_schema(mode="serialization"), indent=1))
