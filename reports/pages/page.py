@@ -10,7 +10,6 @@ import base64
 import hashlib
 import importlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -19,7 +18,7 @@ from markupsafe import Markup
 from reports import format as fmt
 from reports.figures import Figure
 
-__all__ = ["render", "write"]
+__all__ = ["render"]
 
 
 def render(
@@ -41,13 +40,6 @@ def render(
         plotlyjs=Markup(plotly.get_plotlyjs()),  # noqa: S704 - a constant of the package
         **content,
     )
-
-
-def write(page: str, path: Path) -> None:
-    """Write a page; the file appears only when it is complete."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8", newline="\n")
-    partial.replace(path)
 
 
 def _environment() -> Environment:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from validate.results import Record
+from validate.records import Record
 
 __all__ = [
     "Clocks",
