@@ -6,6 +6,7 @@ ONNX files, and what a user may name as a model, are here too.
 from __future__ import annotations
 
 from validate.backends.base import Backend, CannotForceError, Runnable
+from validate.backends.gpu import Gpu, local_gpu
 from validate.backends.onnx_files import (
     PLAN_KEY,
     detach,
@@ -26,6 +27,7 @@ __all__ = [
     "PLAN_KEY",
     "Backend",
     "CannotForceError",
+    "Gpu",
     "OnnxRuntimeBackend",
     "OnnxRuntimeModel",
     "Options",
@@ -37,6 +39,7 @@ __all__ = [
     "file_hash",
     "from_reference",
     "kind_of",
+    "local_gpu",
     "open_model",
     "open_pytorch",
     "pair_with_onnx",

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from validate.backends import onnx_files as onnxfile
+from validate.backends.gpu import local_gpu
 from validate.backends.tensorrt.fingerprint import Fingerprint, fingerprint_path, sha256
-from validate.backends.tensorrt.gpu import local_gpu
 from validate.backends.tensorrt.library import Library, UnavailableError, find_builder
 from validate.backends.tensorrt.listeners import Progress, interruptions, new_monitor
 from validate.backends.tensorrt.options import BuildOptions, Profile

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from validate.backends.tensorrt.gpu import Gpu
+from validate.backends.gpu import Gpu
 from validate.backends.tensorrt.library import Flavour, Library
 from validate.backends.tensorrt.options import BuildOptions, Shapes
 from validate.exceptions import JobError
