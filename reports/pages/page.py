@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from reports import format as fmt
 from reports.figures import Figure
+from validate.settings import to_yaml
 
 __all__ = ["render"]
 
@@ -59,7 +60,7 @@ def _environment() -> Environment:
         file_name=fmt.file_name,
         timestamp=fmt.timestamp,
         significant=lambda value: fmt.minus(fmt.significant(value)),
-        yaml=_yaml,
+        yaml=to_yaml,
     )
     return environment
 
@@ -67,8 +68,3 @@ def _environment() -> Environment:
 def _csp_hash(script: str) -> str:
     """Return the source expression that permits exactly this script."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
-def _yaml(data: Mapping[str, Any]) -> str:
-    text: str = importlib.import_module("yaml").safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
-    return text
