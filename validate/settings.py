@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import difflib
+import io
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.resolver import VersionedResolver
+from ruamel.yaml.tag import Tag
 
 from validate.exceptions import UsageError
 
-__all__ = ["Section", "read_settings", "read_yaml"]
+__all__ = ["Section", "read_settings", "read_yaml", "to_yaml"]
 
 Settings = TypeVar("Settings", bound=BaseModel)
-_NULL = "tag:yaml.org,2002:null"
+_NULL, _BOOL = "tag:yaml.org,2002:null", "tag:yaml.org,2002:bool"
+_REFUSED = (YAMLError, ValueError, LookupError)
+"""What reading YAML raises; beside its own errors, on an impossible date and on ``!!bool maybe``, for two."""
+_OLD_BOOLEAN = re.compile("yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF")
+
+
+class _Resolver(VersionedResolver):
+    """YAML 1.2, with the booleans of 1.1 beside its own.
+
+    They are still much written, and as texts a callable that is given ``no`` would take it for true.
+    """
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        if kind is ScalarNode and implicit[0] and _OLD_BOOLEAN.fullmatch(value):
+            return Tag(suffix=_BOOL)
+        return super().resolve(kind, value, implicit)
 
 
 class Section(BaseModel):
@@ -49,10 +70,11 @@ def read_settings(model: type[Settings], path: Path, overrides: Sequence[str] = 
         raise UsageError("; ".join(_sentence(model, path, tree, e, overridden) for e in errors[:3])) from error
 
 
-def read_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
-    """Return what a YAML file holds, as data and as its tree; the latter is None where it holds nothing.
+def read_yaml(path: Path) -> tuple[Any, Node | None]:
+    """Return what a YAML 1.2 file holds, as data and as its tree; the latter is None where it holds nothing.
 
-    Raises UsageError where it cannot be read, or a key is given twice or without a value.
+    ``yes``, ``no``, ``on`` and ``off`` are booleans, as in YAML 1.1. Raises UsageError where it cannot be read, or a
+    key is given twice or without a value.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -61,31 +83,60 @@ def read_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not YAML: it is not a UTF-8 text") from error
     try:
-        data, tree = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, for one
+        tree = _yaml().compose(text)
+        if slips := [f"{path}, line {line}: {key} {problem}" for key, line, problem in _slips(tree)]:
+            raise UsageError("; ".join(slips[:3]))
+        return _yaml().load(text), tree
+    except _REFUSED as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if slips := [f"{path}, line {line}: {key} {problem}" for key, line, problem in _slips(tree)]:
-        raise UsageError("; ".join(slips[:3]))
-    return data, tree
 
 
-def _slips(tree: yaml.Node | None) -> Iterator[tuple[str, int, str]]:
+def to_yaml(data: Mapping[str, Any]) -> str:
+    """Return JSON data as YAML that `read_yaml` reads; keys stay in order.
+
+    >>> print(to_yaml({"b": [1, 0.001], "a": {"c": None, "d": "yes"}}), end="")
+    b:
+    - 1
+    - 0.001
+    a:
+      c: null
+      d: 'yes'
+    """
+    yaml, text = _yaml(), io.StringIO()
+    yaml.default_flow_style = False
+    yaml.width = 100
+    yaml.representer.sort_base_mapping_type_on_output = False
+    yaml.dump(data, text)
+    return text.getvalue()
+
+
+def _yaml() -> YAML:
+    """Return a reader and writer of plain data; it holds a document's state, so that each has its own."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Resolver = _Resolver
+    return yaml
+
+
+def _slips(tree: Node | None) -> Iterator[tuple[str, int, str]]:
     """Yield key, line and what is wrong where YAML would silently take something else than what was meant.
 
     Of a key that is given twice it takes the last, and a key without a value for null, which for a rule is none.
     """
     seen: set[int] = set()  # an alias is its anchor's node once more, which may even be around it
 
-    def walk(node: yaml.Node | None, within: str) -> Iterator[tuple[str, int, str]]:
+    def walk(node: Node | None, within: str) -> Iterator[tuple[str, int, str]]:
         if id(node) in seen:
             return
         seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
+        if isinstance(node, SequenceNode):
             for index, item in enumerate(node.value):
                 yield from walk(item, f"{within}{index}.")
-        elif isinstance(node, yaml.MappingNode):
+        elif isinstance(node, MappingNode):
             known: set[str] = set()
             for key, value in node.value:
+                if not isinstance(key, ScalarNode):
+                    yield f"{within}?", key.start_mark.line + 1, "is a key that is a list or a mapping; give it a name"
+                    continue
                 name, line = f"{within}{key.value}", key.start_mark.line + 1
                 if key.value in known:
                     yield name, line, "is given twice; keep one of the two"
@@ -109,17 +160,15 @@ def _override(data: dict[str, Any], override: str) -> tuple[str, ...]:
         if not isinstance(section, dict):
             raise UsageError(f"--set {override}: {key} is a value in the config, not a section")
     try:
-        section[last], tree = yaml.safe_load(value), yaml.compose(value, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError) as error:
+        for key, _, problem in _slips(_yaml().compose(value)):
+            raise UsageError(f"--set {override}: {key} {problem}")
+        section[last] = _yaml().load(value)
+    except _REFUSED as error:
         raise UsageError(f"--set {override}: the value is not YAML ({' '.join(str(error).split())})") from error
-    for key, _, problem in _slips(tree):
-        raise UsageError(f"--set {override}: {key} {problem}")
     return tuple(keys)
 
 
-def _sentence(
-    model: type[BaseModel], path: Path, tree: yaml.Node, error: Any, overridden: Sequence[tuple[str, ...]]
-) -> str:
+def _sentence(model: type[BaseModel], path: Path, tree: Node, error: Any, overridden: Sequence[tuple[str, ...]]) -> str:
     """Turn one pydantic error into: file, line, key, what is wrong, what to do."""
     location = _without_branches(model, error["loc"])
     message = error["msg"].removeprefix("Value error, ")
@@ -146,7 +195,7 @@ def _without_branches(model: type[BaseModel], location: Sequence[str | int]) -> 
     return [part for index, part in enumerate(location) if index not in skipped]
 
 
-def _where(path: Path, tree: yaml.Node, location: Sequence[str | int], overridden: Sequence[tuple[str, ...]]) -> str:
+def _where(path: Path, tree: Node, location: Sequence[str | int], overridden: Sequence[tuple[str, ...]]) -> str:
     """Return file and line of a key, or of the nearest section around it; ``--set`` where it came from there."""
     keys, (line, in_file) = tuple(map(str, location)), _line(tree, location)
     within = [".".join(set_keys) for set_keys in overridden if set_keys[: len(keys)] == keys]
@@ -155,16 +204,16 @@ def _where(path: Path, tree: yaml.Node, location: Sequence[str | int], overridde
     return f"{path}, line {line}" + (f", with --set {', '.join(within)}" if within else "")
 
 
-def _line(tree: yaml.Node, location: Sequence[str | int]) -> tuple[int, bool]:
+def _line(tree: Node, location: Sequence[str | int]) -> tuple[int, bool]:
     """Walk down as far as the file goes; return the line of the last key, from 1, and if it goes all the way."""
     node, line = tree, tree.start_mark.line + 1
     for part in location:
-        if isinstance(node, yaml.MappingNode):
+        if isinstance(node, MappingNode):
             found = next(((k, v) for k, v in node.value if k.value == part), None)
             if found is None:
                 return line, False
             line, node = found[0].start_mark.line + 1, found[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        elif isinstance(node, SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]
             line = node.start_mark.line + 1
         else:

@@ -18,8 +18,8 @@ from calibrate.graph import apply, layer_precisions
 from calibrate.journal import Journal
 from calibrate.loading import FloatModel, Inputs
 from calibrate.plan import FloatPrecision, QuantizationPlan
-from validate.backends import write_onnx
-from validate.backends.tensorrt import BuildOptions, TensorRTBackend, build_engine, local_gpu
+from validate.backends import local_gpu, write_onnx
+from validate.backends.tensorrt import BuildOptions, TensorRTBackend, build_engine
 from validate.engines import NodeTimes, node_times
 from validate.exceptions import JobError
 from validate.results import Cost, Speedup

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from validate.records import write_text
+
 __all__ = ["EvaluationCache", "TimedScores"]
 
 
@@ -53,8 +55,6 @@ class EvaluationCache:
             started = time.perf_counter()
             evaluated = TimedScores(np.asarray(compute(), np.float64), time.perf_counter() - started)
             self._folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
             stored = {"key": json.loads(content), "values": evaluated.values.tolist(), "seconds": evaluated.seconds}
-            partial.write_text(json.dumps(stored), encoding="utf-8")
-            partial.replace(path)  # a reader, and a run that goes on, never sees half a file
+            write_text(json.dumps(stored), path)
         return evaluated

@@ -15,8 +15,8 @@ from calibrate.graph import apply
 from calibrate.loading import Inputs
 from calibrate.measurement.settings import LatencyConfig
 from calibrate.plan import QuantizationPlan
-from validate.backends import write_onnx
-from validate.backends.tensorrt import BuildOptions, build_engine, local_gpu
+from validate.backends import local_gpu, write_onnx
+from validate.backends.tensorrt import BuildOptions, build_engine
 from validate.exceptions import JobError
 from validate.latency import (
     Batches,

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from calibrate.observation.streaming import Observation
 from calibrate.plan import Origin
 from validate.exceptions import JobError
+from validate.records import Record, replacing
 from validate.stats import MAX_BINS, Statistics
 
 __all__ = ["StoredStatistics", "merged", "read_statistics", "write_statistics"]
@@ -38,10 +39,8 @@ _DAMAGED = (
 """Errors that NumPy and zipfile raise on a file of another kind, or on a damaged one."""
 
 
-class _Header(BaseModel):
+class _Header(Record):
     """Everything in the file that is not a number per tensor."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     origin: Origin
     samples: int = Field(ge=1)
@@ -69,8 +68,7 @@ def write_statistics(stored: StoredStatistics, path: Path) -> None:
     header = _Header(
         origin=stored.origin, samples=stored.samples, tensors=tensors, arrays_sha256=_digest(bins, counts, extremes)
     )
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         np.savez_compressed(
             file,
             header=np.frombuffer(header.model_dump_json().encode(), np.uint8),
@@ -78,7 +76,6 @@ def write_statistics(stored: StoredStatistics, path: Path) -> None:
             counts=counts,
             extremes=extremes,
         )
-    partial.replace(path)
 
 
 def read_statistics(path: Path) -> StoredStatistics:

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from calibrate.plan.origin import Origin
 from calibrate.plan.quantization_plan import QuantizationPlan
 from validate.exceptions import JobError, UsageError
+from validate.records import Record, replacing
 
 __all__ = ["CalibrationCache", "companion", "read_cache", "write_cache"]
 
@@ -43,10 +44,8 @@ class CalibrationCache:
     origin: Origin | None
 
 
-class _Companion(BaseModel):
+class _Companion(Record):
     """Content of the file beside a cache: the cache's origin, for which TensorRT's format has no place."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     cache_sha256: str = Field(description="of the cache file, so that the two cannot be mixed up")
     origin: Origin
@@ -82,9 +81,9 @@ def write_cache(plan: QuantizationPlan, path: Path, tensorrt: str) -> None:
     lines = [f"TRT-{_version_number(tensorrt)}-EntropyCalibration2"]
     lines += [f"{tensor}: {struct.pack('>f', _single(scale)).hex()}" for tensor, scale in plan.scales.items()]
     content = ("\n".join(lines) + "\n").encode()
-    path.write_bytes(content)
-    beside = _Companion(cache_sha256=hashlib.sha256(content).hexdigest(), origin=plan.origin)
-    companion(path).write_text(beside.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+    _Companion(cache_sha256=hashlib.sha256(content).hexdigest(), origin=plan.origin).write(companion(path))
 
 
 def read_cache(path: Path) -> CalibrationCache:

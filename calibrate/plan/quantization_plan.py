@@ -6,12 +6,12 @@ import hashlib
 import math
 import re
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
+from pydantic import Field, field_serializer, field_validator
 
 from calibrate.plan.origin import Origin
-from validate.exceptions import JobError
+from validate.records import FileKind, Record
 
 __all__ = ["Exclusion", "FloatPrecision", "Precision", "QuantizationPlan", "QuantizationRules"]
 
@@ -19,11 +19,7 @@ Precision = Literal["int8", "fp16", "bf16", "fp32"]
 FloatPrecision = Literal["fp16", "bf16", "fp32"]
 
 
-class _Data(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class Exclusion(_Data):
+class Exclusion(Record):
     """Nodes to keep in float. They read float inputs even where an int8 node reads the same tensors."""
 
     names: list[str] = Field(default=[], description="node names")
@@ -41,7 +37,7 @@ class Exclusion(_Data):
         return patterns
 
 
-class QuantizationRules(_Data):
+class QuantizationRules(Record):
     """Settings of a plan that the user chooses; the rest follows from the model and the data."""
 
     float_precision: FloatPrecision = Field(
@@ -75,6 +71,8 @@ class QuantizationPlan(QuantizationRules):
         >>> sorted(plan.int8_layers)
         ['first', 'second']
     """
+
+    file_kind: ClassVar[FileKind] = FileKind("plan", "is not a plan")
 
     name: str
     strategy: str = Field(description="what chose the scales")
@@ -122,20 +120,9 @@ class QuantizationPlan(QuantizationRules):
         """Return the plan called `name` with the whole model in one float type."""
         return self.with_layers(self.int8_layers, precision, name).model_copy(update={"float_precision": precision})
 
-    def write(self, path: Path) -> None:
-        """Write as JSON."""
-        path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-
     @classmethod
     def read(cls, path: Path) -> QuantizationPlan:
         """Read what `write` wrote. Raises JobError where the file is not a plan, or one of another version."""
-        try:
-            plan = cls.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise JobError(f"plan {path} cannot be read: {error.strerror}") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise JobError(f"{path} is not a plan: {f'{where}: ' if where else ''}{first['msg']}") from error
+        plan = super().read(path)
         plan.origin.require_version(f"plan {path}")
         return plan

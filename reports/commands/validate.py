@@ -327,7 +327,7 @@ def _report(folder: Path, thresholds: Path | None, output: Path, console: Consol
     limits = read_settings(Thresholds, thresholds) if thresholds else Thresholds()
     judgement = judge(comparison, limits)
     output = output if output.is_dir() else output.parent
-    (output / "judgement.json").write_text(judgement.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    judgement.write(output / "judgement.json")
     write_comparison_page(comparison, judgement, limits, output / "comparison.html")
     console.print(comparison_summary(comparison, judgement, output))
     return PASSED if judgement.passed else FAILED_THRESHOLDS

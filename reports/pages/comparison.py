@@ -25,6 +25,7 @@ from validate.layerwise import (
     by_growth,
     by_isolated,
 )
+from validate.records import write_text
 
 __all__ = [
     "WORST",
@@ -61,7 +62,7 @@ def write_comparison_page(comparison: Comparison, judgement: Judgement, threshol
         thresholds: of the judgement.
         path: of the page.
     """
-    page.write(render_comparison_page(comparison, judgement, thresholds), path)
+    write_text(render_comparison_page(comparison, judgement, thresholds), path)
 
 
 def render_comparison_page(comparison: Comparison, judgement: Judgement, thresholds: Thresholds) -> str:

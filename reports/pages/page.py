@@ -10,7 +10,6 @@ import base64
 import hashlib
 import importlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,8 +17,9 @@ from markupsafe import Markup
 
 from reports import format as fmt
 from reports.figures import Figure
+from validate.settings import to_yaml
 
-__all__ = ["render", "write"]
+__all__ = ["render"]
 
 
 def render(
@@ -43,13 +43,6 @@ def render(
     )
 
 
-def write(page: str, path: Path) -> None:
-    """Write a page; the file appears only when it is complete."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8", newline="\n")
-    partial.replace(path)
-
-
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("reports", "templates"),
@@ -67,7 +60,7 @@ def _environment() -> Environment:
         file_name=fmt.file_name,
         timestamp=fmt.timestamp,
         significant=lambda value: fmt.minus(fmt.significant(value)),
-        yaml=_yaml,
+        yaml=to_yaml,
     )
     return environment
 
@@ -75,8 +68,3 @@ def _environment() -> Environment:
 def _csp_hash(script: str) -> str:
     """Return the source expression that permits exactly this script."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
-def _yaml(data: Mapping[str, Any]) -> str:
-    text: str = importlib.import_module("yaml").safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
-    return text

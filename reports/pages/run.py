@@ -32,6 +32,7 @@ from reports.figures import dashes as dashes_of
 from reports.pages import page
 from reports.pages.samples import SampleScores, changes, read_scores
 from validate.exceptions import JobError
+from validate.records import write_text
 from validate.results import (
     FLOAT,
     ILLUSTRATIONS,
@@ -91,7 +92,7 @@ def write_run_page(results: Results, path: Path, folder: Path | None = None) -> 
         path: of the page.
         folder: with the run's other files; default: that of the page.
     """
-    page.write(render_run_page(results, folder or path.parent), path)
+    write_text(render_run_page(results, folder or path.parent), path)
 
 
 def render_run_page(results: Results, folder: Path) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from reports import format as fmt
+from validate.records import write_text
 from validate.results import Results, Rule
 
 __all__ = ["text", "write_junit"]
@@ -13,7 +14,7 @@ __all__ = ["text", "write_junit"]
 
 def write_junit(results: Results, path: Path) -> None:
     """Write the verdict as JUnit XML, in UTF-8; see `text`."""
-    path.write_text(text(results), encoding="utf-8")
+    write_text(text(results), path)
 
 
 def text(results: Results) -> str:

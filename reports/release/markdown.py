@@ -7,6 +7,7 @@ import string
 from pathlib import Path
 
 from reports import format as fmt
+from validate.records import write_text
 from validate.results import Results, Rule
 
 __all__ = ["escaped", "text", "write_markdown"]
@@ -19,7 +20,7 @@ _MARKERS = re.compile(r"^([-+=]|\d+(?=[.)]))|(:)(?=\S)")
 
 def write_markdown(results: Results, path: Path) -> None:
     """Write the verdict as Markdown, in UTF-8; see `text`."""
-    path.write_text(text(results), encoding="utf-8")
+    write_text(text(results), path)
 
 
 def text(results: Results) -> str:

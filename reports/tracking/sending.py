@@ -7,15 +7,18 @@ complete run is tagged with the version of the results; that tag is set last.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential
+from tenacity.stop import stop_base
 
 from reports.tracking.location import Destination
 from reports.tracking.records import JobRecord, Measurement, RunRecord, job_record
@@ -44,7 +47,7 @@ _SETTINGS = {
 }
 _REQUEST_SECONDS, _FILE_SECONDS = "20", "120"  # a server answers when it has stored the whole of a file
 _METRICS, _PARAMS = 1000, 100  # that a server takes in one request
-_LONGEST_PAUSE = 5.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 5.0  # seconds
 _HTTP_TOO_MANY_REQUESTS, _HTTP_SERVER_ERRORS = 429, 500
 
 
@@ -70,23 +73,45 @@ def log_results(results: Results, folder: Path, destination: Destination, retry_
         logging.getLogger(chatty).setLevel(logging.WARNING)
     record = job_record(results, folder)
     asked = os.environ.get(_TIMEOUT)
-    give_up, pause = None, 0.5
-    while True:
-        try:
-            with _environment(_SETTINGS | {_TIMEOUT: asked or _REQUEST_SECONDS}):
-                return _Sending(record, destination, asked or _FILE_SECONDS).send()
-        except (MlflowException, OSError) as error:
-            now = time.monotonic()
-            give_up = give_up or now + retry_seconds
-            if not _may_pass(error) or now + pause > give_up:
-                sentence = f"MLflow at {destination.uri} did not take the results: {first_line(error)}"
-                raise JobError(without_passwords(sentence)) from error
-            logging.getLogger(__name__).warning("MLflow failed and is tried again in %.1f s: %s", pause, error)
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def attempt() -> bool:
+        with _environment(_SETTINGS | {_TIMEOUT: asked or _REQUEST_SECONDS}):
+            return _Sending(record, destination, asked or _FILE_SECONDS).send()
+
+    attempts = Retrying(
+        retry=retry_if_exception(_may_pass),
+        wait=wait_exponential(multiplier=_FIRST_PAUSE, max=_LONGEST_PAUSE),
+        stop=_StopAfterFirstFailure(retry_seconds),
+        before_sleep=_tell,
+        reraise=True,
+    )
+    try:
+        return attempts(attempt)
+    except (MlflowException, OSError) as error:
+        sentence = f"MLflow at {destination.uri} did not take the results: {first_line(error)}"
+        raise JobError(without_passwords(sentence)) from error
 
 
-def _may_pass(error: Exception) -> bool:
+class _StopAfterFirstFailure(stop_base):
+    """Ends the attempts where the next one would begin later than so many seconds after the first failure."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._give_up = seconds, math.inf
+
+    def __call__(self, state: RetryCallState) -> bool:
+        assert state.outcome_timestamp is not None
+        if state.attempt_number == 1:
+            self._give_up = state.outcome_timestamp + self._seconds
+        return state.outcome_timestamp + state.upcoming_sleep > self._give_up
+
+
+def _tell(state: RetryCallState) -> None:
+    assert state.outcome is not None
+    log = logging.getLogger(__name__)
+    log.warning("MLflow failed and is tried again in %.1f s: %s", state.upcoming_sleep, state.outcome.exception())
+
+
+def _may_pass(error: BaseException) -> bool:
     """Return whether a failure is transient, so that a retry may succeed."""
     import requests
     from mlflow.exceptions import MlflowException

@@ -332,6 +332,44 @@ def test_anchors_may_be_used_again_and_even_within_themselves(folder: Path) -> N
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("1E3", 1000.0),
+        ("yes", True),
+        ("No", False),
+        ("on", True),
+        ("OFF", False),
+        ("'no'", "no"),
+        ("n", "n"),
+        ("010", 10),
+        ("0o10", 8),
+        ("1_000", 1000),
+        ("12:30:45", "12:30:45"),
+        ("~", None),
+    ],
+)
+def test_yaml_is_1_2_with_the_booleans_of_1_1(folder: Path, text: str, value: Any) -> None:
+    path = written(folder, BASE.replace("{n: 4}", f"{{n: {text}}}"))
+    found = load(path).data.calibration.arguments["n"]
+    assert (found, type(found)) == (value, type(value))
+    again = load(written(folder, BASE), [f"data.calibration.arguments.n={text}"]).data.calibration.arguments["n"]
+    assert (again, type(again)) == (value, type(value))
+
+
+def test_a_key_that_is_no_name_is_refused(folder: Path) -> None:
+    message = refusal(written(folder, BASE.replace("{n: 4}", "{[n]: 4}")))
+    assert message.endswith("data.calibration.arguments.? is a key that is a list or a mapping; give it a name")
+
+
+def test_a_mapping_may_be_merged_into_another_and_overridden(folder: Path) -> None:
+    merged = BASE.replace("arguments: {n: 4}", "arguments: &few {n: 4}").replace(
+        "arguments:\n      n: 8", "arguments:\n      <<: *few\n      n: 8"
+    )
+    assert load(written(folder, merged)).data.validation.arguments == {"n": 8}
+
+
 def test_a_missing_section_is_missed_in_line_1(folder: Path) -> None:
     path = written(folder, BASE.replace("policy:\n  max_drop: 0.1\n", ""))
     assert refusal(path) == f"{path}, line 1: policy is missing"
@@ -358,6 +396,8 @@ def test_every_mistake_is_reported_at_once(folder: Path) -> None:
         (b"name: caf\xe9\n", "not a UTF-8 text"),
         (bytes(range(256)), "is not YAML"),
         (b"a: 2024-13-45\n", "is not YAML"),
+        (b"a: !!bool maybe\n", "is not YAML"),
+        (b"a: !!int\n", "is not YAML"),
         (b"", "is empty or not a mapping"),
         (b"# only a comment\n", "is empty or not a mapping"),
         (b"- a\n- b\n", "is empty or not a mapping"),

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from validate.backends import local_gpu
 from validate.backends.base import CannotForceError
 from validate.backends.onnxruntime import OnnxRuntimeModel
 from validate.backends.tensorrt import (
@@ -19,7 +20,6 @@ from validate.backends.tensorrt import (
     TensorRTBackend,
     build_engine,
     installed_libraries,
-    local_gpu,
     why_not_running,
 )
 from validate.backends.tensorrt.fingerprint import sha256

@@ -41,7 +41,7 @@ MODELS = {
     "resnet18": f"{ROOT}/tests/calibrate/graph/test_models.py:resnet18",
     "encoder": f"{ROOT}/tests/calibrate/graph/test_models.py:encoder",
     "efficientnet_lite0": f"{ROOT}/datasets/imagenet_sample/efficientnet_lite0.py:model",
-    "ocr": "package:rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx",
+    "ocr": "package:rapidocr/models/ch_PP-OCRv4_rec_mobile.onnx",
 }
 
 
@@ -70,7 +70,7 @@ def _inputs(name: str) -> dict[str, NDArray[Any]]:
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     name, inputs = request.param, _inputs(request.param)
     if name == "ocr":
-        pytest.importorskip("rapidocr_onnxruntime", reason="carries the OCR model")
+        pytest.importorskip("rapidocr", reason="carries the OCR model")
         path = resolve_path(MODELS[name], ROOT)
     else:
         if name == "efficientnet_lite0":

@@ -6,6 +6,7 @@ ONNX files, and what a user may name as a model, are here too.
 from __future__ import annotations
 
 from validate.backends.base import Backend, CannotForceError, Deployable, Runnable
+from validate.backends.gpu import Gpu, local_gpu
 from validate.backends.onnx_files import (
     PLAN_KEY,
     detach,
@@ -36,6 +37,7 @@ __all__ = [
     "Backend",
     "CannotForceError",
     "Deployable",
+    "Gpu",
     "OnnxRuntimeBackend",
     "OnnxRuntimeModel",
     "Options",
@@ -48,6 +50,7 @@ __all__ = [
     "files_of",
     "from_reference",
     "kind_of",
+    "local_gpu",
     "model_name",
     "module_of",
     "open_model",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
+from validate.backends.gpu import local_gpu
 from validate.backends.onnx_files import (
     DetachedModel,
     detach,
@@ -109,7 +109,7 @@ class OnnxRuntimeModel:
             raise JobError(f"the model has no output called {', '.join(sorted(unknown))}")
         kind = "float arithmetic" if arithmetic == "float" else "default session"
         self.runtime = f"onnxruntime {onnxruntime.__version__} ({kind})"
-        self.device = cpu_name() if device == "cpu" else gpu_name()
+        self.device = cpu_name() if device == "cpu" else _gpu_name()
         self._on_gpu = device == "cuda"
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
 
@@ -278,16 +278,6 @@ def _session(model: Path | bytes | DetachedModel, options: Any, provider: str) -
         raise JobError(f"ONNX Runtime cannot load {name}: {_one_line(error)}") from error
 
 
-def gpu_name() -> str:
-    """Return the first NVIDIA GPU's name, as its driver gives it."""
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()  # noqa: S603
-    except (OSError, subprocess.CalledProcessError):
-        return "NVIDIA GPU"
-    return names[0].strip() if names else "NVIDIA GPU"
-
-
 def cpu_name() -> str:
     """Return the CPU's name and whether it has VNNI, which decides if its integer kernels saturate."""
     try:
@@ -296,6 +286,12 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
     name = next((line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")), "CPU")
     return f"{name} ({'with' if 'vnni' in info else 'without'} VNNI)"
+
+
+def _gpu_name() -> str:
+    """Return the name of the GPU that ONNX Runtime takes."""
+    gpu = local_gpu()
+    return "NVIDIA GPU" if gpu is None else gpu.name
 
 
 def _one_line(error: Exception) -> str:

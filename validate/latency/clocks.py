@@ -1,20 +1,22 @@
 """Clocks, temperature and load of the machine, which disturb latency, and pinning of the process to CPUs.
 
-Linux tells most of it in /proc and /sys, and NVIDIA's driver through nvidia-smi. What cannot be read is None.
+psutil knows most of it, Linux's /sys what it does not, and NVIDIA's driver the rest (NVML). What is not told is None.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import psutil
+import pynvml
 from pydantic import Field
 
-from validate.results import Record
+from validate.backends import local_gpu
+from validate.records import Record
 
 __all__ = [
     "Clocks",
@@ -28,7 +30,7 @@ __all__ = [
     "read_machine",
 ]
 
-_PROC, _SYS = Path("/proc"), Path("/sys/devices/system/cpu")
+_SYS = Path("/sys/devices/system/cpu")
 _MOVED = 0.05
 """Share by which a clock may move before a warning is given."""
 _BUSY = 0.5
@@ -36,18 +38,15 @@ _BUSY = 0.5
 _OTHERS = 0.05
 """Share of the CPUs' time taken by others from which a warning is given."""
 _LEAST_SECONDS = 0.5
-_SECONDS = 20  # after which nvidia-smi is given up
 
 # "NvmlClocksEventReasons" in NVIDIA's NVML API reference; the idle GPU and settings of the user's own are not here.
 _SLOWED = {
-    0x4: "power cap",
-    0x8: "hardware slowdown",
-    0x20: "thermal slowdown by software",
-    0x40: "thermal slowdown by hardware",
-    0x80: "power brake",
+    pynvml.nvmlClocksEventReasonSwPowerCap: "power cap",
+    pynvml.nvmlClocksEventReasonHwSlowdown: "hardware slowdown",
+    pynvml.nvmlClocksEventReasonSwThermalSlowdown: "thermal slowdown by software",
+    pynvml.nvmlClocksEventReasonHwThermalSlowdown: "thermal slowdown by hardware",
+    pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown: "power brake",
 }
-_IDLE = 0x1
-_BUS_ID_BYTES = 32
 
 
 class Clocks(Record):
@@ -109,14 +108,12 @@ def read_machine(threads: int, cpus: Sequence[int]) -> Machine:
         threads: of every model.
         cpus: that `pinned` yielded.
     """
-    governor = _text(_SYS / f"cpu{cpus[0] if cpus else 0}/cpufreq/scaling_governor")
-    load = _text(_PROC / "loadavg")
     return Machine(
         threads=threads,
         pinned_cpus=list(cpus),
         cpus=os.cpu_count() or 1,
-        governor=governor,
-        load=float(load.split()[0]) if load else None,
+        governor=_text(_SYS / f"cpu{cpus[0] if cpus else 0}/cpufreq/scaling_governor"),
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     )
 
 
@@ -125,7 +122,7 @@ def read_clocks(cpus: Sequence[int], gpu: bool) -> Clocks:
 
     Args:
         cpus: which; none for all.
-        gpu: ask for the GPU's too, which takes some 100 ms.
+        gpu: ask for the GPU's too.
     """
     mhz = _cpu_mhz(cpus)
     found = _gpu() if gpu else None
@@ -146,8 +143,8 @@ class Load:
     def of_others(self) -> float | None:
         """Return the share in [0, 1] of the CPUs' time since the start that neither this process took nor was idle.
 
-        Time that a hypervisor gave to other machines counts. From /proc/stat (proc_stat(5)), whose steps of 10 ms say
-        nothing of less than half a second.
+        Time that a hypervisor gave to other machines counts. None in the first half second, of which the OS's steps
+        of 10 ms say nothing.
         """
         now = self._now()
         if now is None or self._before is None:
@@ -157,15 +154,18 @@ class Load:
 
     def _now(self) -> tuple[float, float, float] | None:
         """Return seconds in all, seconds not idle, and seconds of this process."""
-        wanted = {f"cpu{cpu}" for cpu in self._cpus} or {"cpu"}
-        rows = [line.split() for line in (_text(_PROC / "stat") or "").splitlines()]
-        # The first eight are user, nice, system, idle, iowait, irq, softirq, steal; guests are in user already.
-        counts = [[int(count) for count in row[1:9]] for row in rows if row and row[0] in wanted]
-        if not counts:
+        try:
+            times = psutil.cpu_times(percpu=True)
+        except OSError:
             return None
-        ticks = os.sysconf("SC_CLK_TCK")
-        total = sum(map(sum, counts)) / ticks
-        idle = sum(row[3] + row[4] for row in counts) / ticks
+        # Guests are in user already.
+        counted = [
+            {name: seconds for name, seconds in cpu._asdict().items() if name not in {"guest", "guest_nice"}}
+            for number, cpu in enumerate(times)
+            if number in self._cpus or not self._cpus
+        ]
+        total = sum(sum(cpu.values()) for cpu in counted)
+        idle = sum(cpu["idle"] + cpu.get("iowait", 0.0) for cpu in counted)
         used = os.times()
         return total, total - idle, used.user + used.system
 
@@ -226,61 +226,51 @@ def _numbers(text: str) -> list[int]:
 
 
 def _cpu_mhz(cpus: Sequence[int]) -> float | None:
-    texts = [_text(_SYS / f"cpu{cpu}/cpufreq/scaling_cur_freq") for cpu in cpus]
-    mhz = [float(text) / 1e3 for text in texts if text]
-    if not mhz:
-        lines = (_text(_PROC / "cpuinfo") or "").splitlines()
-        every = [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
-        mhz = [every[cpu] for cpu in cpus if cpu < len(every)] or every
-    return sum(mhz) / len(mhz) if mhz else None
+    if not hasattr(psutil, "cpu_freq"):
+        return None
+    every = [cpu.current for cpu in psutil.cpu_freq(percpu=True)]
+    mhz = [every[cpu] for cpu in cpus if cpu < len(every)] or every
+    return sum(mhz) / len(mhz) or None if mhz else None
 
 
 def _gpu() -> Clocks | None:
-    """Ask nvidia-smi for the GPU that CUDA shows first; None where there is none."""
-    gpu = _bus_id() or "0"
-    for reasons in ("clocks_event_reasons.active", "clocks_throttle_reasons.active"):  # the second: older drivers
-        query = f"--query-gpu=clocks.sm,clocks.max.sm,temperature.gpu,power.draw,{reasons}"
-        command = ["nvidia-smi", f"--id={gpu}", query, "--format=csv,noheader,nounits"]
-        with suppress(OSError, subprocess.SubprocessError):
-            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS)  # noqa: S603
-            return _parse_gpu(done.stdout)
-    return None
+    """Ask NVML about the GPU that CUDA shows first; None where there is none."""
+    gpu = local_gpu()
+    if gpu is None:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        return _clocks_of(pynvml.nvmlDeviceGetHandleByPciBusId(gpu.bus_id.encode()))
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
 
 
-def _parse_gpu(printed: str) -> Clocks:
-    """Read what nvidia-smi prints; it has words such as ``[N/A]`` for what it does not know."""
-    cells = [cell.strip() for cell in printed.strip().splitlines()[0].split(",")]
-    numbers: list[float | None] = []
-    for cell in cells[:4]:
-        try:
-            numbers.append(float(cell))
-        except ValueError:
-            numbers.append(None)
-    sm, sm_max, temperature, power = numbers
-    mask = int(cells[4], 16) if cells[4].startswith("0x") else None
+def _clocks_of(handle: Any) -> Clocks:
+    """Return what NVML says of a GPU; not every GPU, virtual machine and driver tells all of it."""
+
+    def asked(question: Callable[..., int], *details: Any) -> int | None:
+        with suppress(pynvml.NVMLError):
+            return question(handle, *details)
+        return None
+
+    reasons = asked(pynvml.nvmlDeviceGetCurrentClocksEventReasons)
+    if reasons is None:  # drivers before 535 know it by its older name
+        reasons = asked(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons)
+    milliwatts = asked(pynvml.nvmlDeviceGetPowerUsage)
     return Clocks(
         cpu_mhz=None,
-        sm_mhz=sm,
-        sm_max_mhz=sm_max,
-        temperature_c=temperature,
-        power_w=power,
-        gpu_idle=None if mask is None else bool(mask & _IDLE),
-        slowed_by=[] if mask is None else [reason for bit, reason in _SLOWED.items() if mask & bit],
+        sm_mhz=asked(pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_SM),
+        sm_max_mhz=asked(pynvml.nvmlDeviceGetMaxClockInfo, pynvml.NVML_CLOCK_SM),
+        temperature_c=asked(pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU),
+        power_w=None if milliwatts is None else milliwatts / 1e3,
+        gpu_idle=None if reasons is None else bool(reasons & pynvml.nvmlClocksEventReasonGpuIdle),
+        slowed_by=[] if reasons is None else [why for bit, why in _SLOWED.items() if reasons & bit],
     )
-
-
-def _bus_id() -> str | None:
-    """Return where CUDA's first GPU is on the PCI bus: nvidia-smi counts GPUs otherwise than CUDA does.
-
-    By the CUDA Driver API ("Device Management"), where CUDA_VISIBLE_DEVICES holds.
-    """
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    name = ctypes.create_string_buffer(_BUS_ID_BYTES)
-    failed = cuda.cuInit(0) or cuda.cuDeviceGetPCIBusId(name, _BUS_ID_BYTES, 0)
-    return None if failed else name.value.decode()
 
 
 def _text(path: Path) -> str | None:

@@ -13,8 +13,7 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import Progress
 
-from validate.backends import kind_of
-from validate.backends.tensorrt import local_gpu
+from validate.backends import kind_of, local_gpu
 from validate.environment import environment
 from validate.exceptions import UsageError
 from validate.latency.clocks import (

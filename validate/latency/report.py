@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from validate.exceptions import JobError, UsageError
+from validate.exceptions import UsageError
 from validate.latency.clocks import Clocks, Machine
 from validate.latency.rounds import Timing
-from validate.results import Number, Record
+from validate.records import FileKind, Number, Record
 
 __all__ = ["BatchTimings", "Conditions", "LatencyReport", "ModelTiming"]
 
@@ -46,6 +47,8 @@ class BatchTimings(Record):
 class LatencyReport(Record):
     """A whole benchmark."""
 
+    file_kind: ClassVar[FileKind] = FileKind(is_not="is not what validate benchmark writes")
+
     schema_version: int = REPORT_VERSION
     created: str = Field(description="ISO 8601, UTC")
     command: str
@@ -58,19 +61,7 @@ class LatencyReport(Record):
 
     def write(self, path: Path) -> None:
         """Write as JSON, whole or not at all. Raises UsageError where the file cannot be written."""
-        partial = path.with_suffix(".partial")
         try:
-            partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            partial.replace(path)
+            super().write(path)
         except OSError as error:
             raise UsageError(f"{path} cannot be written: {error.strerror}") from error
-
-    @classmethod
-    def read(cls, path: Path) -> LatencyReport:
-        """Read what `write` wrote. Raises JobError where it is something else."""
-        try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise JobError(f"{path} cannot be read: {error.strerror}") from error
-        except (ValidationError, UnicodeDecodeError) as error:
-            raise JobError(f"{path} is not what validate benchmark writes") from error

@@ -21,7 +21,8 @@ from scipy import stats
 
 from validate.backends import Runnable
 from validate.exceptions import JobError
-from validate.results import Latency, Number, Record
+from validate.records import Number, Record
+from validate.results import Latency
 
 __all__ = [
     "MIN_PAIRS",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from validate.exceptions import JobError
 from validate.layerwise.tensor_errors import TensorErrors
 from validate.notebook import table
-from validate.results import Histogram, Number, Record
+from validate.records import FileKind, Number, Record, replacing
+from validate.results import Histogram
 
 __all__ = [
     "Comparison",
@@ -128,6 +128,8 @@ class Unpaired(Record):
 class Comparison(Record):
     """A whole comparison. Thresholds and verdict are apart from it, so that it can be judged again."""
 
+    file_kind: ClassVar[FileKind] = FileKind("comparison", "is not a comparison", name="comparison.json")
+
     version: int = COMPARISON_VERSION
     created: str = Field(description="ISO 8601, UTC")
     command: str
@@ -157,27 +159,14 @@ class Comparison(Record):
         )
         return table(title, ("layer", "op", "precision", "isolated SQNR, dB", "accumulated SQNR, dB"), rows)
 
-    def write(self, folder: Path) -> None:
-        """Write ``comparison.json`` and ``layers.parquet``."""
-        partial = folder / "comparison.partial"
-        partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        partial.replace(folder / "comparison.json")
+    def write(self, path: Path) -> None:
+        """Write ``comparison.json``, and ``layers.parquet`` beside it, into a folder."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        pq.write_table(pa.Table.from_pylist([_flat(layer) for layer in self.layers]), folder / "layers.parquet")
-
-    @classmethod
-    def read(cls, path: Path) -> Comparison:
-        """Read ``comparison.json``, or the one in a folder. Raises JobError where it is not one."""
-        path = path / "comparison.json" if path.is_dir() else path
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise JobError(f"comparison {path} cannot be read: {error.strerror}") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise JobError(f"{path} is not a comparison: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        super().write(path / "comparison.json")
+        with replacing(path / "layers.parquet") as partial:
+            pq.write_table(pa.Table.from_pylist([_flat(layer) for layer in self.layers]), partial)
 
 
 def _shown_sqnr(layer: LayerDifference) -> float:

@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from validate.layerwise.comparison import Comparison, LayerDifference, TensorDifference
-from validate.results import Record
+from validate.records import Record
 
 __all__ = ["Judgement", "LayerVerdict", "Limits", "RuntimeLimits", "Thresholds", "judge"]
 

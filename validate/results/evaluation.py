@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from validate.notebook import accuracy_table, paragraphs
 from validate.passwords import Published
-from validate.results.run import Accuracy, BuildResult, CandidateAccuracy, Number, Record
+from validate.records import FileKind, Number, Record
+from validate.results.run import Accuracy, BuildResult, CandidateAccuracy
 
 __all__ = ["Evaluation", "ModelEvaluation"]
 
@@ -37,6 +37,8 @@ class ModelEvaluation(Record):
 class Evaluation(Record):
     """All models, each on the same samples; the first is the reference."""
 
+    file_kind: ClassVar[FileKind] = FileKind("evaluation", "is not an evaluation")
+
     schema_version: int = SCHEMA_VERSION
     created: str = Field(description="ISO 8601, UTC")
     command: str = Field(description="the command that made this")
@@ -63,14 +65,3 @@ class Evaluation(Record):
     def _repr_html_(self) -> str:
         accuracies = [(model.model, model.accuracy) for model in self.models]
         return accuracy_table(self.task, accuracies) + paragraphs(f"warning: {x}" for x in self.warnings)
-
-    def write(self, path: Path) -> None:
-        """Write as JSON, whole or not at all."""
-        partial = path.with_suffix(".partial")
-        partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
-
-    @classmethod
-    def read(cls, path: Path) -> Evaluation:
-        """Read what `write` wrote; raises pydantic's ValidationError where it is something else."""
-        return cls.model_validate_json(path.read_text(encoding="utf-8"))

@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import ClassVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from validate.exceptions import JobError
-from validate.results.run import Number, Record
+from validate.records import FileKind, Number, Record
 
 __all__ = [
     "ILLUSTRATIONS",
@@ -84,26 +83,9 @@ class WorstSample(Record):
 class Illustrations(Record):
     """All illustrations of a run, which are about one candidate."""
 
+    file_kind: ClassVar[FileKind] = FileKind(is_not="holds no illustrations")
+
     plan_hash: str = Field(description="of the candidate that it is about")
     histograms: list[TensorHistogram] = Field(description="inputs of the layers that INT8 hurts most, worst first")
     convergence: list[Convergence]
     worst_samples: list[WorstSample] = Field(description="the largest loss first")
-
-    def write(self, path: Path) -> None:
-        """Write as JSON, whole or not at all."""
-        partial = path.with_suffix(".partial")
-        partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
-
-    @classmethod
-    def read(cls, path: Path) -> Illustrations:
-        """Read what `write` wrote. Raises JobError where the file is not that."""
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise JobError(f"{path} cannot be read: {error.strerror}") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise JobError(
-                f"{path} holds no illustrations: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-            ) from error

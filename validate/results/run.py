@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from validate.exceptions import UsageError
 from validate.notebook import accuracy_table, paragraphs, table
 from validate.passwords import Published
+from validate.records import FileKind, Number, Record
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -41,27 +42,6 @@ __all__ = [
 ]
 
 SCHEMA_VERSION: Final = 2
-
-Number = Annotated[
-    float,
-    WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": ["NaN", "Infinity", "-Infinity"]}]}, mode="serialization"),
-]
-"""A float that may be NaN or infinite; see `Record` for how JSON holds it."""
-
-
-class Record(BaseModel):
-    """Base of every result: immutable, and strict about unknown keys so that a typo cannot hide.
-
-    NaN and infinities are written as JSON strings, since JSON has no number for them and ``null`` would
-    read as "not measured".
-
-    Examples:
-        >>> point = ForwardPasses(stage="observe", passes=1, samples=512)
-        >>> ForwardPasses.model_validate_json(point.model_dump_json()) == point
-        True
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", protected_namespaces=())
 
 
 class Decision(StrEnum):
@@ -319,7 +299,11 @@ class ForwardPasses(Record):
 
 
 class Results(Record):
-    """A whole run."""
+    """A whole run: ``results.json``. It is read by its path or its folder's; UsageError where that is none."""
+
+    file_kind: ClassVar[FileKind] = FileKind(
+        "results", "is not the results.json of a run", name="results.json", error=UsageError
+    )
 
     schema_version: Literal[2] = SCHEMA_VERSION
     created: str = Field(description="ISO 8601, UTC")
@@ -375,27 +359,12 @@ class Results(Record):
         notes = paragraphs(f"warning: {warning}" for warning in self.warnings)
         return self.verdict._repr_html_() + accuracy_table(f"selected: {self.selected}", models) + notes
 
-    def write(self, path: Path) -> None:
-        """Write as JSON, whole or not at all: a reader never sees half a file."""
-        partial = path.with_suffix(".partial")
-        partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
-
     @classmethod
-    def read(cls, path: Path) -> Results:
-        """Read ``results.json``, or the one in a folder. Raises UsageError where it is none, or of another version."""
-        path = path / "results.json" if path.is_dir() else path
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise UsageError(f"results {path} cannot be read: {error.strerror}") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            if where == "schema_version":
-                raise UsageError(
-                    f"{path} has schema_version {first['input']}, and this version reads {SCHEMA_VERSION}; take the "
-                    "version that wrote it, or run again"
-                ) from error
-            message = first["msg"].removeprefix("Value error, ")
-            raise UsageError(f"{path} is not the results.json of a run: {where}: {message}") from error
+    def _mismatch(cls, path: Path, error: ValidationError) -> str:
+        first = error.errors()[0]
+        if first["loc"] == ("schema_version",):
+            return (
+                f"{path} has schema_version {first['input']}, and this version reads {SCHEMA_VERSION}; take the "
+                "version that wrote it, or run again"
+            )
+        return super()._mismatch(path, error)

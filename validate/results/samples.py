@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from validate.exceptions import JobError
+from validate.records import replacing
 from validate.results.run import Results
 
 __all__ = ["SAMPLES_FILE", "SampleTable", "paired_rows", "samples_of"]
@@ -69,9 +70,8 @@ class SampleTable:
             **{_CANDIDATE + name: _column(scores) for name, scores in self.candidates.items()},
             **{_KERNELS + name: _column(scores) for name, scores in self.kernels.items()},
         }
-        partial = path.with_suffix(".partial")
-        pq.write_table(pa.table(columns), partial)
-        partial.replace(path)
+        with replacing(path) as partial:
+            pq.write_table(pa.table(columns), partial)
         return _sha256(path)
 
     @classmethod

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from rapidfuzz.distance import Levenshtein
 
 from validate.tasks.base import (
     Metric,
@@ -18,7 +19,7 @@ from validate.tasks.base import (
     shown,
 )
 
-__all__ = ["TextRecognition", "edit_distance"]
+__all__ = ["TextRecognition"]
 
 _TINY = 1e-30  # keeps log finite at probability 0
 
@@ -37,7 +38,8 @@ class TextRecognition:
     The first output holds probabilities of shape (batch, steps, len(characters)); a label is the text. The metric is
     the share of lines that match exactly, or the character error rate: edits over characters of the labels, over all
     lines together (Graves et al. 2006, equation 2, there called label error rate, with sums in place of a mean of
-    ratios), as a mean of rates per line would weigh a character of a short line more. It has a record (edits,
+    ratios), as a mean of rates per line would weigh a character of a short line more. An edit is an insertion, a
+    deletion or a substitution of a code point. It has a record (edits,
     characters) per line.
 
     Args:
@@ -88,7 +90,7 @@ class TextRecognition:
             matches: NDArray[np.bool_] = np.array([text == label for text, label in pairs]) & finite
             return matches.astype(np.float64)
         counted = [
-            (edit_distance(text, label) if ok else len(label), len(label))
+            (Levenshtein.distance(text, label) if ok else len(label), len(label))
             for (text, label), ok in zip(pairs, finite, strict=True)
         ]
         return np.array(counted, np.float64)
@@ -107,20 +109,3 @@ def _text(label: Any) -> str:
     if not isinstance(label, str):
         raise ValueError(f"labels must be texts, but this one is {shown(label)}")
     return label
-
-
-def edit_distance(a: str, b: str) -> int:
-    """Return the least number of insertions, deletions and substitutions of code points from `a` to `b`.
-
-    Wagner and Fischer, "The string-to-string correction problem", JACM 21 (1974).
-
-    Examples:
-        >>> edit_distance("kitten", "sitting")
-        3
-    """
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        diagonal, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (x != y))
-    return row[-1]

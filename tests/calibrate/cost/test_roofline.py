@@ -130,8 +130,8 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> ir.Model:
 
 class TestShapes:
     def test_an_ocr_model_of_any_width_against_onnxruntime(self):
-        pytest.importorskip("rapidocr_onnxruntime", reason="carries the OCR model")
-        path = resolve_path("package:rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx", ROOT)
+        pytest.importorskip("rapidocr", reason="carries the OCR model")
+        path = resolve_path("package:rapidocr/models/ch_PP-OCRv4_rec_mobile.onnx", ROOT)
         model, shape = prepare(read_onnx(path)), (2, 3, 48, 208)
         assert_true_of_a_run(model, {"x": np.zeros(shape, np.float32)})
 

@@ -109,8 +109,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     name, rng = request.param, np.random.default_rng(0)
     inputs: Inputs
     if name == "ocr":
-        pytest.importorskip("rapidocr_onnxruntime", reason="carries the OCR model")
-        path = resolve_path("package:rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx", ROOT)
+        pytest.importorskip("rapidocr", reason="carries the OCR model")
+        path = resolve_path("package:rapidocr/models/ch_PP-OCRv4_rec_mobile.onnx", ROOT)
         inputs = _text_lines(2)
     else:
         path = tmp_path_factory.mktemp("exported") / f"{name}.onnx"

@@ -32,7 +32,7 @@ from validate.tasks.detection import Detection, OutputNames
 from validate.tasks.embedding import SentenceEmbedding
 from validate.tasks.regression import Regression
 from validate.tasks.segmentation import Segmentation
-from validate.tasks.text_recognition import TextRecognition, edit_distance
+from validate.tasks.text_recognition import TextRecognition
 from validate.tasks.tokens import TokenAccuracy, TokenLoss
 
 Floats = NDArray[np.float64]
@@ -389,9 +389,21 @@ def test_maps_that_cannot_be_used_are_refused(output: Any, label: Any, complaint
 # --- text: edit distance by brute force, and a published example ---
 
 
-@given(st.text("ab c", max_size=6), st.text("ab c", max_size=6))
+def edits(predicted: list[str], wanted: list[str]) -> tuple[TextRecognition, Floats]:
+    """Return a task over the characters of both, and its records where those texts are what the model reads."""
+    characters = ["", *sorted(set("".join(predicted + wanted)))]
+    index = {c: i for i, c in enumerate(characters)}
+    # A blank after each character, so that repeats stay.
+    paths = np.zeros((len(predicted), 2 * max(map(len, predicted)) + 1), int)
+    for row, text in zip(paths, predicted, strict=True):
+        row[: 2 * len(text) : 2] = [index[c] for c in text]
+    task = TextRecognition(characters, metric="character_error_rate")
+    return task, task.scores(out(np.eye(len(characters))[paths]), wanted)
+
+
+@given(st.text("ab ç", max_size=6), st.text("ab ç", max_size=6))
 @settings(deadline=None, max_examples=200)
-def test_edit_distance_is_the_definition(a: str, b: str) -> None:
+def test_edits_are_the_definition(a: str, b: str) -> None:
     @cache
     def distance(i: int, j: int) -> int:
         if i == len(a) or j == len(b):
@@ -399,26 +411,20 @@ def test_edit_distance_is_the_definition(a: str, b: str) -> None:
         swap = distance(i + 1, j + 1) + (a[i] != b[j])
         return min(swap, distance(i + 1, j) + 1, distance(i, j + 1) + 1)
 
-    assert edit_distance(a, b) == distance(0, 0) == edit_distance(b, a)
+    _, records = edits([a, b], [b, a])
+    assert records.tolist() == [[distance(0, 0), len(b)], [distance(0, 0), len(a)]]
 
 
 @pytest.mark.parametrize(("a", "b", "expected"), [("kitten", "sitting", 3), ("saturday", "sunday", 3), ("", "abc", 3)])
-def test_edit_distance_of_textbook_pairs(a: str, b: str, expected: int) -> None:
-    assert edit_distance(a, b) == expected
+def test_edits_of_textbook_pairs(a: str, b: str, expected: int) -> None:
+    assert edits([a], [b])[1].tolist() == [[expected, len(b)]]
 
 
 def test_character_error_rate_is_edits_over_all_characters() -> None:
     """torchmetrics' documented example: CharErrorRate of these two pairs is 0.3415."""
     predicted = ["this is the prediction", "there is an other sample"]
     wanted = ["this is the reference", "there is another one"]
-    characters = ["", *sorted(set("".join(predicted + wanted)))]
-    index = {c: i for i, c in enumerate(characters)}
-    # A blank after each character, so that repeats stay.
-    paths = np.zeros((2, 2 * max(map(len, predicted))), int)
-    for row, text in zip(paths, predicted, strict=True):
-        row[: 2 * len(text) : 2] = [index[c] for c in text]
-    task = TextRecognition(characters, metric="character_error_rate")
-    records = task.scores(out(np.eye(len(characters))[paths]), wanted)
+    task, records = edits(predicted, wanted)
     assert records[:, 1].tolist() == [len(text) for text in wanted]
     assert task.metric.value(records) == pytest.approx(0.3415, abs=5e-5)
     assert not task.metric.higher_is_better

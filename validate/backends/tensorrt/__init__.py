@@ -16,7 +16,6 @@ from validate.backends.tensorrt.building import build, build_engine
 from validate.backends.tensorrt.command import adopt_engine, build_from_onnx
 from validate.backends.tensorrt.engine import TensorRTEngine
 from validate.backends.tensorrt.fingerprint import Fingerprint, adopt, hardware_fits, require, sha256, version_fits
-from validate.backends.tensorrt.gpu import Gpu, local_gpu
 from validate.backends.tensorrt.inspection import Layer, parse_layers
 from validate.backends.tensorrt.library import Library, installed_libraries
 from validate.backends.tensorrt.options import BuildOptions, Profile, ShapeRanges
@@ -25,7 +24,6 @@ from validate.backends.tensorrt.probe import require_running, why_not_running
 __all__ = [
     "BuildOptions",
     "Fingerprint",
-    "Gpu",
     "Layer",
     "Library",
     "Profile",
@@ -39,7 +37,6 @@ __all__ = [
     "build_from_onnx",
     "hardware_fits",
     "installed_libraries",
-    "local_gpu",
     "parse_layers",
     "require",
     "require_running",

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from validate.backends.base import CannotForceError
+from validate.backends.gpu import local_gpu
 from validate.backends.tensorrt.building import build_engine
 from validate.backends.tensorrt.engine import TensorRTEngine, deserialize
 from validate.backends.tensorrt.fingerprint import Fingerprint, require
-from validate.backends.tensorrt.gpu import local_gpu
 from validate.backends.tensorrt.inspection import Layer, producers
 from validate.backends.tensorrt.library import installed_libraries
 from validate.backends.tensorrt.listeners import Progress

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from validate.backends import onnx_files as onnxfile
+from validate.backends.gpu import local_gpu
 from validate.backends.tensorrt.fingerprint import Fingerprint, fingerprint_path, sha256
-from validate.backends.tensorrt.gpu import local_gpu
 from validate.backends.tensorrt.library import Library, UnavailableError, find_builder
 from validate.backends.tensorrt.listeners import Progress, interruptions, new_monitor
 from validate.backends.tensorrt.options import BuildOptions, Profile
 from validate.exceptions import JobError
+from validate.records import replacing
 from validate.results import BuildResult
 
 __all__ = ["RefusedError", "build", "build_engine"]
@@ -222,10 +223,8 @@ def _timing_cache(config: Any, path: Path | None) -> Any:
 
 def _write(path: Path, data: Any) -> None:
     """Write a buffer whole or not at all. Raises JobError where the folder cannot be written."""
-    partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("wb") as stream:
-            stream.write(data)
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_bytes(data)
     except OSError as error:
         raise JobError(f"{path} cannot be written: {error.strerror}") from error

@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from validate.backends.gpu import local_gpu
 from validate.backends.tensorrt.building import build_engine
 from validate.backends.tensorrt.fingerprint import adopt
-from validate.backends.tensorrt.gpu import local_gpu
 from validate.backends.tensorrt.library import installed_libraries
 from validate.backends.tensorrt.options import BuildOptions, Profile
 from validate.exceptions import JobError, UsageError

@@ -13,12 +13,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from validate.backends.tensorrt.gpu import Gpu
+from validate.backends.gpu import Gpu
 from validate.backends.tensorrt.library import Flavour, Library
 from validate.backends.tensorrt.options import BuildOptions, Shapes
 from validate.exceptions import JobError
+from validate.records import Record
 
 __all__ = ["Fingerprint", "adopt", "fingerprint_path", "hardware_fits", "require", "sha256", "version_fits"]
 
@@ -26,10 +27,8 @@ __all__ = ["Fingerprint", "adopt", "fingerprint_path", "hardware_fits", "require
 _AHEAD_OF_TIME: Flavour = "tensorrt_rtx"
 
 
-class Fingerprint(BaseModel):
+class Fingerprint(Record):
     """Where an engine came from and where it may run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     gpu: str | None = Field(description="name of the GPU that it was built on; null where it was built ahead of time")
     compute_capability: str | None = Field(description="e.g. 8.9; null: every one that TensorRT-RTX supports")
@@ -46,23 +45,23 @@ class Fingerprint(BaseModel):
     )
     options: BuildOptions
 
-    def write(self, engine: Path) -> None:
+    def write(self, path: Path) -> None:
         """Write the fingerprint of an engine beside it."""
-        fingerprint_path(engine).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        super().write(fingerprint_path(path))
 
     @classmethod
-    def read(cls, engine: Path) -> Fingerprint:
+    def read(cls, path: Path) -> Fingerprint:
         """Read the fingerprint beside an engine. Raises JobError where there is none, or it is something else."""
-        path = fingerprint_path(engine)
+        beside = fingerprint_path(path)
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
+            return super().read(beside)
+        except JobError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise JobError(f"{beside} is not the fingerprint of an engine; build {path.name} again") from error
             raise JobError(
-                f"{engine} has no fingerprint {path.name} beside it, and nothing else says which GPU and TensorRT it "
+                f"{path} has no fingerprint {beside.name} beside it, and nothing else says which GPU and TensorRT it "
                 "is for; build it again with build_engine, or vouch for it with adopt if it was built on this machine"
             ) from error
-        except (OSError, ValidationError) as error:
-            raise JobError(f"{path} is not the fingerprint of an engine; build {engine.name} again") from error
 
 
 def fingerprint_path(engine: Path) -> Path:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from validate.backends.tensorrt.gpu import Gpu
+from validate.backends.gpu import Gpu
 from validate.exceptions import JobError
 
 __all__ = ["Flavour", "Library", "UnavailableError", "find_builder", "installed_libraries"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from validate.backends.tensorrt.gpu import Gpu
+from validate.backends.gpu import Gpu
 from validate.backends.tensorrt.library import Flavour, Library
 from validate.exceptions import JobError
 

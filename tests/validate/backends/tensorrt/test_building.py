@@ -18,18 +18,17 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from validate.backends import Gpu, local_gpu
 from validate.backends.base import CannotForceError
 from validate.backends.tensorrt import (
     BuildOptions,
     Fingerprint,
-    Gpu,
     TensorRTBackend,
     backend,
     build,
     build_engine,
     building,
     installed_libraries,
-    local_gpu,
     require,
 )
 from validate.backends.tensorrt.building import RefusedError

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from validate.backends import Gpu
 from validate.backends.tensorrt import (
     BuildOptions,
     Fingerprint,
-    Gpu,
     Library,
     adopt,
     require,
