@@ -108,7 +108,7 @@ def _quantized(node: ir.Node, value: ir.Value | None, scale: float, plan: Quanti
     amount = representable(np.asarray(scale), plan)
     constants = [
         _initializer(graph, f"{value.name}/{node.name}/scale", ir.tensor(amount)),
-        _initializer(graph, f"{value.name}/{node.name}/zero_point", ir.tensor(np.zeros((), np.int8))),
+        _initializer(graph, f"{value.name}/{node.name}/zero_point", ir.tensor(np.zeros((), plan.number_format.numpy))),
     ]
     quantize = ir.node("QuantizeLinear", [value, *constants], name=f"{value.name}/{node.name}/QuantizeLinear")
     return [quantize, ir.node("DequantizeLinear", [quantize.outputs[0], *constants])]

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from calibrate.plan.calibration_cache import companion, read_cache, write_cache
 from calibrate.plan.origin import Origin
-from calibrate.plan.quantization_plan import Exclusion, FloatPrecision, Precision, QuantizationPlan, QuantizationRules
+from calibrate.plan.quantization_plan import Exclusion, QuantizationPlan, QuantizationRules
 
 __all__ = [
     "Exclusion",
-    "FloatPrecision",
     "Origin",
-    "Precision",
     "QuantizationPlan",
     "QuantizationRules",
     "companion",

@@ -12,11 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serial
 
 from calibrate.plan.origin import Origin
 from validate.exceptions import JobError
+from validate.number_formats import INT8, FloatPrecision, NumberFormat, Precision
 
-__all__ = ["Exclusion", "FloatPrecision", "Precision", "QuantizationPlan", "QuantizationRules"]
-
-Precision = Literal["int8", "fp16", "bf16", "fp32"]
-FloatPrecision = Literal["fp16", "bf16", "fp32"]
+__all__ = ["Exclusion", "QuantizationPlan", "QuantizationRules"]
 
 
 class _Data(BaseModel):
@@ -54,6 +52,11 @@ class QuantizationRules(_Data):
         default=False, description="quantize products of two activations too, as in attention (MatMul)"
     )
     exclude: Exclusion = Field(default=Exclusion(), description="nodes that stay in float")
+
+    @property
+    def number_format(self) -> NumberFormat:
+        """What layers are quantized to."""
+        return INT8
 
 
 class QuantizationPlan(QuantizationRules):

@@ -21,6 +21,7 @@ from validate.job import DataFile
 from validate.layerwise.comparator import compare, subjects_of
 from validate.layerwise.comparison import Comparison, Execution
 from validate.layerwise.pairing import pair
+from validate.number_formats import FloatPrecision
 from validate.settings import read_settings, read_yaml
 
 __all__ = ["CompareRequest", "compare_files"]
@@ -41,7 +42,7 @@ class CompareRequest:
     batch_size: int = 4
     runtime: str | None = None
     device: Literal["cpu", "cuda"] = "cpu"
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    precision: FloatPrecision = "fp32"
     mapping: Path | None = None
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from validate.exceptions import JobError
 from validate.layerwise.tensor_errors import TensorErrors
+from validate.number_formats import Precision
 from validate.results import Histogram, Number, Record
 
 __all__ = [
@@ -102,7 +103,7 @@ class LayerDifference(Record):
     node: str
     op_type: str
     depth: int = Field(ge=0, description="position in topological order")
-    precision: Literal["int8", "fp16", "bf16", "fp32", "other"]
+    precision: Literal[Precision, "other"]
     inputs: list[str] = Field(description="the nearest compared tensors that it is computed from")
     quantized_inputs: list[QuantizedInput]
     accumulated: TensorDifference | None = Field(description="both models run whole: where error is")

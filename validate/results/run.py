@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, WithJsonSchema, field_validator
 
 from validate.exceptions import UsageError
+from validate.number_formats import Precision
 from validate.passwords import Published
 
 __all__ = [
@@ -175,7 +176,7 @@ class LayerError(Record):
     op_type: str
     tensor: str
     depth: int = Field(ge=0, description="position in topological order")
-    precision: Literal["int8", "fp16", "bf16", "fp32"]
+    precision: Precision
     sqnr_db: Number = Field(
         description="10 log10(sum ref^2 / sum (ref - x)^2); inf where equal, -inf where only the reference is zero"
     )
