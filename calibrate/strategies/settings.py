@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from pydantic import Field, field_validator
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from calibrate.plan import QuantizationRules
+from calibrate.strategies.percentile import PercentileStrategy
+from calibrate.strategies.registry import Strategy
+from validate.number_formats import FloatPrecision
 
-from calibrate.plan import FloatPrecision, QuantizationRules
-from validate.settings import Section
-
-__all__ = ["PercentileStrategy", "QuantizationConfig", "Strategy"]
-
-
-class PercentileStrategy(Section):
-    """Strategy that clips a fixed share of the values: those of |x| above a percentile, in (0, 100]."""
-
-    percentile: float = Field(gt=0, le=100)
-
-
-def _kind_of_strategy(value: Any) -> str:
-    return "percentile" if isinstance(value, dict | PercentileStrategy) else "name"
-
-
-Strategy = Annotated[
-    Annotated[Literal["minmax", "entropy", "mse", "auto"], Tag("name")]
-    | Annotated[PercentileStrategy, Tag("percentile")],
-    Discriminator(_kind_of_strategy),  # one sentence for one mistake, not one for every branch of the union
-]
+__all__ = ["QuantizationConfig"]
 
 
 class QuantizationConfig(QuantizationRules):
