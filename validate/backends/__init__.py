@@ -18,14 +18,16 @@ from validate.backends.onnx_files import (
     write_onnx,
 )
 from validate.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeModel, cpu_name, write_optimized
-from validate.backends.opening import Options, kind_of, open_model, open_pytorch
+from validate.backends.opening import MODEL_KINDS, ModelKind, Options, kind_of, open_model, open_pytorch
 from validate.backends.pytorch import PyTorchBackend, from_reference
 from validate.backends.scopes import pair_with_onnx
 
 __all__ = [
+    "MODEL_KINDS",
     "PLAN_KEY",
     "Backend",
     "CannotForceError",
+    "ModelKind",
     "OnnxRuntimeBackend",
     "OnnxRuntimeModel",
     "Options",

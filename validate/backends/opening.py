@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -17,15 +17,15 @@ from validate.backends.pytorch import PyTorchBackend, from_reference
 from validate.backends.scopes import pair_with_onnx
 from validate.backends.tracing import export_again
 from validate.exceptions import JobError, UsageError
+from validate.number_formats import FloatPrecision
+from validate.registry import Registry
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Options", "kind_of", "open_model", "open_pytorch"]
+__all__ = ["MODEL_KINDS", "ModelKind", "Options", "kind_of", "open_model", "open_pytorch"]
 
-Kind = Literal["onnx", "engine", "pytorch"]
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-_ENGINES = frozenset({".engine", ".plan", ".trt"})
 
 log = logging.getLogger(__name__)
 
@@ -35,47 +35,87 @@ class Options:
     """How a model runs: `arithmetic` of ONNX, `precision` of PyTorch, and where."""
 
     device: Literal["cpu", "cuda"] = "cpu"
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    precision: FloatPrecision = "fp32"
     arithmetic: Arithmetic = "float"
 
 
-def kind_of(model: str) -> Kind:
-    """Tell what a name stands for. Raises UsageError where it stands for nothing that can be opened."""
+@dataclass(frozen=True)
+class ModelKind:
+    """A kind of model that a user may name, and the backend that runs it.
+
+    Attributes:
+        suffixes: of its files, e.g. ``{".onnx"}``; the first that is listed stands in messages.
+        open: returns the backend of a file, ready to be loaded; raises JobError where it cannot be opened. None of a
+            kind that needs more than its name, as a PyTorch module does: see `open_pytorch`.
+    """
+
+    suffixes: tuple[str, ...]
+    open: Callable[[Path, Options], Backend] | None
+
+
+def _open_onnx(path: Path, options: Options) -> Backend:
+    return OnnxRuntimeBackend(path, options.arithmetic, options.device)
+
+
+def _open_engine(path: Path, options: Options) -> Backend:
+    from validate.backends.tensorrt import TensorRTBackend  # asks for TensorRT, which only engines need
+
+    return TensorRTBackend(path)
+
+
+def _problem(name: str, thing: object) -> str | None:
+    if not isinstance(thing, ModelKind):
+        return "is not a validate.backends.ModelKind"
+    return None if thing.suffixes and thing.open else "needs suffixes, and a function that opens a file"
+
+
+MODEL_KINDS: Registry[ModelKind] = Registry(
+    "backend",
+    "int8_gate.backends",
+    {
+        "onnx": ModelKind((".onnx",), _open_onnx),
+        "engine": ModelKind((".engine", ".plan", ".trt"), _open_engine),
+        "pytorch": ModelKind((".pt2",), None),
+    },
+    _problem,
+)
+"""What can be opened, by name. A package of the user's adds its own under the entry points `int8_gate.backends`."""
+
+
+def kind_of(model: str) -> str:
+    """Tell what a name stands for: a key of `MODEL_KINDS`.
+
+    Raises UsageError where it stands for nothing that can be opened.
+    """
+    kinds = MODEL_KINDS.items()
     suffix = Path(model).suffix
-    if suffix == ".onnx":
-        kind: Kind = "onnx"
-    elif suffix in _ENGINES:
-        kind = "engine"
-    elif suffix == ".pt2":
-        kind = "pytorch"
-    elif ":" in model:
+    found = next((name for name, kind in kinds.items() if suffix in kind.suffixes), None)
+    if found is None and ":" in model:
         return "pytorch"
-    else:
-        raise UsageError(
-            f"{model} is no model that can be opened; give FILE.onnx, FILE.engine, FILE.pt2, module:name or "
-            "FILE.py:name"
-        )
+    if found is None:
+        files = ", ".join(f"FILE{kind.suffixes[0]}" for kind in kinds.values())
+        broken = "".join(f"; {sentence}" for sentence in MODEL_KINDS.broken.values())
+        raise UsageError(f"{model} is no model that can be opened; give {files}, module:name or FILE.py:name{broken}")
     if not Path(model).is_file():
         raise UsageError(f"there is no file {model}")
-    return kind
+    return found
 
 
 def open_model(model: str, options: Options) -> Backend:
-    """Return an ONNX file or an engine, ready to be loaded.
+    """Return a file, ready to be loaded.
 
     Args:
-        model: see `kind_of`.
+        model: see `kind_of`; no PyTorch module or program, for which there is `open_pytorch`.
         options: what does not apply to the kind is ignored.
 
     Raises:
         UsageError: there is no such model.
         JobError: it cannot be opened.
     """
-    if kind_of(model) == "onnx":
-        return OnnxRuntimeBackend(Path(model), options.arithmetic, options.device)
-    from validate.backends.tensorrt import TensorRTBackend
-
-    return TensorRTBackend(Path(model))
+    opener = MODEL_KINDS[kind_of(model)].open
+    if opener is None:
+        raise UsageError(f"{model} is PyTorch, which is opened beside an ONNX file that says what its inputs are")
+    return opener(Path(model), options)
 
 
 def open_pytorch(
