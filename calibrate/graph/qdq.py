@@ -47,8 +47,7 @@ def insert_qdq(model: ir.Model, placement: Placement, plan: QuantizationPlan) ->
             if layer.axis is None:
                 node.replace_input_with(1, dequantized_inputs[layer.weight])
             else:
-                weight = _dequantized_weight(model.graph, node, values[layer.weight], layer.axis, plan)
-                node.replace_input_with(1, weight)
+                node.replace_input_with(1, _dequantized_weight(model.graph, node, layer.axis, plan))
     for residual in placement.residual_inputs(plan.int8_layers):
         add = nodes[residual.node]
         add.replace_input_with(residual.index, dequantized(residual.tensor, add))
@@ -132,10 +131,9 @@ def _dequantize(
     return node.outputs[0]
 
 
-def _dequantized_weight(
-    graph: ir.Graph, node: ir.Node, weight: ir.Value, axis: int, plan: QuantizationPlan
-) -> ir.Value:
-    assert weight.const_value is not None
+def _dequantized_weight(graph: ir.Graph, node: ir.Node, axis: int, plan: QuantizationPlan) -> ir.Value:
+    weight = node.inputs[1]  # not always the layer's own: the plan may have edited it
+    assert weight is not None and weight.const_value is not None
     name = f"{weight.name}/axis{axis}"  # a shared weight may be used along either axis
     array, scales = quantize_weight(weight.const_value.numpy(), axis, plan)
     quantized = _constant(graph, f"{name}/quantized", ir.tensor(array, ir.DataType[plan.number_format.onnx]))

@@ -5,12 +5,23 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_serializer,
+)
 
 from calibrate.plan.origin import Origin
+from calibrate.plan.weight_edits import WeightEdit, WeightEdits, weights_file
 from validate.exceptions import JobError
 from validate.number_formats import INT8, FloatPrecision, NumberFormat, Precision
 
@@ -60,7 +71,7 @@ class QuantizationRules(_Data):
 
 
 class QuantizationPlan(QuantizationRules):
-    """A scale per tensor and a precision per layer, for one model.
+    """A scale per tensor, a precision per layer, and edits of weights, for one model.
 
     Symmetric int8, zero point 0: ``q = clip(round_half_even(x / scale), -128, 127)``, ``scale = threshold / 127``.
     Weights have no scales here: they are a function of the weights themselves (their largest |w|).
@@ -92,6 +103,10 @@ class QuantizationPlan(QuantizationRules):
         "they are fp32 where they would be fp16: layers, the float side of int8 layers, and any other node",
     )
 
+    weight_edits: WeightEdits = Field(
+        default=WeightEdits(), description="SHA-256 of what the plan changes of weights, which is in a file beside it"
+    )
+
     @field_validator("scales")
     @classmethod
     def _positive(cls, scales: dict[str, float]) -> dict[str, float]:
@@ -103,6 +118,13 @@ class QuantizationPlan(QuantizationRules):
     @field_serializer("wide_nodes")
     def _in_order(self, names: frozenset[str]) -> list[str]:
         return sorted(names)  # or equal plans would have different hashes
+
+    @model_serializer(mode="wrap")
+    def _without_empty_edits(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = dump(self)
+        if not self.weight_edits:  # a plan that edits none is what it was before plans could
+            content.pop("weight_edits", None)
+        return content
 
     @property
     def int8_layers(self) -> frozenset[str]:
@@ -122,18 +144,28 @@ class QuantizationPlan(QuantizationRules):
         return self.model_copy(update={"name": name, "layers": layers})
 
     def in_float(self, precision: FloatPrecision, name: str) -> QuantizationPlan:
-        """Return the plan called `name` with the whole model in one float type."""
-        return self.with_layers(self.int8_layers, precision, name).model_copy(update={"float_precision": precision})
+        """Return the plan called `name` with the whole model in one float type, and its weights as they were."""
+        changed = {"float_precision": precision, "weight_edits": WeightEdits()}
+        return self.with_layers(self.int8_layers, precision, name).model_copy(update=changed)
+
+    def with_weight_edits(self, edits: Iterable[WeightEdit]) -> QuantizationPlan:
+        """Return the plan with more edits of weights, which are made after those that it has."""
+        return self.model_copy(update={"weight_edits": WeightEdits((*self.weight_edits, *edits))})
 
     def write(self, path: Path) -> None:
-        """Write as JSON."""
+        """Write as JSON, and weight edits beside it: see `weights_file`."""
+        if self.weight_edits:
+            self.weight_edits.write(weights_file(path))
         path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> QuantizationPlan:
-        """Read what `write` wrote. Raises JobError where the file is not a plan, or one of another version."""
+        """Read what `write` wrote.
+
+        Raises JobError where the file is not a plan, or one of another version, or its weight edits are not beside it.
+        """
         try:
-            plan = cls.model_validate_json(path.read_bytes())
+            plan = cls.model_validate_json(path.read_bytes(), context={"plan": path})
         except OSError as error:
             raise JobError(f"plan {path} cannot be read: {error.strerror}") from error
         except ValidationError as error:
