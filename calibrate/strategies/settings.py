@@ -5,8 +5,9 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from calibrate.plan import QuantizationRules
+from calibrate.recovery import RecoveryChoice
 from calibrate.strategies.percentile import PercentileStrategy
-from calibrate.strategies.registry import Strategy
+from calibrate.strategies.registry import Strategy, strategy_name
 from validate.number_formats import FloatPrecision
 
 __all__ = ["QuantizationConfig"]
@@ -32,12 +33,15 @@ class QuantizationConfig(QuantizationRules):
         description="each gives one candidate; a percentile is written {percentile: 99.99}",
     )
 
+    recovery: list[RecoveryChoice] = Field(
+        default=[], description="steps that change every plan, in order, so that its layers can stay in INT8"
+    )
+
     @field_validator("strategies")
     @classmethod
     def _distinct(cls, strategies: list[Strategy]) -> list[Strategy]:
-        seen: list[Strategy] = []
-        for strategy in strategies:
-            if strategy in seen:
+        names = [strategy_name(strategy) for strategy in strategies]  # which name files too
+        for index, strategy in enumerate(strategies):
+            if names[index] in names[:index]:
                 raise ValueError(f"{strategy} is there twice")
-            seen.append(strategy)
         return strategies
