@@ -62,8 +62,9 @@ class NumberFormat:
         Numbers beyond the range become the largest or the lowest one. In a format with a scale, `values` were divided
         by it.
 
-        >>> INT8.encode(np.array([0.5, 1.5, -1000.0])).tolist()
-        [0, 2, -128]
+        Examples:
+            >>> INT8.encode(np.array([0.5, 1.5, -1000.0])).tolist()
+            [0, 2, -128]
         """
         rounded = np.rint(values) if self.is_integer else values  # a cast to a float type rounds half to even
         encoded: NDArray[Any] = np.clip(rounded, self.lowest, self.largest).astype(self.numpy)

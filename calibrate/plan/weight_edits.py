@@ -56,9 +56,10 @@ class WeightEdit:
         Args:
             constant: what the node reads; None where it has no such input.
 
-        >>> halve = WeightEdit("conv", 1, "multiply", np.float32([[0.5], [1]]))
-        >>> halve.edited(np.ones((2, 2), np.float32)).tolist()
-        [[0.5, 0.5], [1.0, 1.0]]
+        Examples:
+            >>> halve = WeightEdit("conv", 1, "multiply", np.float32([[0.5], [1]]))
+            >>> halve.edited(np.ones((2, 2), np.float32)).tolist()
+            [[0.5, 0.5], [1.0, 1.0]]
         """
         if self.operation == "replace" or (self.operation == "add" and constant is None):
             return self.values
