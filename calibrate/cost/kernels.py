@@ -101,8 +101,8 @@ class Kernels:
             float_precision: of everything else, and of the float side of int8 layers.
         """
         side = BYTES[float_precision]
-        int8 = np.array([precisions[name] == "int8" for name in self.layers], bool)
-        wide = np.array([side if precisions[n] == "int8" else BYTES[precisions[n]] for n in self.layers], np.int64)
+        int8 = np.array([NUMBER_FORMATS[precisions[name]].scaled for name in self.layers], bool)
+        wide = np.where(int8, side, [BYTES[precisions[name]] for name in self.layers]).astype(np.int64)
         # One element more than layers and kernels, for -1: of no layer, and of no kernel, whose tensors are float32.
         int8, wide = np.append(int8, False), np.append(wide, side)
         floats = np.append(wide[self.layer], BYTES["fp32"])

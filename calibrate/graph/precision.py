@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -187,7 +189,7 @@ def float_precision(node: ir.Node, plan: QuantizationPlan) -> FloatPrecision:
     if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:  # belong to what reads them, which is of one type
         return float_precision(next(iter(node.outputs[0].uses())).node, plan)
     wanted = plan.layers.get(str(node.name), plan.float_precision)
-    precision = plan.float_precision if wanted == "int8" else wanted
+    precision = plan.float_precision if NUMBER_FORMATS[wanted].scaled else cast("FloatPrecision", wanted)
     if precision == "fp16" and node.name in plan.wide_nodes:
         return "fp32"
     if precision == "bf16" and node.op_type in _NO_BF16_IN_ONNX | _NO_BF16_IN_TENSORRT:
@@ -197,7 +199,8 @@ def float_precision(node: ir.Node, plan: QuantizationPlan) -> FloatPrecision:
 
 def precision_of(node: ir.Node, plan: QuantizationPlan) -> Precision:
     """Return the precision of a node of a prepared model: int8, or its float type; see `float_precision`."""
-    return "int8" if plan.layers.get(str(node.name)) == "int8" else float_precision(node, plan)
+    wanted = plan.layers.get(str(node.name))
+    return wanted if wanted is not None and NUMBER_FORMATS[wanted].scaled else float_precision(node, plan)
 
 
 def layer_precisions(model: ir.Model, plan: QuantizationPlan) -> dict[str, Precision]:

@@ -23,7 +23,7 @@ from pydantic import (
 from calibrate.plan.origin import Origin
 from calibrate.plan.weight_edits import WeightEdit, WeightEdits, weights_file
 from validate.exceptions import JobError
-from validate.number_formats import INT8, FloatPrecision, NumberFormat, Precision
+from validate.number_formats import INT8, NUMBER_FORMATS, FloatPrecision, NumberFormat, Precision
 
 __all__ = ["Exclusion", "QuantizationPlan", "QuantizationRules"]
 
@@ -129,7 +129,7 @@ class QuantizationPlan(QuantizationRules):
     @property
     def int8_layers(self) -> frozenset[str]:
         """Names of the layers that are computed in int8."""
-        return frozenset(name for name, precision in self.layers.items() if precision == "int8")
+        return frozenset(name for name, precision in self.layers.items() if NUMBER_FORMATS[precision].scaled)
 
     @property
     def hash(self) -> str:

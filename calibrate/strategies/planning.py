@@ -123,7 +123,10 @@ def plan_of_scales(
         strategy=strategy,
         origin=origin,
         scales=shared,
-        layers={layer.node: rules.float_precision if layer.node in blocked else "int8" for layer in placement.layers},
+        layers={
+            layer.node: rules.float_precision if layer.node in blocked else rules.number_format.name
+            for layer in placement.layers
+        },
         **{name: getattr(rules, name) for name in QuantizationRules.model_fields},
     )
 
