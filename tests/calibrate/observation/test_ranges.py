@@ -117,7 +117,7 @@ class TestObserve:
 import resource, sys
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
 import numpy as np, onnx.parser, onnx_ir as ir
-from calibrate.ranges import observe_ranges
+from calibrate.observation.ranges import observe_ranges
 from validate.data import Batch
 nodes = " ".join(f"x{{i + 1}} = {{op}}(x{{i}})" for i, op in enumerate(["Relu", "Tanh", "Neg"] * 20))
 model = onnx.parser.parse_model(
