@@ -25,13 +25,14 @@ from calibrate.journal import Journal
 from calibrate.loading import CalibrationInputs, FloatModel, load_model
 from calibrate.observation import StoredStatistics, nodes_beyond_fp16, observe_calibration_set, write_statistics
 from calibrate.output_folder import started_folder
-from calibrate.plan import Exclusion, FloatPrecision, QuantizationPlan
+from calibrate.plan import Exclusion, QuantizationPlan
 from calibrate.strategies import PercentileStrategy, QuantizationConfig, make_plans
 from reports import tracking
 from validate.backends import OnnxRuntimeModel, kind_of, model_name, module_of, parameter_names, read_onnx, write_onnx
 from validate.data import Samples, SampleStream, repeats
 from validate.exceptions import UsageError, first_line
 from validate.notebook import can_show_progress, paragraphs, table
+from validate.number_formats import FloatPrecision
 from validate.passwords import without_passwords
 from validate.results import Results
 from validate.stats import Statistics

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -24,8 +24,6 @@ __all__ = ["Config", "load"]
 
 class Config(Job):
     """Config of a run: model, data, task and policy of a job, and how it is quantized, searched, timed and tracked."""
-
-    union_branches: ClassVar = {**Job.union_branches, ("quantization", "strategies"): 3}
 
     name: str = Field(default="run", pattern=r"^[\w.-]+$", description="names the output folder and the MLflow run")
     quantization: QuantizationConfig = QuantizationConfig()

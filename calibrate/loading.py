@@ -21,7 +21,7 @@ from validate.exceptions import JobError
 from validate.job import Job
 from validate.references import load_object
 from validate.results import ModelInfo
-from validate.tasks import Task, with_or_without_labels
+from validate.tasks import TASKS, Task, with_or_without_labels
 
 __all__ = [
     "CalibrationInputs",
@@ -246,6 +246,9 @@ def load_model(
 def task_hash(task: BaseModel) -> str:
     """Return the SHA-256, in hex, of a task's settings and of the files that they name, code among them."""
     digest = hashlib.sha256(task.model_dump_json().encode())
+    code = getattr(sys.modules[type(task).__module__], "__file__", None)
+    if code and type(task) not in TASKS.own.values():  # of an installed package
+        digest.update(Path(code).read_bytes())
     for value in task.model_dump().values():
         if not isinstance(value, str):
             continue

@@ -23,6 +23,7 @@ _OURS = (
     "results.json",
     "samples.parquet",
     "plan.json",
+    "plan.weights.npz",
     "plans",
     "statistics.npz",
     "model.int8.onnx",

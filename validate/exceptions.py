@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
-__all__ = ["JobError", "NothingComparedError", "UsageError", "first_line"]
+import tokenize
+import zipfile
+import zlib
+
+__all__ = ["DAMAGED_NPZ", "JobError", "NothingComparedError", "UsageError", "first_line"]
+
+DAMAGED_NPZ = (
+    AttributeError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What numpy and zipfile raise on an .npz file that is something else, or has a bit flipped."""
 
 
 class UsageError(Exception):

@@ -98,7 +98,7 @@ class Record(BaseModel):
         if kind.name is not None and path.is_dir():
             path = path / kind.name
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(path.read_bytes(), context={"path": path})
         except OSError as error:
             raise kind.error(f"{kind.noun} {path} cannot be read: {error.strerror}".lstrip()) from error
         except ValidationError as error:

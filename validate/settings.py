@@ -18,6 +18,7 @@ from ruamel.yaml.resolver import VersionedResolver
 from ruamel.yaml.tag import Tag
 
 from validate.exceptions import UsageError
+from validate.registry import TypedUnion
 
 __all__ = ["Section", "read_settings", "read_yaml", "to_yaml"]
 
@@ -225,9 +226,18 @@ def _suggestion(model: type[BaseModel], location: Sequence[str | int]) -> str:
     """Return what the user may have meant by an unknown key."""
     fields = _fields(model)
     for part in location[:-1]:
-        fields = _fields(fields[str(part)].annotation) if str(part) in fields else {}
+        fields = _fields_below(fields[str(part)]) if str(part) in fields else {}
     near = difflib.get_close_matches(str(location[-1]), fields, n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def _fields_below(field: Any) -> dict[str, Any]:
+    """Return the fields of the section that a field holds, or of all that it may be."""
+    found = _fields(field.annotation)
+    for registered in (part for part in field.metadata if isinstance(part, TypedUnion)):
+        for section in registered.sections():
+            found |= _fields(section)
+    return found
 
 
 def _fields(annotation: Any) -> dict[str, Any]:

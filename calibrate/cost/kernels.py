@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from calibrate.cost.fusion import Fused, Operation, fused, operations
 from calibrate.graph import Placement
+from validate.number_formats import INT8, NUMBER_FORMATS, FloatPrecision, Precision
 
 __all__ = ["BYTES", "Kernels", "Traffic", "kernels_of"]
 
-BYTES = {"int8": 1, "fp16": 2, "bf16": 2, "fp32": 4}
+BYTES = {name: row.bytes for name, row in NUMBER_FORMATS.items()}
 """Of one element."""
 
 _QUANTIZES_IF_INT8, _QUANTIZES, _NEVER_QUANTIZES = range(3)
@@ -92,7 +93,7 @@ class Kernels:
     can_read_int8: _Flags
     """Per reader: it reads int8 where all that it needs are int8."""
 
-    def traffic(self, precisions: Mapping[str, str], float_precision: str) -> Traffic:
+    def traffic(self, precisions: Mapping[str, Precision], float_precision: FloatPrecision) -> Traffic:
         """Return the bytes that a plan reads and writes.
 
         Args:
@@ -100,8 +101,8 @@ class Kernels:
             float_precision: of everything else, and of the float side of int8 layers.
         """
         side = BYTES[float_precision]
-        int8 = np.array([precisions[name] == "int8" for name in self.layers], bool)
-        wide = np.array([side if precisions[n] == "int8" else BYTES[precisions[n]] for n in self.layers], np.int64)
+        int8 = np.array([NUMBER_FORMATS[precisions[name]].scaled for name in self.layers], bool)
+        wide = np.where(int8, side, [BYTES[precisions[name]] for name in self.layers]).astype(np.int64)
         # One element more than layers and kernels, for -1: of no layer, and of no kernel, whose tensors are float32.
         int8, wide = np.append(int8, False), np.append(wide, side)
         floats = np.append(wide[self.layer], BYTES["fp32"])
@@ -111,15 +112,17 @@ class Kernels:
         written_by_int8 = np.append(int8[self.layer], False)[self.producer]
         able = (self.quantizes == _QUANTIZES) | ((self.quantizes == _QUANTIZES_IF_INT8) & written_by_int8)
         stored_float = floats[self.producer]
-        stored = np.where(all_want & able, 1, stored_float)
-        taken = np.where(wants, 1, np.where(self.takes_any_float, stored_float[self.tensor], floats[self.reader]))
+        stored = np.where(all_want & able, INT8.bytes, stored_float)
+        taken = np.where(
+            wants, INT8.bytes, np.where(self.takes_any_float, stored_float[self.tensor], floats[self.reader])
+        )
 
         count = len(self.nodes)
         moved = np.bincount(self.reader + 1, self.reads * taken, count + 1)[1:]
         moved += np.bincount(self.producer + 1, self.sizes * stored, count + 1)[1:]
-        moved += self.weights * np.where(int8[self.layer], 1, floats[:-1]) + self.constants * floats[:-1]
+        moved += self.weights * np.where(int8[self.layer], INT8.bytes, floats[:-1]) + self.constants * floats[:-1]
         reformats = []
-        for width in (1, 2, 4):
+        for width in sorted(set(BYTES.values())):
             needed = np.logical_or.reduceat(taken == width, self.first_reader) & (stored != width)
             reformats.append((self.sizes * (stored + width))[needed])
         return Traffic(moved.astype(np.float64), np.concatenate(reformats).astype(np.float64))

@@ -17,11 +17,12 @@ from calibrate.cost.settings import TargetConfig
 from calibrate.graph import apply, layer_precisions
 from calibrate.journal import Journal
 from calibrate.loading import FloatModel, Inputs
-from calibrate.plan import FloatPrecision, QuantizationPlan
+from calibrate.plan import QuantizationPlan
 from validate.backends import local_gpu, write_onnx
 from validate.backends.tensorrt import BuildOptions, TensorRTBackend, build_engine
 from validate.engines import NodeTimes, node_times
 from validate.exceptions import JobError
+from validate.number_formats import FloatPrecision
 from validate.results import Cost, Speedup
 
 __all__ = ["Pricing", "price"]

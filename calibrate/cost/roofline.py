@@ -17,8 +17,8 @@ from calibrate.cost.gpus import Gpu, gpu_named
 from calibrate.cost.kernels import Kernels, kernels_of
 from calibrate.cost.shapes import multiply_accumulates_of, tensor_shapes
 from calibrate.graph import Placement
-from calibrate.plan import Precision
 from validate.exceptions import JobError
+from validate.number_formats import NUMBER_FORMATS, FloatPrecision, Precision
 from validate.results import Cost
 
 __all__ = ["LAUNCH_MS", "CostModel", "MacCost", "MeasuredCost", "Roofline", "multiply_accumulates", "roofline"]
@@ -33,7 +33,7 @@ NVIDIA's "Getting Started with CUDA Graphs" (A. Gray, 2019) has 3.8 us for a lau
 and 3.4 us in a CUDA graph (from memory, not looked up again). It keeps the search from taking tiny reformats for free,
 and is no claim about a GPU."""
 
-_WEIGHT = {"int8": 1, "fp16": 2, "bf16": 2, "fp32": 4}
+_WEIGHT = {name: row.bytes for name, row in NUMBER_FORMATS.items()}
 
 
 class CostModel(Protocol):
@@ -149,7 +149,7 @@ class Roofline:
 
     kernels: Kernels
     gpu: Gpu
-    float_precision: str
+    float_precision: FloatPrecision
     basis: Literal["estimate"] = "estimate"
 
     def cost(self, precisions: Mapping[str, Precision]) -> Cost:
@@ -173,7 +173,9 @@ class Roofline:
         return None
 
 
-def roofline(model: ir.Model, placement: Placement, shapes: Shapes, gpu: str, float_precision: str) -> Roofline:
+def roofline(
+    model: ir.Model, placement: Placement, shapes: Shapes, gpu: str, float_precision: FloatPrecision
+) -> Roofline:
     """Return the roofline of a prepared model.
 
     Args:
@@ -226,7 +228,7 @@ class MeasuredCost:
     float_ms: Mapping[str, float]
     rest_ms: float
     reformat_ms_per_byte: float
-    float_precision: str
+    float_precision: FloatPrecision
     source: str
     basis: Literal["measured"] = "measured"
 

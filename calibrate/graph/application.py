@@ -10,6 +10,7 @@ from calibrate.graph.checker import check
 from calibrate.graph.placement import Placement
 from calibrate.graph.precision import BF16_OPSET, assign_precision, precision_of
 from calibrate.graph.qdq import insert_qdq
+from calibrate.graph.weights import edit_weights
 from calibrate.plan import QuantizationPlan
 from validate.backends import PLAN_KEY
 from validate.exceptions import JobError
@@ -30,6 +31,7 @@ def apply(plan: QuantizationPlan, model: ir.Model, placement: Placement, simulat
             raised to the first that knows bf16 convolutions, if it is older.
     """
     result = model.clone()
+    edit_weights(result, plan)
     insert_qdq(result, placement, plan)
     assign_precision(result, plan, simulate)
     if not simulate and result.opset_imports[""] < BF16_OPSET and _has_bf16(result):

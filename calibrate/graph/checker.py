@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calibrate.graph.placement import COMPUTE_OPS, CONVOLUTIONS, is_residual, weight_axis
+from validate.number_formats import INT8
 
 __all__ = ["check"]
 
@@ -73,7 +74,7 @@ def _check_scale(node: ir.Node) -> Iterator[str]:
     elif not (np.isfinite(scale).all() and (scale > 0).all()):
         yield f"{node.name}: a scale is not positive and finite"
     zero_point = _constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if zero_point is None or zero_point.dtype != np.int8:
+    if zero_point is None or zero_point.dtype != INT8.numpy:
         yield f"{node.name}: there is no int8 zero point"
     elif zero_point.any():
         yield f"{node.name}: the zero point is not 0"

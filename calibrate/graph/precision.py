@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from calibrate.plan import FloatPrecision, Precision, QuantizationPlan
+from calibrate.plan import QuantizationPlan
+from validate.number_formats import NUMBER_FORMATS, FloatPrecision, Precision
 
 __all__ = [
     "BF16_OPSET",
-    "FORMATS",
-    "FloatFormat",
     "assign_precision",
     "float_precision",
     "is_always_fp32",
@@ -25,36 +22,6 @@ __all__ = [
 
 BF16_OPSET = 22
 """First opset in which convolutions and pooling take bfloat16."""
-
-
-@dataclass(frozen=True)
-class FloatFormat:
-    """A float type, and the range of scales that it can hold.
-
-    Attributes:
-        onnx, numpy: the type in ONNX and in NumPy.
-        smallest: least positive number; of fp16, whose range is short, the least subnormal one.
-        largest: greatest finite number.
-    """
-
-    onnx: ir.DataType
-    numpy: np.dtype[Any]
-    smallest: float
-    largest: float
-
-
-FORMATS: dict[FloatPrecision, FloatFormat] = {
-    "fp16": FloatFormat(
-        ir.DataType.FLOAT16,
-        np.dtype(np.float16),
-        float(np.finfo(np.float16).smallest_subnormal),
-        float(np.finfo(np.float16).max),
-    ),
-    "bf16": FloatFormat(ir.DataType.BFLOAT16, np.dtype(ml_dtypes.bfloat16), 2.0**-126, (2 - 2.0**-7) * 2.0**127),
-    "fp32": FloatFormat(
-        ir.DataType.FLOAT, np.dtype(np.float32), float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-    ),
-}
 
 _FP32_ONLY = frozenset(
     {
@@ -222,7 +189,7 @@ def float_precision(node: ir.Node, plan: QuantizationPlan) -> FloatPrecision:
     if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:  # belong to what reads them, which is of one type
         return float_precision(next(iter(node.outputs[0].uses())).node, plan)
     wanted = plan.layers.get(str(node.name), plan.float_precision)
-    precision = plan.float_precision if wanted == "int8" else wanted
+    precision = plan.float_precision if NUMBER_FORMATS[wanted].scaled else cast("FloatPrecision", wanted)
     if precision == "fp16" and node.name in plan.wide_nodes:
         return "fp32"
     if precision == "bf16" and node.op_type in _NO_BF16_IN_ONNX | _NO_BF16_IN_TENSORRT:
@@ -232,7 +199,8 @@ def float_precision(node: ir.Node, plan: QuantizationPlan) -> FloatPrecision:
 
 def precision_of(node: ir.Node, plan: QuantizationPlan) -> Precision:
     """Return the precision of a node of a prepared model: int8, or its float type; see `float_precision`."""
-    return "int8" if plan.layers.get(str(node.name)) == "int8" else float_precision(node, plan)
+    wanted = plan.layers.get(str(node.name))
+    return wanted if wanted is not None and NUMBER_FORMATS[wanted].scaled else float_precision(node, plan)
 
 
 def layer_precisions(model: ir.Model, plan: QuantizationPlan) -> dict[str, Precision]:
@@ -270,8 +238,8 @@ def is_always_fp32(node: ir.Node) -> bool:
 def _rounded_constant(graph: ir.Graph, value: ir.Value, precision: FloatPrecision, simulate: bool) -> ir.Value:
     """Return the constant in `precision`; what is finite stays so (a mask of -3.4e38 times 0 would be NaN)."""
     assert value.const_value is not None
-    array, kind = value.const_value.numpy(), FORMATS[precision]
-    rounded = np.where(np.isfinite(array), np.clip(array, -kind.largest, kind.largest), array).astype(kind.numpy)
+    array, kind = value.const_value.numpy(), NUMBER_FORMATS[precision]
+    rounded = np.where(np.isfinite(array), np.clip(array, kind.lowest, kind.largest), array).astype(kind.numpy)
     tensor = ir.tensor(rounded.astype(np.float32) if simulate else rounded)
     constant = ir.Value(name=f"{value.name}/{precision}", const_value=tensor)
     constant.dtype, constant.shape = tensor.dtype, value.shape
@@ -281,7 +249,7 @@ def _rounded_constant(graph: ir.Graph, value: ir.Value, precision: FloatPrecisio
 
 def _cast(value: ir.Value, source: ir.Value, precision: FloatPrecision, simulate: bool) -> ir.Value:
     """Return `value` in `precision`, cast right behind the producer of `source`, which holds the same."""
-    name, kind = str(value.name), FORMATS[precision].onnx
+    name, kind = str(value.name), ir.DataType[NUMBER_FORMATS[precision].onnx]
     nodes = [ir.node("Cast", [source], {"to": kind}, name=f"{name}/to_{precision}")]
     _name_output(nodes[0], f"{name}/{precision}", value, kind)
     if simulate:
@@ -301,7 +269,7 @@ def _return_to_float(node: ir.Node, output: ir.Value, precision: FloatPrecision,
 
     The float32 tensor takes over the name, so that layers can be compared by it.
     """
-    graph, kind = node.graph, FORMATS[precision].onnx
+    graph, kind = node.graph, ir.DataType[NUMBER_FORMATS[precision].onnx]
     assert isinstance(graph, ir.Graph)
     name = str(output.name)
     back = ir.node("Cast", [output], {"to": ir.DataType.FLOAT}, name=f"{name}/to_fp32")

@@ -9,8 +9,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calibrate.graph.placement import Placement
-from calibrate.graph.precision import FORMATS, float_precision
-from calibrate.plan import FloatPrecision, QuantizationPlan
+from calibrate.graph.precision import float_precision
+from calibrate.plan import QuantizationPlan
+from validate.number_formats import NUMBER_FORMATS, FloatPrecision, NumberFormat
 
 __all__ = ["insert_qdq", "quantize_weight", "representable"]
 
@@ -26,6 +27,7 @@ def insert_qdq(model: ir.Model, placement: Placement, plan: QuantizationPlan) ->
     All scales are float32, holding values that `plan.float_precision` can represent.
     """
     nodes = {node.name: node for node in model.graph}
+    number_format = plan.number_format
     values = {value.name: value for value in _values(model)}
     quantized: dict[tuple[str, FloatPrecision], ir.Value] = {}
 
@@ -34,8 +36,8 @@ def insert_qdq(model: ir.Model, placement: Placement, plan: QuantizationPlan) ->
         kind = float_precision(consumer, plan)
         if (tensor, kind) not in quantized:
             suffix = "" if kind == plan.float_precision else f"/{kind}"
-            quantized[tensor, kind] = _quantize(model.graph, values[tensor], scale, suffix)
-        return _dequantize(consumer, quantized[tensor, kind], tensor, ir.tensor(scale), None)
+            quantized[tensor, kind] = _quantize(model.graph, values[tensor], scale, number_format, suffix)
+        return _dequantize(consumer, quantized[tensor, kind], tensor, ir.tensor(scale), number_format, None)
 
     for layer in placement.layers:
         if layer.node in plan.int8_layers:
@@ -45,8 +47,7 @@ def insert_qdq(model: ir.Model, placement: Placement, plan: QuantizationPlan) ->
             if layer.axis is None:
                 node.replace_input_with(1, dequantized_inputs[layer.weight])
             else:
-                weight = _dequantized_weight(model.graph, node, values[layer.weight], layer.axis, plan)
-                node.replace_input_with(1, weight)
+                node.replace_input_with(1, _dequantized_weight(model.graph, node, layer.axis, plan))
     for residual in placement.residual_inputs(plan.int8_layers):
         add = nodes[residual.node]
         add.replace_input_with(residual.index, dequantized(residual.tensor, add))
@@ -54,11 +55,11 @@ def insert_qdq(model: ir.Model, placement: Placement, plan: QuantizationPlan) ->
 
 def quantize_weight(
     weight: NDArray[np.float32], axis: int, plan: QuantizationPlan
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Return the int8 weight and its scales along `axis`, shape (weight.shape[axis],), or its one scale, shape ().
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Return the quantized weight and its scales along `axis`, shape (weight.shape[axis],), or its one scale, shape ().
 
-    ``scale = max |w| / 127`` per channel, or over all where the plan's weights are per tensor. A channel of zeros gets
-    scale 1, since any positive scale is exact for it.
+    ``scale = max |w| / largest`` (127 in int8) per channel, or over all where the plan's weights are per tensor. A
+    channel of zeros gets scale 1, since any positive scale is exact for it.
 
     Args:
         weight: any shape.
@@ -76,9 +77,9 @@ def quantize_weight(
     per_channel = plan.weights == "per_channel"
     reduced = tuple(i for i in range(weight.ndim) if i != axis or not per_channel)
     amax = np.abs(weight).max(axis=reduced)
-    scales = representable(np.where(amax > 0, amax / np.float32(127), np.float32(1)), plan)
+    scales = representable(np.where(amax > 0, amax / np.float32(plan.number_format.largest), np.float32(1)), plan)
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)] if per_channel else []
-    return np.clip(np.rint(weight / scales.reshape(shape)), -128, 127).astype(np.int8), scales
+    return plan.number_format.encode(weight / scales.reshape(shape)), scales
 
 
 def representable(scale: NDArray[np.floating[Any]], plan: QuantizationPlan) -> NDArray[np.float32]:
@@ -91,16 +92,18 @@ def representable(scale: NDArray[np.floating[Any]], plan: QuantizationPlan) -> N
         >>> representable(np.array([0.5, 1e6]), plan).tolist()
         [0.5, 65504.0]
     """
-    kind = FORMATS[plan.float_precision]
+    kind = NUMBER_FORMATS[plan.float_precision]
     bounded: NDArray[np.floating[Any]] = np.clip(scale, kind.smallest, kind.largest)
     return bounded.astype(kind.numpy).astype(np.float32)
 
 
-def _quantize(graph: ir.Graph, value: ir.Value, scale: NDArray[np.float32], suffix: str) -> ir.Value:
+def _quantize(
+    graph: ir.Graph, value: ir.Value, scale: NDArray[np.float32], number_format: NumberFormat, suffix: str
+) -> ir.Value:
     name = str(value.name)
-    inputs = [value, _constant(graph, f"{name}/scale", ir.tensor(scale)), _zero_point(graph, None)]
+    inputs = [value, _constant(graph, f"{name}/scale", ir.tensor(scale)), _zero_point(graph, number_format, None)]
     node = ir.node("QuantizeLinear", inputs, name=f"{name}/QuantizeLinear{suffix}")
-    _set(node.outputs[0], f"{name}/quantized{suffix}", ir.DataType.INT8, value.shape)
+    _set(node.outputs[0], f"{name}/quantized{suffix}", ir.DataType[number_format.onnx], value.shape)
     producer = value.producer()
     if producer is None:
         graph.insert_before(graph[0], node)
@@ -109,11 +112,18 @@ def _quantize(graph: ir.Graph, value: ir.Value, scale: NDArray[np.float32], suff
     return node.outputs[0]
 
 
-def _dequantize(consumer: ir.Node, value: ir.Value, name: str, scale: ir.TensorProtocol, axis: int | None) -> ir.Value:
+def _dequantize(
+    consumer: ir.Node,
+    value: ir.Value,
+    name: str,
+    scale: ir.TensorProtocol,
+    number_format: NumberFormat,
+    axis: int | None,
+) -> ir.Value:
     graph = consumer.graph
     assert isinstance(graph, ir.Graph)
     channels = None if axis is None else scale.numpy().size
-    inputs = [value, _constant(graph, f"{name}/scale", scale), _zero_point(graph, channels)]
+    inputs = [value, _constant(graph, f"{name}/scale", scale), _zero_point(graph, number_format, channels)]
     attributes = {} if axis is None else {"axis": axis}
     node = ir.node("DequantizeLinear", inputs, attributes, name=f"{name}/DequantizeLinear/{consumer.name}")
     _set(node.outputs[0], f"{name}/dequantized/{consumer.name}", ir.DataType.FLOAT, value.shape)
@@ -121,20 +131,19 @@ def _dequantize(consumer: ir.Node, value: ir.Value, name: str, scale: ir.TensorP
     return node.outputs[0]
 
 
-def _dequantized_weight(
-    graph: ir.Graph, node: ir.Node, weight: ir.Value, axis: int, plan: QuantizationPlan
-) -> ir.Value:
-    assert weight.const_value is not None
+def _dequantized_weight(graph: ir.Graph, node: ir.Node, axis: int, plan: QuantizationPlan) -> ir.Value:
+    weight = node.inputs[1]  # not always the layer's own: the plan may have edited it
+    assert weight is not None and weight.const_value is not None
     name = f"{weight.name}/axis{axis}"  # a shared weight may be used along either axis
     array, scales = quantize_weight(weight.const_value.numpy(), axis, plan)
-    int8 = _constant(graph, f"{name}/quantized", ir.tensor(array))
-    return _dequantize(node, int8, name, ir.tensor(scales), axis if scales.ndim else None)
+    quantized = _constant(graph, f"{name}/quantized", ir.tensor(array, ir.DataType[plan.number_format.onnx]))
+    return _dequantize(node, quantized, name, ir.tensor(scales), plan.number_format, axis if scales.ndim else None)
 
 
-def _zero_point(graph: ir.Graph, channels: int | None) -> ir.Value:
-    """Return the shared int8 zero point: a scalar, or a vector of one zero per channel."""
+def _zero_point(graph: ir.Graph, number_format: NumberFormat, channels: int | None) -> ir.Value:
+    """Return the shared zero point: a scalar, or a vector of one zero per channel."""
     name = "zero_point" if channels is None else f"zero_point/{channels}"
-    return _constant(graph, name, ir.tensor(np.zeros(() if channels is None else channels, np.int8)))
+    return _constant(graph, name, ir.tensor(np.zeros(() if channels is None else channels, number_format.numpy)))
 
 
 def _constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:

@@ -8,6 +8,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from calibrate.graph.placement import Layer, Placement
 from calibrate.graph.qdq import quantize_weight, representable
+from calibrate.graph.weights import edit_weights
 from calibrate.plan import QuantizationPlan
 
 __all__ = ["SWITCHES", "switchable"]
@@ -20,9 +21,10 @@ def switchable(model: ir.Model, placement: Placement, plan: QuantizationPlan) ->
     """Return a copy of a prepared model that takes `SWITCHES` as one more input.
 
     Where all of the plan's int8 layers are on, and no others, it computes what the plan's simulated file does. A layer
-    that is off is float32, whatever type the plan gives it. Each layer is an If with the float layer in one branch
-    and the quantized one in the other: only one of them runs, and both have constant weights, which runtimes lay out
-    beforehand. Layers that are not int8 in the plan have no scales, and stay as they are.
+    that is off is float32, whatever type the plan gives it, with weights as the plan edits them. Each layer is an If
+    with the float layer in one branch and the quantized one in the other: only one of them runs, and both have constant
+    weights, which runtimes lay out beforehand. Layers that are not int8 in the plan have no scales, and stay as they
+    are.
 
     Args:
         model: what `prepare` returned; not changed.
@@ -41,6 +43,7 @@ def switchable(model: ir.Model, placement: Placement, plan: QuantizationPlan) ->
         ['x', 'calibrate/switches']
     """
     result = model.clone()
+    edit_weights(result, plan)
     graph = result.graph
     switches = ir.Value(name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape(["layers"]))
     graph.inputs.append(switches)
@@ -108,7 +111,7 @@ def _quantized(node: ir.Node, value: ir.Value | None, scale: float, plan: Quanti
     amount = representable(np.asarray(scale), plan)
     constants = [
         _initializer(graph, f"{value.name}/{node.name}/scale", ir.tensor(amount)),
-        _initializer(graph, f"{value.name}/{node.name}/zero_point", ir.tensor(np.zeros((), np.int8))),
+        _initializer(graph, f"{value.name}/{node.name}/zero_point", ir.tensor(np.zeros((), plan.number_format.numpy))),
     ]
     quantize = ir.node("QuantizeLinear", [value, *constants], name=f"{value.name}/{node.name}/QuantizeLinear")
     return [quantize, ir.node("DequantizeLinear", [quantize.outputs[0], *constants])]

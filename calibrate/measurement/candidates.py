@@ -18,12 +18,13 @@ from calibrate.loading import Inputs
 from calibrate.measurement.evaluation_cache import EvaluationCache
 from calibrate.measurement.reference import ReferenceRun
 from calibrate.observation import CalibrationRun, clipped_share
-from calibrate.plan import Precision, QuantizationPlan
+from calibrate.plan import QuantizationPlan
 from validate.accuracy import accuracy, candidate_accuracy, evaluate, reference_errors
 from validate.backends import OnnxRuntimeBackend, OnnxRuntimeModel, detach, write_onnx
 from validate.backends.tensorrt import build
 from validate.exceptions import JobError
 from validate.layerwise import LayerDifference, TensorDifference, compare, subjects_of
+from validate.number_formats import Precision
 from validate.results import Accuracy, Candidate, CandidateAccuracy, IntegerKernels, LayerError
 
 __all__ = ["CandidateBench", "MeasuredCandidate"]

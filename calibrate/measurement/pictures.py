@@ -18,6 +18,7 @@ from calibrate.observation import clipped_share
 from calibrate.plan import QuantizationPlan
 from calibrate.strategies import ScaleHistory
 from validate.data import SampleStream, as_image
+from validate.number_formats import INT8
 from validate.results import Histogram, Illustrations, LayerError, Results, TensorHistogram, Threshold, WorstSample
 from validate.stats import Statistics
 
@@ -27,7 +28,7 @@ HISTOGRAMS = 8
 SAMPLES = 12
 """Largest number of histograms, and of worst samples."""
 _BINS = 128
-_LEVELS = 127
+_LEVELS = INT8.largest
 _SIZE = (320, 96)
 """Largest width and height of a picture, in pixels; wide, for lines of text."""
 _TEXT = 400

@@ -9,12 +9,13 @@ from calibrate.journal import Journal
 from calibrate.loading import Inputs, SplitFingerprint
 from calibrate.observation.streaming import observable, observe, workers
 from calibrate.plan import QuantizationPlan
+from validate.number_formats import INT8
 from validate.results import Clipping
 from validate.stats import Statistics
 
 __all__ = ["clipped_share", "measure_clipping"]
 
-_LARGEST = 127.5
+_LARGEST = INT8.largest + 0.5
 """In steps of the scale: larger values become 127. Negative values are clipped only below -128.5, so that this counts
 some of them that are not."""
 

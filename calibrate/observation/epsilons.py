@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from calibrate.graph import FORMATS
+from validate.number_formats import NUMBER_FORMATS
 
 __all__ = ["nodes_that_need_epsilons"]
 
@@ -45,7 +45,7 @@ _STAYS_SMALL = frozenset(
 )
 """Ops whose output may be tiny where an input is."""
 
-_ROUNDED_TO_0 = FORMATS["fp16"].smallest / 2
+_ROUNDED_TO_0 = NUMBER_FORMATS["fp16"].smallest / 2
 """Greatest number that FP16 rounds to 0: a tie goes to the even neighbour."""
 
 

@@ -7,17 +7,18 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from calibrate.graph import FORMATS, is_always_fp32
+from calibrate.graph import is_always_fp32
 from calibrate.journal import Journal
 from calibrate.loading import CalibrationInputs
 from calibrate.observation.epsilons import nodes_that_need_epsilons
 from validate.backends import OnnxRuntimeModel, detach
 from validate.data import Batch
+from validate.number_formats import NUMBER_FORMATS
 from validate.stats import Statistics
 
 __all__ = ["FP16_LIMIT", "nodes_beyond_fp16", "observe_ranges", "wide_nodes"]
 
-_LARGEST = FORMATS["fp16"].largest
+_LARGEST = NUMBER_FORMATS["fp16"].largest
 
 FP16_LIMIT = _LARGEST / 2
 """Largest |x| of the samples that is taken to fit into FP16.

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -18,25 +15,11 @@ from pydantic import Field
 
 from calibrate.observation.streaming import Observation
 from calibrate.plan import Origin
-from validate.exceptions import JobError
+from validate.exceptions import DAMAGED_NPZ, JobError
 from validate.records import Record, replacing
 from validate.stats import MAX_BINS, Statistics
 
 __all__ = ["StoredStatistics", "merged", "read_statistics", "write_statistics"]
-
-
-_DAMAGED = (
-    AttributeError,
-    EOFError,
-    KeyError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""Errors that NumPy and zipfile raise on a file of another kind, or on a damaged one."""
 
 
 class _Header(Record):
@@ -90,7 +73,7 @@ def read_statistics(path: Path) -> StoredStatistics:
             bins, counts, extremes = file["bins"], file["counts"], file["extremes"]
     except OSError as error:
         raise JobError(f"statistics {path} cannot be read: {error.strerror or error}") from error
-    except _DAMAGED as error:
+    except DAMAGED_NPZ as error:
         raise JobError(f"{path} is not a statistics file; python -m calibrate observe writes one") from error
     header.origin.require_version(f"statistics {path}")
     shape = (2, len(header.tensors))

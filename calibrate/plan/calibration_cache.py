@@ -71,9 +71,13 @@ def write_cache(plan: QuantizationPlan, path: Path, tensorrt: str) -> None:
         tensorrt: the version that will read it, e.g. ``8.6.1``; TensorRT rejects a cache of another version.
 
     Raises:
-        UsageError: no such version reads calibration caches, the format cannot hold a tensor's name, or `path` is a
-            file that is no cache.
+        UsageError: no such version reads calibration caches, the format cannot hold a tensor's name or what the plan
+            changes of weights, or `path` is a file that is no cache.
     """
+    if plan.weight_edits:
+        raise UsageError(
+            f"plan {plan.name} edits weights, which a calibration cache cannot hold; export a plan without"
+        )
     if path.exists() and not path.read_bytes()[:4] == b"TRT-":
         raise UsageError(f"{path} is there and is not a calibration cache; name another file with --output")
     if unwritable := [name for name in plan.scales if {"\n", "\r"} & set(name)]:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_serializer, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_serializer, field_validator, model_serializer
 
 from calibrate.plan.origin import Origin
+from calibrate.plan.weight_edits import WeightEdit, WeightEdits, weights_file
+from validate.number_formats import INT8, NUMBER_FORMATS, FloatPrecision, NumberFormat, Precision
 from validate.records import FileKind, Record
 
-__all__ = ["Exclusion", "FloatPrecision", "Precision", "QuantizationPlan", "QuantizationRules"]
-
-Precision = Literal["int8", "fp16", "bf16", "fp32"]
-FloatPrecision = Literal["fp16", "bf16", "fp32"]
+__all__ = ["Exclusion", "QuantizationPlan", "QuantizationRules"]
 
 
 class Exclusion(Record):
@@ -51,9 +51,14 @@ class QuantizationRules(Record):
     )
     exclude: Exclusion = Field(default=Exclusion(), description="nodes that stay in float")
 
+    @property
+    def number_format(self) -> NumberFormat:
+        """What layers are quantized to."""
+        return INT8
+
 
 class QuantizationPlan(QuantizationRules):
-    """A scale per tensor and a precision per layer, for one model.
+    """A scale per tensor, a precision per layer, and edits of weights, for one model.
 
     Symmetric int8, zero point 0: ``q = clip(round_half_even(x / scale), -128, 127)``, ``scale = threshold / 127``.
     Weights have no scales here: they are a function of the weights themselves (their largest |w|).
@@ -87,6 +92,10 @@ class QuantizationPlan(QuantizationRules):
         "they are fp32 where they would be fp16: layers, the float side of int8 layers, and any other node",
     )
 
+    weight_edits: WeightEdits = Field(
+        default=WeightEdits(), description="SHA-256 of what the plan changes of weights, which is in a file beside it"
+    )
+
     @field_validator("scales")
     @classmethod
     def _positive(cls, scales: dict[str, float]) -> dict[str, float]:
@@ -99,10 +108,17 @@ class QuantizationPlan(QuantizationRules):
     def _in_order(self, names: frozenset[str]) -> list[str]:
         return sorted(names)  # or equal plans would have different hashes
 
+    @model_serializer(mode="wrap")
+    def _without_empty_edits(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = dump(self)
+        if not self.weight_edits:  # a plan that edits none is what it was before plans could
+            content.pop("weight_edits", None)
+        return content
+
     @property
     def int8_layers(self) -> frozenset[str]:
         """Names of the layers that are computed in int8."""
-        return frozenset(name for name, precision in self.layers.items() if precision == "int8")
+        return frozenset(name for name, precision in self.layers.items() if NUMBER_FORMATS[precision].scaled)
 
     @property
     def hash(self) -> str:
@@ -117,12 +133,26 @@ class QuantizationPlan(QuantizationRules):
         return self.model_copy(update={"name": name, "layers": layers})
 
     def in_float(self, precision: FloatPrecision, name: str) -> QuantizationPlan:
-        """Return the plan called `name` with the whole model in one float type."""
-        return self.with_layers(self.int8_layers, precision, name).model_copy(update={"float_precision": precision})
+        """Return the plan called `name` with the whole model in one float type, and its weights as they were."""
+        changed = {"float_precision": precision, "weight_edits": WeightEdits()}
+        return self.with_layers(self.int8_layers, precision, name).model_copy(update=changed)
+
+    def with_weight_edits(self, edits: Iterable[WeightEdit]) -> QuantizationPlan:
+        """Return the plan with more edits of weights, which are made after those that it has."""
+        return self.model_copy(update={"weight_edits": WeightEdits((*self.weight_edits, *edits))})
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, and weight edits beside it: see `weights_file`."""
+        if self.weight_edits:
+            self.weight_edits.write(weights_file(path))
+        super().write(path)
 
     @classmethod
     def read(cls, path: Path) -> QuantizationPlan:
-        """Read what `write` wrote. Raises JobError where the file is not a plan, or one of another version."""
+        """Read what `write` wrote.
+
+        Raises JobError where the file is not a plan, or one of another version, or its weight edits are not beside it.
+        """
         plan = super().read(path)
         plan.origin.require_version(f"plan {path}")
         return plan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator, model_validator
 
-from calibrate.plan import FloatPrecision
+from validate.number_formats import FloatPrecision
 from validate.settings import Section
 
 __all__ = ["FallbackConfig"]

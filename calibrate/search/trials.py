@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from calibrate.graph import layer_precisions
 from calibrate.measurement import TimedScores
-from calibrate.plan import Precision, QuantizationPlan
+from calibrate.plan import QuantizationPlan
 from calibrate.search.ladder import (
     Budget,
     CostOf,
@@ -27,6 +27,7 @@ from calibrate.search.target import Target, changed
 from calibrate.search.trial_bench import Stop, TrialBench
 from validate.accuracy import candidate_accuracy
 from validate.exceptions import JobError
+from validate.number_formats import Precision
 from validate.results import Accuracy, Candidate, Search, Trial, Verdict
 from validate.stats import paired_interval
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 from calibrate.strategies.convergence import ScaleHistory
 from calibrate.strategies.entropy import entropy
 from calibrate.strategies.mse import mse
-from calibrate.strategies.percentile import percentile
+from calibrate.strategies.percentile import PercentileStrategy, percentile
 from calibrate.strategies.planning import make_plan, make_plans, plan_of_scales
-from calibrate.strategies.settings import PercentileStrategy, QuantizationConfig
+from calibrate.strategies.registry import STRATEGIES, ThresholdFunction
+from calibrate.strategies.settings import QuantizationConfig
 
 __all__ = [
+    "STRATEGIES",
     "PercentileStrategy",
     "QuantizationConfig",
     "ScaleHistory",
+    "ThresholdFunction",
     "entropy",
     "make_plan",
     "make_plans",

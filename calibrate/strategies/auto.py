@@ -8,6 +8,7 @@ from calibrate.strategies.entropy import entropy
 from calibrate.strategies.minmax import minmax
 from calibrate.strategies.mse import expected_errors, mse
 from calibrate.strategies.percentile import percentile
+from validate.number_formats import INT8, NumberFormat
 from validate.stats import Statistics
 
 __all__ = ["auto"]
@@ -16,7 +17,7 @@ _CLIPPING = 2.0
 """Weight of squared errors by clipping; those by rounding have weight 1."""
 
 
-def auto(statistics: Statistics) -> float:
+def auto(statistics: Statistics, number_format: NumberFormat = INT8) -> float:
     """Return the threshold t, among those of all strategies, that minimises ``R(t) + 2 C(t)``, in the tensor's unit.
 
     R is the expected squared error of the values that are rounded and C that of those that are clipped, over the
@@ -36,10 +37,10 @@ def auto(statistics: Statistics) -> float:
         >>> round(auto(statistics), 1)
         2.6
     """
-    candidates = [minmax(statistics), entropy(statistics), mse(statistics)]
+    candidates = [threshold(statistics, number_format) for threshold in (minmax, entropy, mse)]
     if statistics.amax == 0:
         return 0.0
     candidates += [percentile(statistics, percent) for percent in (99.9, 99.99, 99.999)]
     thresholds = np.array([threshold for threshold in candidates if threshold > 0])
-    rounding, clipping = expected_errors(statistics, thresholds)
+    rounding, clipping = expected_errors(statistics, thresholds, number_format)
     return float(thresholds[np.argmin(rounding + _CLIPPING * clipping)])

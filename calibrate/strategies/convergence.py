@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from calibrate.strategies.planning import SETTLED, strategy_name, threshold_function
-from calibrate.strategies.settings import Strategy
+from calibrate.strategies.planning import SETTLED
+from calibrate.strategies.registry import Strategy, strategy_name, threshold_function
+from validate.number_formats import INT8
 from validate.results import Convergence, ConvergencePoint
 from validate.stats import Statistics
 
@@ -30,7 +31,7 @@ class ScaleHistory:
     def __init__(self, strategies: Sequence[Strategy], tensors: Sequence[str]) -> None:
         picked = np.unique(np.linspace(0, len(tensors) - 1, min(len(tensors), _TENSORS)).round().astype(int))
         self._tensors = [tensors[i] for i in picked]
-        self._thresholds = {strategy_name(strategy): threshold_function(strategy) for strategy in strategies}
+        self._thresholds = {strategy_name(strategy): threshold_function(strategy, INT8) for strategy in strategies}
         self._notes: list[tuple[int, dict[str, dict[str, float]]]] = []
 
     def note(self, samples: int, statistics: Callable[[str], Statistics]) -> None:

@@ -8,17 +8,16 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from validate.number_formats import INT8, NumberFormat
 from validate.stats import Statistics
 
 __all__ = ["entropy"]
 
-LEVELS = 128
-"""Magnitudes of symmetric int8 (0..127), as in TensorRT's calibrator."""
 BINS = 2048
 """TensorRT's number of histogram bins; ours are between half of it and all of it, their width a power of two."""
 
 
-def entropy(statistics: Statistics) -> float:
+def entropy(statistics: Statistics, number_format: NumberFormat = INT8) -> float:
     """Return the threshold that minimises ``KL(P || Q)``, in the tensor's unit.
 
     Migacz, "8-bit Inference with TensorRT" (GTC 2017, slides 28-40): for every candidate of i bins, from 128 to
@@ -40,10 +39,11 @@ def entropy(statistics: Statistics) -> float:
         >>> entropy(statistics)
         1.0
     """
+    levels = int(number_format.largest) + 1  # magnitudes, with zero: 128 of int8, as in TensorRT's calibrator
     counts, width = _coarsen(statistics)
-    if counts.size <= LEVELS or not counts.any():
+    if counts.size <= levels or not counts.any():
         return statistics.amax
-    best: int = _best_candidate(counts.astype(np.float64), LEVELS)
+    best: int = _best_candidate(counts.astype(np.float64), levels)
     return min(best * width, statistics.amax)
 
 

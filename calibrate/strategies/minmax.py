@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from validate.number_formats import INT8, NumberFormat
 from validate.stats import Statistics
 
 __all__ = ["minmax"]
 
 
-def minmax(statistics: Statistics) -> float:
-    """Return the largest |x| seen, in the tensor's unit.
+def minmax(statistics: Statistics, number_format: NumberFormat = INT8) -> float:
+    """Return the largest |x| seen, in the tensor's unit, whatever the format.
 
     Examples:
         >>> import numpy as np

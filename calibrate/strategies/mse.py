@@ -6,18 +6,19 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from validate.number_formats import INT8, NumberFormat
 from validate.stats import Statistics
 
 __all__ = ["expected_errors", "mse"]
 
-LEVELS = 127
 _COARSE, _FINE = 64, 32
 """Candidates of the first and of each refining sweep."""
 
 
-def mse(statistics: Statistics) -> float:
+def mse(statistics: Statistics, number_format: NumberFormat = INT8) -> float:
     """Return the threshold t that minimises ``E[(x - s clip(round(x / s), -127, 127))^2]`` with ``s = t / 127``.
 
+    127 is the largest number of int8; of another format whose numbers are evenly spaced it is that one's.
     The expectation is over the histogram, every value standing at its bin's centre; rounding is half to even.
     The search is a sweep over (0, amax], refined twice around the best threshold. In the tensor's unit. Verified
     against a brute-force search in the tests.
@@ -40,7 +41,7 @@ def mse(statistics: Statistics) -> float:
     step = amax / _COARSE
     thresholds = np.arange(1, _COARSE + 1) * step
     for _ in range(3):
-        rounding, clipping = _errors(counts, centres, thresholds)
+        rounding, clipping = _errors(counts, centres, thresholds, number_format.largest)
         best = thresholds[np.argmin(rounding + clipping)]
         low, high = max(best - step, step / _FINE), min(best + step, amax)
         thresholds = np.linspace(low, high, _FINE)
@@ -49,13 +50,14 @@ def mse(statistics: Statistics) -> float:
 
 
 def expected_errors(
-    statistics: Statistics, thresholds: NDArray[np.float64]
+    statistics: Statistics, thresholds: NDArray[np.float64], number_format: NumberFormat = INT8
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the sums of squared errors by rounding, of |x| <= t, and by clipping, of |x| > t, for every threshold.
 
     Args:
         statistics: of at least one value.
         thresholds: positive, shape (n,), as are both results.
+        number_format: what values are rounded to.
 
     Examples:
         >>> import numpy as np
@@ -66,7 +68,7 @@ def expected_errors(
         >>> rounding.round(3).tolist(), clipping.round(3).tolist()
         ([0.0, 0.0], [4.001, 0.0])
     """
-    return _errors(*_filled(statistics), thresholds)  # type: ignore[no-any-return]
+    return _errors(*_filled(statistics), thresholds, number_format.largest)  # type: ignore[no-any-return]
 
 
 def _filled(statistics: Statistics) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -80,11 +82,11 @@ def _filled(statistics: Statistics) -> tuple[NDArray[np.float64], NDArray[np.flo
 
 @numba.njit(cache=True)
 def _errors(
-    counts: NDArray[np.float64], centres: NDArray[np.float64], thresholds: NDArray[np.float64]
+    counts: NDArray[np.float64], centres: NDArray[np.float64], thresholds: NDArray[np.float64], largest: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     rounding, clipping = np.zeros(thresholds.size), np.zeros(thresholds.size)
     for t in range(thresholds.size):
-        scale = thresholds[t] / LEVELS
+        scale = thresholds[t] / largest
         # Centres ascend; all that are beyond the threshold become it.
         rounded = np.searchsorted(centres, thresholds[t], side="right")
         total = 0.0

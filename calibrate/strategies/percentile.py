@@ -5,10 +5,27 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from pydantic import Field
 
+from calibrate.strategies.minmax import minmax
+from validate.number_formats import INT8, NumberFormat
+from validate.settings import Section
 from validate.stats import Statistics
 
-__all__ = ["percentile"]
+__all__ = ["PercentileStrategy", "percentile"]
+
+
+class PercentileStrategy(Section):
+    """Strategy that clips a fixed share of the values: those of |x| above a percentile, in (0, 100]."""
+
+    percentile: float = Field(gt=0, le=100)
+
+    def __call__(self, statistics: Statistics, number_format: NumberFormat = INT8) -> float:
+        """Return the threshold, in the tensor's unit, whatever the format.
+
+        A percentile of a mostly-zero tensor is 0, which is no scale: nothing is clipped then.
+        """
+        return percentile(statistics, self.percentile) or minmax(statistics)
 
 
 def percentile(statistics: Statistics, percent: float) -> float:

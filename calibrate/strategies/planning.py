@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +12,8 @@ from calibrate.graph import Placement
 from calibrate.journal import Journal
 from calibrate.observation import Observation, unquantizable
 from calibrate.plan import Origin, QuantizationPlan, QuantizationRules
-from calibrate.strategies.auto import auto
-from calibrate.strategies.entropy import entropy
-from calibrate.strategies.minmax import minmax
-from calibrate.strategies.mse import mse
-from calibrate.strategies.percentile import percentile
-from calibrate.strategies.settings import PercentileStrategy, QuantizationConfig, Strategy
+from calibrate.strategies.registry import Strategy, strategy_name, threshold_function
+from calibrate.strategies.settings import QuantizationConfig
 from validate.exceptions import JobError
 from validate.stats import Statistics
 
@@ -28,25 +24,10 @@ __all__ = [
     "make_plans",
     "plan_of_scales",
     "scale_changes",
-    "strategy_name",
-    "threshold_function",
 ]
 
-_LEVELS = 127
 SETTLED = 0.1
 """Relative change of a scale that is too small to matter."""
-
-
-def strategy_name(strategy: Strategy) -> str:
-    """Return the name of a strategy in results.
-
-    Examples:
-        >>> strategy_name("mse"), strategy_name(PercentileStrategy(percentile=99.99))
-        ('mse', 'percentile-99.99')
-    """
-    if isinstance(strategy, PercentileStrategy):
-        return f"percentile-{strategy.percentile!r}".removesuffix(".0")
-    return strategy
 
 
 def make_plan(
@@ -76,9 +57,10 @@ def make_plan(
         >>> plan.scales, plan.layers
         ({'x': 2.0}, {'product': 'int8'})
     """
-    threshold = threshold_function(strategy)
+    threshold = threshold_function(strategy, rules.number_format)
     dead = unquantizable(statistics)
-    scales = {name: threshold(s) / _LEVELS for name, s in statistics.items() if name not in dead}
+    largest = rules.number_format.largest
+    scales = {name: threshold(s) / largest for name, s in statistics.items() if name not in dead}
     return plan_of_scales(strategy_name(strategy), scales, placement, origin, rules)
 
 
@@ -141,7 +123,10 @@ def plan_of_scales(
         strategy=strategy,
         origin=origin,
         scales=shared,
-        layers={layer.node: rules.float_precision if layer.node in blocked else "int8" for layer in placement.layers},
+        layers={
+            layer.node: rules.float_precision if layer.node in blocked else rules.number_format.name
+            for layer in placement.layers
+        },
         **{name: getattr(rules, name) for name in QuantizationRules.model_fields},
     )
 
@@ -180,26 +165,10 @@ def scale_changes(plan: QuantizationPlan, strategy: Strategy, observation: Obser
     half, rest = observation.halves
     if not any(s.count for s in rest.values()):
         return Settling(math.nan, math.nan, math.nan, "")
-    threshold = threshold_function(strategy)
-    scale = {name: threshold(s) / _LEVELS for name, s in observation.statistics.items() if name in plan.scales}
+    threshold, largest = threshold_function(strategy, plan.number_format), plan.number_format.largest
+    scale = {name: threshold(s) / largest for name, s in observation.statistics.items() if name in plan.scales}
     # A tensor that half of the samples did not reach had no scale then: all of it is new.
-    changes = {n: abs(threshold(half[n]) / _LEVELS / scale[n] - 1) if half[n].count else 1.0 for n in scale}
+    changes = {n: abs(threshold(half[n]) / largest / scale[n] - 1) if half[n].count else 1.0 for n in scale}
     median, most = np.quantile(list(changes.values()), [0.5, 0.9])
     tensor = max(changes, key=lambda name: changes[name])
     return Settling(float(median), float(most), changes[tensor], tensor)
-
-
-def threshold_function(strategy: Strategy) -> Callable[[Statistics], float]:
-    """Return the function from statistics to the threshold: the largest |x| that is not clipped, 127 times the scale.
-
-    Examples:
-        >>> statistics = Statistics()
-        >>> statistics.update(np.array([-3.0, 1.0]))
-        >>> threshold_function("minmax")(statistics)
-        3.0
-    """
-    if isinstance(strategy, PercentileStrategy):
-        percent = strategy.percentile
-        # A percentile of a mostly-zero tensor is 0, which is no scale: nothing is clipped then.
-        return lambda statistics: percentile(statistics, percent) or minmax(statistics)
-    return {"minmax": minmax, "entropy": entropy, "mse": mse, "auto": auto}[strategy]

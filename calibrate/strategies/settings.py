@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from pydantic import Field, field_validator
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from calibrate.plan import QuantizationRules
+from calibrate.recovery import RecoveryChoice
+from calibrate.strategies.percentile import PercentileStrategy
+from calibrate.strategies.registry import Strategy, strategy_name
+from validate.number_formats import FloatPrecision
 
-from calibrate.plan import FloatPrecision, QuantizationRules
-from validate.settings import Section
-
-__all__ = ["PercentileStrategy", "QuantizationConfig", "Strategy"]
-
-
-class PercentileStrategy(Section):
-    """Strategy that clips a fixed share of the values: those of |x| above a percentile, in (0, 100]."""
-
-    percentile: float = Field(gt=0, le=100)
-
-
-def _kind_of_strategy(value: Any) -> str:
-    return "percentile" if isinstance(value, dict | PercentileStrategy) else "name"
-
-
-Strategy = Annotated[
-    Annotated[Literal["minmax", "entropy", "mse", "auto"], Tag("name")]
-    | Annotated[PercentileStrategy, Tag("percentile")],
-    Discriminator(_kind_of_strategy),  # one sentence for one mistake, not one for every branch of the union
-]
+__all__ = ["QuantizationConfig"]
 
 
 class QuantizationConfig(QuantizationRules):
@@ -49,12 +33,15 @@ class QuantizationConfig(QuantizationRules):
         description="each gives one candidate; a percentile is written {percentile: 99.99}",
     )
 
+    recovery: list[RecoveryChoice] = Field(
+        default=[], description="steps that change every plan, in order, so that its layers can stay in INT8"
+    )
+
     @field_validator("strategies")
     @classmethod
     def _distinct(cls, strategies: list[Strategy]) -> list[Strategy]:
-        seen: list[Strategy] = []
-        for strategy in strategies:
-            if strategy in seen:
+        names = [strategy_name(strategy) for strategy in strategies]  # which name files too
+        for index, strategy in enumerate(strategies):
+            if names[index] in names[:index]:
                 raise ValueError(f"{strategy} is there twice")
-            seen.append(strategy)
         return strategies

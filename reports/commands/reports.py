@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from validate.console import guarded, step
+from reports.console import guarded, step
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from validate.console import guarded
+from reports.console import guarded
 
 if TYPE_CHECKING:
     from rich.console import Console

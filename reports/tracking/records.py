@@ -23,7 +23,15 @@ from validate.results import Candidate, CandidateAccuracy, LayerError, Results, 
 
 __all__ = ["JobRecord", "Measurement", "RunRecord", "job_record"]
 
-FILES = ("results.json", "plan.json", "statistics.npz", "samples.parquet", "illustrations.json", "report.html")
+FILES = (
+    "results.json",
+    "plan.json",
+    "plan.weights.npz",
+    "statistics.npz",
+    "samples.parquet",
+    "illustrations.json",
+    "report.html",
+)
 """Artifacts of the job's run, as far as the files exist. `reports.release` finds them by these names."""
 MODEL = "model.int8.onnx"
 TABLES_TAG = "mlflow.loggedArtifacts"

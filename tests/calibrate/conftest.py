@@ -17,8 +17,9 @@ from onnx import numpy_helper
 from calibrate.graph.placement import Placement
 from calibrate.graph.preparation import prepare
 from calibrate.plan.origin import Origin
-from calibrate.plan.quantization_plan import FloatPrecision, Precision, QuantizationPlan
+from calibrate.plan.quantization_plan import QuantizationPlan
 from validate.backends.onnx_files import serialize
+from validate.number_formats import FloatPrecision, Precision
 
 Array = NDArray[Any]
 Parse = Callable[..., onnx.ModelProto]

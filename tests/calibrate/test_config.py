@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from calibrate.config import load
-from calibrate.strategies.settings import PercentileStrategy
+from calibrate.strategies.percentile import PercentileStrategy
 from validate.exceptions import UsageError
 
 ROOT = Path(__file__).parents[2]

@@ -21,6 +21,8 @@ from validate.backends.onnx_files import (
 )
 from validate.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeModel, cpu_name, write_optimized
 from validate.backends.opening import (
+    MODEL_KINDS,
+    ModelKind,
     Options,
     kind_of,
     model_name,
@@ -33,11 +35,13 @@ from validate.backends.pytorch import PyTorchBackend, from_reference
 from validate.backends.scopes import pair_with_onnx
 
 __all__ = [
+    "MODEL_KINDS",
     "PLAN_KEY",
     "Backend",
     "CannotForceError",
     "Deployable",
     "Gpu",
+    "ModelKind",
     "OnnxRuntimeBackend",
     "OnnxRuntimeModel",
     "Options",

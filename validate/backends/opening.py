@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -21,15 +21,25 @@ from validate.backends.pytorch import PyTorchBackend, from_reference
 from validate.backends.scopes import pair_with_onnx
 from validate.backends.tracing import export_again
 from validate.exceptions import JobError, UsageError
+from validate.number_formats import FloatPrecision
+from validate.registry import Registry
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Options", "kind_of", "model_name", "module_of", "open_model", "open_pytorch", "parameter_names"]
+__all__ = [
+    "MODEL_KINDS",
+    "ModelKind",
+    "Options",
+    "kind_of",
+    "model_name",
+    "module_of",
+    "open_model",
+    "open_pytorch",
+    "parameter_names",
+]
 
-Kind = Literal["onnx", "engine", "pytorch", "opened"]
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-_ENGINES = frozenset({".engine", ".plan", ".trt"})
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +49,57 @@ class Options:
     """How to run a model: the device, the arithmetic of ONNX and the precision of PyTorch."""
 
     device: Literal["cpu", "cuda"] = "cpu"
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    precision: FloatPrecision = "fp32"
     arithmetic: Arithmetic = "float"
 
 
-def kind_of(model: object) -> Kind:
-    """Return which kind of model this is or names. Raises UsageError where it is nothing that can be opened.
+@dataclass(frozen=True)
+class ModelKind:
+    """A kind of model that a user may name, and the backend that runs it.
+
+    Attributes:
+        suffixes: of its files, e.g. ``{".onnx"}``; the first that is listed stands in messages.
+        open: returns the backend of a file, ready to be loaded; raises JobError where it cannot be opened. None of a
+            kind that needs more than its name, as a PyTorch module does: see `open_pytorch`.
+    """
+
+    suffixes: tuple[str, ...]
+    open: Callable[[Path, Options], Backend] | None
+
+
+def _open_onnx(path: Path, options: Options) -> Backend:
+    return OnnxRuntimeBackend(path, options.arithmetic, options.device)
+
+
+def _open_engine(path: Path, options: Options) -> Backend:
+    from validate.backends.tensorrt import TensorRTBackend  # asks for TensorRT, which only engines need
+
+    return TensorRTBackend(path)
+
+
+def _problem(name: str, thing: object) -> str | None:
+    if not isinstance(thing, ModelKind):
+        return "is not a validate.backends.ModelKind"
+    return None if thing.suffixes and thing.open else "needs suffixes, and a function that opens a file"
+
+
+MODEL_KINDS: Registry[ModelKind] = Registry(
+    "backend",
+    "int8_gate.backends",
+    {
+        "onnx": ModelKind((".onnx",), _open_onnx),
+        "engine": ModelKind((".engine", ".plan", ".trt"), _open_engine),
+        "pytorch": ModelKind((".pt2",), None),
+    },
+    _problem,
+)
+"""What can be opened, by name. A package of the user's adds its own under the entry points `int8_gate.backends`."""
+
+
+def kind_of(model: object) -> str:
+    """Return which kind of model this is or names: a key of `MODEL_KINDS`, or ``opened``.
+
+    Raises UsageError where it is nothing that can be opened.
 
     Examples:
         >>> kind_of("models.py:resnet18")
@@ -52,26 +107,21 @@ def kind_of(model: object) -> Kind:
     """
     if not isinstance(model, str | Path):
         return _kind_of_object(model)
-    name = str(model)
+    name, kinds = str(model), MODEL_KINDS.items()
     suffix = Path(name).suffix
-    if suffix == ".onnx":
-        kind: Kind = "onnx"
-    elif suffix in _ENGINES:
-        kind = "engine"
-    elif suffix == ".pt2":
-        kind = "pytorch"
-    elif ":" in name:
+    found = next((key for key, kind in kinds.items() if suffix in kind.suffixes), None)
+    if found is None and ":" in name:
         return "pytorch"
-    else:
-        raise UsageError(
-            f"{name} is no model that can be opened; give FILE.onnx, FILE.engine, FILE.pt2, module:name or FILE.py:name"
-        )
+    if found is None:
+        files = ", ".join(f"FILE{kind.suffixes[0]}" for kind in kinds.values())
+        broken = "".join(f"; {sentence}" for sentence in MODEL_KINDS.broken.values())
+        raise UsageError(f"{name} is no model that can be opened; give {files}, module:name or FILE.py:name{broken}")
     if not Path(name).is_file():
         raise UsageError(f"there is no file {name}")
-    return kind
+    return found
 
 
-def _kind_of_object(model: object) -> Kind:
+def _kind_of_object(model: object) -> str:
     if isinstance(model, onnx.ModelProto | Deployable):
         return "onnx"
     torch = sys.modules.get("torch")
@@ -102,7 +152,7 @@ def open_model(model: object, options: Options) -> Backend:
         options: what does not apply to the kind is ignored.
 
     Raises:
-        UsageError: there is no such model.
+        UsageError: there is no such model, or it is PyTorch's, for which there is `open_pytorch`.
         JobError: it cannot be opened.
     """
     kind = kind_of(model)
@@ -112,11 +162,10 @@ def open_model(model: object, options: Options) -> Backend:
         return OnnxRuntimeBackend(with_shapes(ir.from_proto(model)), options.arithmetic, options.device)
     if isinstance(model, Deployable):
         return OnnxRuntimeBackend(model.simulation(), options.arithmetic, options.device)
-    if kind == "onnx":
-        return OnnxRuntimeBackend(Path(str(model)), options.arithmetic, options.device)
-    from validate.backends.tensorrt import TensorRTBackend
-
-    return TensorRTBackend(Path(str(model)))
+    opener = MODEL_KINDS[kind].open
+    if opener is None:
+        raise UsageError(f"{model} is PyTorch, which is opened beside an ONNX file that says what its inputs are")
+    return opener(Path(str(model)), options)
 
 
 class _Opened:

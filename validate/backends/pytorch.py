@@ -28,15 +28,15 @@ from numpy.typing import NDArray
 from validate.backends.onnxruntime import cpu_name
 from validate.backends.tracing import ModuleTrace, Shape, trace_module
 from validate.exceptions import JobError
+from validate.number_formats import FloatPrecision
 from validate.references import load_object
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Device", "Precision", "PyTorchBackend", "from_reference"]
+__all__ = ["Device", "PyTorchBackend", "from_reference"]
 
 Device = Literal["cpu", "cuda"]
-Precision = Literal["fp32", "fp16", "bf16"]
 _Visit = Callable[[str, "torch.Tensor"], "torch.Tensor"]  # sees a tensor by name, returns what goes on in its place
 _T = TypeVar("_T")
 
@@ -106,7 +106,7 @@ class PyTorchBackend:
         input_names: Sequence[str],
         example: Mapping[str, NDArray[Any]] | None = None,
         device: Device = "cpu",
-        precision: Precision = "fp32",
+        precision: FloatPrecision = "fp32",
         output_names: Sequence[str] | None = None,
     ) -> None:
         _require_torch()

@@ -47,6 +47,7 @@ from validate.latency.rounds import (
     warm_up,
 )
 from validate.latency.runners import Loaded, Spec, load, torch_threads
+from validate.number_formats import FloatPrecision
 
 __all__ = [
     "Baselines",
@@ -82,7 +83,7 @@ class BenchmarkRequest:
     runs: int = 100
     loads: int = 5
     device: Literal["cpu", "cuda"] = "cpu"
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    precision: FloatPrecision = "fp32"
     threads: int | None = None
     cuda_graph: bool = True
 

@@ -23,7 +23,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from validate.backends import OnnxRuntimeModel, cpu_name, from_reference, kind_of
+from validate.backends import OnnxRuntimeModel, Options, Runnable, cpu_name, from_reference, kind_of, open_model
 from validate.exceptions import JobError, UsageError
 from validate.latency.rounds import Batches, Timed
 
@@ -85,6 +85,8 @@ def load(spec: Spec, device: Device, threads: int, precision: str, cuda_graph: b
         from validate.backends.tensorrt import TensorRTBackend
 
         return _Engine(TensorRTBackend(Path(spec.model)).load(), cuda_graph)
+    if kind != "pytorch":
+        return _Other(open_model(spec.model, Options(device)).load())
     if spec.model.endswith(".pt2"):
         raise UsageError(f"{spec.model} is an exported program, which is not what is deployed; time the module itself")
     return _Module(spec, device, precision, cuda_graph)
@@ -154,6 +156,20 @@ class _Onnx(OnnxRuntimeModel):
             binding.bind_output(name, "cuda", 0)
         binding.synchronize_inputs()
         return binding
+
+
+class _Other:
+    """A model of a backend that an installed package brings; copies of its own are in the time."""
+
+    timing = WALL
+
+    def __init__(self, model: Runnable) -> None:
+        self._model = model
+
+    def timed(self, batches: Batches) -> Timed:
+        """See `Loaded`."""
+        self._model.run(batches[0])  # whatever does not fit is a sentence
+        return _Wall(lambda i: self._model.run(batches[i]), self._model.runtime, self._model.device)
 
 
 class _Engine:

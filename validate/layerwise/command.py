@@ -18,6 +18,7 @@ from validate.exceptions import UsageError
 from validate.job import DataFile
 from validate.layerwise.comparison import Comparison
 from validate.layerwise.model_pair import Pair, compare_pair
+from validate.number_formats import FloatPrecision
 from validate.settings import read_settings, read_yaml
 
 __all__ = ["CompareRequest", "compare_files"]
@@ -35,7 +36,7 @@ class CompareRequest:
     batch_size: int = 4
     runtime: str | None = None
     device: Literal["cpu", "cuda"] = "cpu"
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    precision: FloatPrecision = "fp32"
     mapping: Path | None = None
 
 

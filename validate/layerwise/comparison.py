@@ -10,6 +10,7 @@ from pydantic import Field
 
 from validate.layerwise.tensor_errors import TensorErrors
 from validate.notebook import table
+from validate.number_formats import Precision
 from validate.records import FileKind, Number, Record, replacing
 from validate.results import Histogram
 
@@ -106,7 +107,7 @@ class LayerDifference(Record):
     node: str
     op_type: str
     depth: int = Field(ge=0, description="position in topological order")
-    precision: Literal["int8", "fp16", "bf16", "fp32", "other"]
+    precision: Literal[Precision, "other"]
     inputs: list[str] = Field(description="the nearest compared tensors that it is computed from")
     quantized_inputs: list[QuantizedInput]
     accumulated: TensorDifference | None = Field(description="both models run whole: where error is")

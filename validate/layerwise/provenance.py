@@ -9,12 +9,13 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["Place", "Precision", "Quantizer", "locate_tensors"]
+from validate.number_formats import NUMBER_FORMATS, Precision
 
-Precision = Literal["int8", "fp16", "bf16", "fp32", "other"]
+__all__ = ["Place", "Quantizer", "locate_tensors"]
 
 _RANGES = {
-    ir.DataType.INT8: (-128, 127),
+    **{ir.DataType[row.onnx]: (row.lowest, row.largest) for row in NUMBER_FORMATS.values() if row.scaled},
+    # What other tools quantize to.
     ir.DataType.UINT8: (0, 255),
     ir.DataType.INT16: (-32768, 32767),
     ir.DataType.UINT16: (0, 65535),
@@ -22,9 +23,7 @@ _RANGES = {
     ir.DataType.UINT4: (0, 15),
 }
 _PRECISIONS: dict[ir.DataType | None, Precision] = {
-    ir.DataType.FLOAT: "fp32",
-    ir.DataType.FLOAT16: "fp16",
-    ir.DataType.BFLOAT16: "bf16",
+    ir.DataType[row.onnx]: row.name for row in NUMBER_FORMATS.values() if not row.scaled
 }
 
 
@@ -53,7 +52,7 @@ class Place:
     node: str
     op_type: str
     depth: int
-    precision: Precision
+    precision: Literal[Precision, "other"]
     inputs: list[str] = field(default_factory=list)
     quantizers: list[Quantizer] = field(default_factory=list)
 
@@ -95,7 +94,7 @@ def locate_tensors(model: ir.Model, tensors: Collection[str]) -> dict[str, Place
     return places
 
 
-def _precision(value: ir.Value) -> Precision:
+def _precision(value: ir.Value) -> Literal[Precision, "other"]:
     """Return the type in which a value is computed, whatever it is cast to afterwards."""
     producer = value.producer()
     if producer is not None and producer.op_type == "Cast" and producer.inputs[0] is not None:

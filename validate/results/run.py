@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from validate.exceptions import UsageError
 from validate.notebook import accuracy_table, paragraphs, table
+from validate.number_formats import Precision
 from validate.passwords import Published
 from validate.records import FileKind, Number, Record
 
@@ -161,7 +162,7 @@ class LayerError(Record):
     op_type: str
     tensor: str
     depth: int = Field(ge=0, description="position in topological order")
-    precision: Literal["int8", "fp16", "bf16", "fp32"]
+    precision: Precision
     sqnr_db: Number = Field(
         description="10 log10(sum ref^2 / sum (ref - x)^2); inf where equal, -inf where only the reference is zero"
     )

@@ -12,11 +12,12 @@ from validate.tasks.detection import Detection
 from validate.tasks.embedding import SentenceEmbedding
 from validate.tasks.regression import Regression
 from validate.tasks.segmentation import Segmentation
-from validate.tasks.settings import TaskSpec, metric_of
+from validate.tasks.settings import TASKS, TaskSettings, TaskSpec, metric_of
 from validate.tasks.text_recognition import TextRecognition
 from validate.tasks.tokens import TokenAccuracy, TokenLoss
 
 __all__ = [
+    "TASKS",
     "Agreement",
     "Answering",
     "Classification",
@@ -30,6 +31,7 @@ __all__ = [
     "Segmentation",
     "SentenceEmbedding",
     "Task",
+    "TaskSettings",
     "TaskSpec",
     "TextRecognition",
     "TokenAccuracy",

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
 
 from validate.exceptions import JobError
 from validate.references import CallableReference, config_folder, load_object, resolve_path
+from validate.registry import Registry, TypedUnion
+from validate.settings import Section
 from validate.tasks.agreement import with_or_without_labels
 from validate.tasks.base import Metric, Task
 
 __all__ = [
+    "TASKS",
     "ClassificationSpec",
     "CustomSpec",
     "DetectionSpec",
@@ -21,6 +25,7 @@ __all__ = [
     "RegressionSpec",
     "SegmentationSpec",
     "SentenceEmbeddingSpec",
+    "TaskSettings",
     "TaskSpec",
     "TextRecognitionSpec",
     "TokenClassificationSpec",
@@ -30,8 +35,10 @@ __all__ = [
 _METADATA = "metadata:"
 
 
-class _Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class TaskSettings(Section, ABC):
+    """The `task` section of a config: a class of them for every task, with a field `type` of one literal value."""
+
+    type: str
 
     @property
     def is_rate(self) -> bool:
@@ -41,21 +48,25 @@ class _Spec(BaseModel):
     def check_without_labels(self) -> None:
         """Raise ValueError where the metric cannot say how far a model agrees with the float model's answers."""
 
+    @abstractmethod
+    def make(self, metadata: Mapping[str, str]) -> Task:
+        """Return the task; `metadata` is the ONNX model's. Raises JobError where that lacks what the task needs."""
 
-class ClassificationSpec(_Spec):
+
+class ClassificationSpec(TaskSettings):
     """Top-k accuracy; the first output holds logits or probabilities, the label is a class index."""
 
     type: Literal["classification"]
     top_k: int = Field(default=1, ge=1)
 
     def make(self, metadata: Mapping[str, str]) -> Task:
-        """Return the task; `metadata` is the ONNX model's."""
+        """Return the task."""
         from validate.tasks.classification import Classification
 
         return Classification(self.top_k)
 
 
-class TextRecognitionSpec(_Spec):
+class TextRecognitionSpec(TaskSettings):
     """CTC text; the first output holds probabilities over the characters and a blank, the label is the text."""
 
     type: Literal["text_recognition"]
@@ -104,7 +115,7 @@ class DetectionOutputs(BaseModel):
     classes: str = "labels"
 
 
-class DetectionSpec(_Spec):
+class DetectionSpec(TaskSettings):
     """COCO mAP; the output holds what is left after non-maximum suppression, the label is {bbox, category}."""
 
     type: Literal["detection"]
@@ -129,7 +140,7 @@ class DetectionSpec(_Spec):
         return Detection(self.classes, self.boxes, names, decode, self.max_detections)
 
 
-class SegmentationSpec(_Spec):
+class SegmentationSpec(TaskSettings):
     """Mean intersection over union; the first output holds logits or classes of pixels, the label is a map of them."""
 
     type: Literal["segmentation"]
@@ -143,7 +154,7 @@ class SegmentationSpec(_Spec):
         return Segmentation(self.classes, self.ignored)
 
 
-class SentenceEmbeddingSpec(_Spec):
+class SentenceEmbeddingSpec(TaskSettings):
     """Spearman's correlation with human scores; a sample is a pair of sentences, the label is the score."""
 
     type: Literal["sentence_embedding"]
@@ -163,8 +174,7 @@ class SentenceEmbeddingSpec(_Spec):
         return SentenceEmbedding(self.pooling)
 
 
-class _TokensSpec(_Spec):
-    type: str
+class _TokensSpec(TaskSettings):
     metric: Literal["accuracy", "loss", "perplexity"]
 
     @property
@@ -201,7 +211,7 @@ class MaskedLmSpec(_TokensSpec):
     metric: Literal["accuracy", "loss", "perplexity"] = "perplexity"
 
 
-class RegressionSpec(_Spec):
+class RegressionSpec(TaskSettings):
     """Numbers; the label is a number, or as many as the first output has for a sample."""
 
     type: Literal["regression"]
@@ -219,7 +229,7 @@ class RegressionSpec(_Spec):
         return Regression(self.metric)
 
 
-class CustomSpec(_Spec):
+class CustomSpec(TaskSettings):
     """A task of the user's own: a callable without arguments that returns a `validate.tasks.base.Task`."""
 
     type: Literal["custom"]
@@ -247,18 +257,35 @@ class CustomSpec(_Spec):
         return task
 
 
-TaskSpec = Annotated[
-    ClassificationSpec
-    | DetectionSpec
-    | SegmentationSpec
-    | TextRecognitionSpec
-    | SentenceEmbeddingSpec
-    | TokenClassificationSpec
-    | MaskedLmSpec
-    | RegressionSpec
-    | CustomSpec,
-    Field(discriminator="type"),
-]
+def _problem(name: str, thing: object) -> str | None:
+    if not (isinstance(thing, type) and issubclass(thing, TaskSettings)):
+        return "is not a subclass of validate.tasks.TaskSettings"
+    if get_args(thing.model_fields["type"].annotation) != (name,):
+        return f'needs a field type: Literal["{name}"]'
+    missing = sorted(thing.__abstractmethods__)
+    return f"has no method {missing[0]}" if missing else None
+
+
+TASKS: Registry[type[TaskSettings]] = Registry(
+    "task",
+    "int8_gate.tasks",
+    {
+        "classification": ClassificationSpec,
+        "detection": DetectionSpec,
+        "segmentation": SegmentationSpec,
+        "text_recognition": TextRecognitionSpec,
+        "sentence_embedding": SentenceEmbeddingSpec,
+        "token_classification": TokenClassificationSpec,
+        "masked_lm": MaskedLmSpec,
+        "regression": RegressionSpec,
+        "custom": CustomSpec,
+    },
+    _problem,
+)
+"""All tasks by `type`. A package of the user's adds its own under the entry points `int8_gate.tasks`."""
+
+TaskSpec = Annotated[TaskSettings, TypedUnion(TASKS)]
+"""The `task` section: settings of one of `TASKS`."""
 
 
 def metric_of(section: Mapping[str, Any], labelled: bool) -> Metric | None:
@@ -274,7 +301,7 @@ def metric_of(section: Mapping[str, Any], labelled: bool) -> Metric | None:
         >>> metric_of({"type": "custom", "callable": "tasks.py:mine"}, labelled=True) is None
         True
     """
-    if section["type"] == "custom":
+    if section["type"] not in TASKS.own or section["type"] == "custom":
         return None
     described = {key: value for key, value in section.items() if key != "decode"}
     if "characters" in described:

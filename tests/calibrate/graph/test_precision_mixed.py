@@ -20,10 +20,11 @@ from calibrate.graph.checker import check
 from calibrate.graph.placement import place
 from calibrate.graph.precision import float_precision
 from calibrate.plan.origin import Origin
-from calibrate.plan.quantization_plan import FloatPrecision, Precision, QuantizationPlan
+from calibrate.plan.quantization_plan import QuantizationPlan
 from validate.backends.onnx_files import serialize, write_onnx
 from validate.backends.onnxruntime import OnnxRuntimeModel
 from validate.backends.tensorrt import build
+from validate.number_formats import FloatPrecision, Precision
 
 Array = NDArray[Any]
 Prepared = Callable[..., ir.Model]

@@ -18,9 +18,9 @@ from calibrate.strategies.auto import auto
 from calibrate.strategies.entropy import entropy
 from calibrate.strategies.minmax import minmax
 from calibrate.strategies.mse import mse
-from calibrate.strategies.percentile import percentile
+from calibrate.strategies.percentile import PercentileStrategy, percentile
 from calibrate.strategies.planning import Settling, make_plan, scale_changes
-from calibrate.strategies.settings import PercentileStrategy, Strategy
+from calibrate.strategies.registry import Strategy
 from validate.stats.histograms import Statistics
 
 Float32 = NDArray[np.float32]

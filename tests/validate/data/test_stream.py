@@ -20,7 +20,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from validate.data.preprocessing import ImagePreprocessing, Preparation, Preprocess
-from validate.data.stream import DataSource, SampleStream
+from validate.data.source import DataSource
+from validate.data.stream import SampleStream
 from validate.exceptions import JobError
 from validate.references import load_object, resolve_path
 
