@@ -24,13 +24,15 @@ import yaml
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.command_line import run_in_process
 from tests.tracking_servers import TrackingServer, Wire, free_port, snapshot_of
 
 ROOT = Path(__file__).parents[1]
 CLASSES, SIDE, FEATURES = 5, 16, 16
 
 Arrays = dict[str, NDArray[np.float32]]
-Gate = Callable[..., subprocess.CompletedProcess[str]]
+Completed = subprocess.CompletedProcess[str]
+Gate = Callable[..., Completed]
 Snapshot = Callable[[str, str], dict[str, Any]]
 
 DATA = '''
@@ -197,16 +199,10 @@ class Job:
         sets = [argument for override in overrides for argument in ("--set", override)]
         return [sys.executable, "-m", "calibrate", "run", str(path), "--output", str(self.output), *sets]
 
-    def run(self, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*overrides),
-            cwd=self.folder,
-            env=self.environment | environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
+    def run(self, *overrides: str, **environment: str) -> Completed:
+        """Do the job in this process."""
+        _, _, program, *arguments = self.command(*overrides)
+        return run_in_process(program, arguments, self.folder, self.environment | environment)
 
 
 @pytest.fixture(scope="session")
@@ -264,18 +260,10 @@ def job(new_job: Callable[[], Job]) -> Job:
 def gate(clean_environment: dict[str, str], tmp_path: Path) -> Gate:
     """Return what runs ``python -m validate gate`` in a folder of its own, with a policy."""
 
-    def run(policy: dict[str, Any], *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(policy: dict[str, Any], *arguments: str | Path, **environment: str) -> Completed:
         (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy), encoding="utf-8")
-        command = [sys.executable, "-m", "validate", "gate", "--policy", "policy.yaml", *map(str, arguments)]
-        return subprocess.run(
-            command,
-            cwd=tmp_path,
-            env=clean_environment | environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
+        command = ["gate", "--policy", "policy.yaml", *map(str, arguments)]
+        return run_in_process("validate", command, tmp_path, clean_environment | environment)
 
     return run
 

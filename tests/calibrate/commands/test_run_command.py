@@ -20,6 +20,7 @@ import onnxruntime
 import pytest
 
 from calibrate.plan.quantization_plan import QuantizationPlan
+from tests.command_line import run_in_process
 from validate.results.illustrations import Illustrations
 from validate.results.run import Results
 from validate.results.samples import SampleTable
@@ -165,8 +166,8 @@ def test_results_can_be_read_back_without_loss(go: Run) -> None:
 
 def test_the_report_is_made_again_from_the_files_alone(go: Run, tmp_path: Path) -> None:
     again = tmp_path / "again.html"
-    command = [sys.executable, "-m", "reports", "html", str(go.job.output), "--output", str(again)]
-    subprocess.run(command, cwd=tmp_path, env=go.job.environment, check=True, capture_output=True)
+    command = ["html", str(go.job.output), "--output", str(again)]
+    assert run_in_process("reports", command, tmp_path, go.job.environment).returncode == 0
     assert again.read_bytes() == (go.job.output / "report.html").read_bytes()
 
 
@@ -355,15 +356,7 @@ def test_bad_usage_exits_2_and_writes_nothing(
     tmp_path: Path, clean_environment: dict[str, str], arguments: list[str], said: str
 ) -> None:
     (tmp_path / "typo.yaml").write_text("# a comment\nname: tiny\nmodle: {onnx: x.onnx}\n")
-    completed = subprocess.run(
-        [sys.executable, "-m", "calibrate", *arguments],
-        cwd=tmp_path,
-        env=clean_environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    completed = run_in_process("calibrate", arguments, tmp_path, clean_environment)
     assert completed.returncode == 2
     assert said in completed.stderr
     assert "Traceback" not in completed.stderr
