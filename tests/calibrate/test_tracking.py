@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-    from tests.conftest import Completed, Job, Models
+    from tests.conftest import Completed, Job
+    from tests.tiny_model import Models
     from tests.tracking_servers import Wire
 
 

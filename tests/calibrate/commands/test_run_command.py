@@ -8,12 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jsonschema
 import numpy as np
 import onnx
 import onnxruntime
@@ -21,15 +18,16 @@ import pytest
 
 from calibrate.plan.quantization_plan import QuantizationPlan
 from tests.command_line import run_in_process
+from tests.conftest import SCHEMA, finished
 from validate.results.illustrations import Illustrations
 from validate.results.run import Results
 from validate.results.samples import SampleTable
 
 if TYPE_CHECKING:
-    from tests.conftest import Job, Models
+    from tests.conftest import Job, Run
+    from tests.tiny_model import Models
 
 ROOT = Path(__file__).parents[3]
-SCHEMA = json.loads((ROOT / "validate" / "results" / "results.schema.json").read_text(encoding="utf-8"))
 FILES = {
     "evaluations",
     "illustrations.json",
@@ -77,54 +75,6 @@ CONTRACT = {
     "verdict": {"decision", "reasons"},
     "forward_passes": {"stage", "passes", "samples"},
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run that wrote results."""
-
-    job: Job
-    code: int
-    stdout: str
-    stderr: str
-    results: dict[str, Any]
-
-    @property
-    def selected(self) -> dict[str, Any]:
-        return next(c for c in self.results["candidates"] if c["name"] == self.results["selected"])
-
-
-def finished(job: Job, *overrides: str, **environment: str) -> Run:
-    completed = job.run(*overrides, **environment)
-    path = job.output / "results.json"
-    assert path.exists(), completed.stderr
-    results = json.loads(path.read_text(encoding="utf-8"))
-    jsonschema.validate(results, SCHEMA)
-    return Run(job, completed.returncode, completed.stdout, completed.stderr, results)
-
-
-@pytest.fixture(scope="module")
-def go(new_job: Callable[[], Job]) -> Run:
-    return finished(new_job(), "quantization.strategies=[minmax, {percentile: 99.9}]")
-
-
-@pytest.fixture(scope="module")
-def no_go(new_job: Callable[[], Job]) -> Run:
-    """One calibration sample holds 1e5, so minmax leaves all others one step of the scale; no server listens."""
-    overrides = ["data.calibration.arguments.outlier_at=4", "fallback.evaluations=0", "tracking.uri=http://127.0.0.1:9"]
-    return finished(new_job(), *overrides, "tracking.retry_seconds=0")
-
-
-@pytest.fixture(scope="module")
-def inconclusive(new_job: Callable[[], Job]) -> Run:
-    """One validation sample, which is a calibration sample too."""
-    overrides = ["data.validation.arguments={n: 1, seed: 1}", "data.allow_overlap=true", "fallback.evaluations=2"]
-    return finished(new_job(), *overrides)
-
-
-@pytest.fixture(scope="module")
-def repaired(new_job: Callable[[], Job], models: Models) -> Run:
-    return finished(new_job(), f"model.onnx={models.planted}")
 
 
 def accuracy(model: Path, rows: list[dict[str, Any]]) -> float:

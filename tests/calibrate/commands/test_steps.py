@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +22,9 @@ from calibrate.plan.quantization_plan import QuantizationPlan
 from tests.command_line import run_in_process
 
 if TYPE_CHECKING:
-    from tests.conftest import Completed, Job, Models
+    from tests.conftest import Completed, Job, Run
+    from tests.tiny_model import Models
 
-STRATEGIES = ["minmax", {"percentile": 99.9}]
 NAMES = ["minmax", "percentile-99.9"]
 ACTIVATIONS = {"stem": "image", "block": "r1", "last": "r2", "head": "features"}  # by layer
 
@@ -48,16 +50,16 @@ def edited(path: Path, name: str, edit: Callable[[dict[str, Any]], Any]) -> Path
 
 
 @pytest.fixture(scope="module")
-def steps(new_job: Callable[[], Job]) -> Job:
+def steps(go: Run, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """Return a job that was done whole, in its output folder, and again step by step, in its own folder."""
-    job = new_job()
-    job.config["quantization"]["strategies"] = STRATEGIES
-    whole = job.run()
-    assert whole.returncode == 0, whole.stderr
+    folder = tmp_path_factory.mktemp("steps") / "job"
+    shutil.copytree(go.job.folder, folder)
+    job = replace(go.job, folder=folder, config=copy.deepcopy(go.job.config))
+    job.config["quantization"]["strategies"] = go.results["config"]["quantization"]["strategies"]
+    job.command()  # writes the config
     done(job, "observe", "config.yaml")
     done(job, "plan", "config.yaml", "statistics.npz")
-    selected = json.loads((job.output / "results.json").read_text(encoding="utf-8"))["selected"]
-    done(job, "apply", f"plans/{selected}.json", job.config["model"]["onnx"])
+    done(job, "apply", f"plans/{go.results['selected']}.json", job.config["model"]["onnx"])
     return job
 
 

@@ -22,7 +22,8 @@ import yaml
 from PIL import Image
 
 from tests.command_line import run_in_process
-from tests.conftest import Completed, Models
+from tests.conftest import Completed
+from tests.tiny_model import DATA, Models
 from validate.accuracy.report import Evaluation
 from validate.stats.intervals import paired_interval
 
@@ -32,9 +33,7 @@ ROWS = 200
 @pytest.fixture
 def folder(tmp_path: Path, models: Models) -> Path:
     """Return a folder with a config, its data, and three models: good, another as good, and one with noisy weights."""
-    import tests.conftest as shared
-
-    (tmp_path / "data.py").write_text(shared.DATA, encoding="utf-8")
+    (tmp_path / "data.py").write_text(DATA, encoding="utf-8")
     shutil.copyfile(models.good, tmp_path / "good.onnx")
     for name, noise in (("noisy", 0.25), ("noisier", 1.0)):
         model, rng = onnx.load(models.good), np.random.default_rng(0)
