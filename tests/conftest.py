@@ -1,10 +1,11 @@
-"""A job that is tiny but real: a small CNN that does classify, synthetic data, and a config to run it with.
+"""Jobs that are tiny but real, finished ones of each verdict, and what a release needs besides.
 
-And what a release needs besides: the gate's command, and a tracking server.
+That is the gate's command, and a tracking server.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from filelock import FileLock
 
 from tests.command_line import run_in_process
 from tests.tiny_model import DATA, Models, data_of_every_job, write_models
@@ -29,7 +31,19 @@ ROOT = Path(__file__).parents[1]
 SCHEMA = json.loads((ROOT / "validate" / "results" / "results.schema.json").read_text(encoding="utf-8"))
 Completed = subprocess.CompletedProcess[str]
 Gate = Callable[..., Completed]
+Exported = Callable[..., Path]
 Snapshot = Callable[[str, str], dict[str, Any]]
+
+
+QUIET = {"HF_HUB_OFFLINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+"""What libraries read when they are imported, which is once for all jobs in this process."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare the environment of the workers, which start after this and import NumPy and PyTorch then."""
+    os.environ |= QUIET
+    if getattr(config.option, "numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker has a core, and must not compete for the others'
 
 
 @pytest.fixture(scope="session")
@@ -98,16 +112,47 @@ def clean_environment() -> dict[str, str]:
     """Return an environment in which the packages of this checkout are found, and nothing steers MLflow."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return kept | {"PYTHONPATH": path, "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
+    return kept | QUIET | {"PYTHONPATH": path, "COLUMNS": "160"}
+
+
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder of the session: the first worker that asks for it fills it, and all read it."""
+    base = tmp_path_factory.getbasetemp()  # of a worker, in that of the session
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            try:
+                folder.mkdir()
+                make(folder)
+            except BaseException:
+                shutil.rmtree(folder)
+                raise
+    return folder
 
 
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory, clean_environment: dict[str, str]) -> Path:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Return what gives the ONNX file of a model of tests/exported_models.py, whose images have `side` pixels."""
+
+    def path_of(name: str, side: int = 64) -> Path:
+        from tests.exported_models import export
+
+        folder = made_once(tmp_path_factory, f"{name}-{side}", lambda made: export(name, side, made / "model.onnx"))
+        return folder / "model.onnx"
+
+    return path_of
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an MLflow database with its tables made, which takes as long as all else in a run."""
-    folder = tmp_path_factory.mktemp("store")
-    code = "import mlflow; mlflow.MlflowClient('sqlite:///mlflow.db').search_experiments()"
-    subprocess.run([sys.executable, "-c", code], cwd=folder, env=clean_environment, capture_output=True, check=True)
-    return folder / "mlflow.db"
+    from mlflow import MlflowClient
+
+    def make(folder: Path) -> None:
+        with contextlib.chdir(folder):  # under which MLflow notes that artifacts go
+            MlflowClient("sqlite:///mlflow.db").search_experiments()
+
+    return made_once(tmp_path_factory, "store", make) / "mlflow.db"
 
 
 @pytest.fixture(scope="session")
