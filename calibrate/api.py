@@ -237,14 +237,21 @@ def run_and_track(config: Config, folder: Path, command: str, journal: Journal) 
     with journal.stage("tracking", "log to MLflow", 1):
         # Of the config itself, since results hold no password.
         destination = tracking.Destination.of(results, config.tracking.uri)
-        try:
-            tracking.log_results(results, folder, destination, config.tracking.retry_seconds)
-        except Exception as error:  # whatever comes out of the clients of servers and of artifact stores
-            log.exception("MLflow did not take the results")
-            later = f"python -m reports log {shlex.quote(str(folder))}"
-            journal.warn(f"{without_passwords(first_line(error))}; nothing is lost: {later} sends them")
-            return results, None
-    return results, tracking.ui_command(destination.uri)
+        return results, _track(results, folder, destination, config.tracking.retry_seconds, journal)
+
+
+def _track(
+    results: Results, folder: Path, destination: tracking.Destination, retry_seconds: float, journal: Journal
+) -> str | None:
+    """Log to MLflow; return the command that shows it there, or None where it was not taken."""
+    try:
+        tracking.log_results(results, folder, destination, retry_seconds)
+    except Exception as error:  # whatever comes out of the clients of servers and of artifact stores
+        log.exception("MLflow did not take the results")
+        later = f"python -m reports log {shlex.quote(str(folder))}"
+        journal.warn(f"{without_passwords(first_line(error))}; nothing is lost: {later} sends them")
+        return None
+    return tracking.ui_command(destination.uri)
 
 
 def _settings(**settings: Any) -> QuantizationConfig:

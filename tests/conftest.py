@@ -1,10 +1,12 @@
-"""A job that is tiny but real: a small CNN that does classify, synthetic data, and a config to run it with.
+"""Jobs that are tiny but real, finished ones of each verdict, and what a release needs besides.
 
-And what a release needs besides: the gate's command, and a tracking server.
+That is the gate's command, and a tracking server.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
 import shutil
@@ -16,166 +18,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-import onnxruntime
+import jsonschema
 import pytest
 import yaml
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from filelock import FileLock
 
+from tests.command_line import run_in_process
+from tests.tiny_model import DATA, Models, data_of_every_job, write_models
 from tests.tracking_servers import TrackingServer, Wire, free_port, snapshot_of
 
 ROOT = Path(__file__).parents[1]
-CLASSES, SIDE, FEATURES = 5, 16, 16
-
-Arrays = dict[str, NDArray[np.float32]]
-Gate = Callable[..., subprocess.CompletedProcess[str]]
+SCHEMA = json.loads((ROOT / "validate" / "results" / "results.schema.json").read_text(encoding="utf-8"))
+Completed = subprocess.CompletedProcess[str]
+Gate = Callable[..., Completed]
+Exported = Callable[..., Path]
 Snapshot = Callable[[str, str], dict[str, Any]]
 
-DATA = '''
-"""Gratings in noise; the class is the orientation. The other callables have something wrong with them."""
 
-import time
-from pathlib import Path
-
-import numpy as np
+QUIET = {"HF_HUB_OFFLINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+"""What libraries read when they are imported, which is once for all jobs in this process."""
 
 
-def rows(n, seed, first=0, outlier_at=None, nan_at=None, label_offset=0):
-    y, x = np.mgrid[:16, :16]
-    for i in range(first, first + n):
-        rng = np.random.default_rng([seed, i])
-        angle = np.pi * (i % 5) / 5
-        wave = np.sin(1.3 * (np.cos(angle) * x + np.sin(angle) * y) + rng.uniform(0, 2 * np.pi))
-        image = (wave + rng.normal(0, 0.9, (3, 16, 16))).astype(np.float32)
-        if i == outlier_at:
-            image[0, 0, 0] = 1e5
-        if i == nan_at:
-            image[1, 2, 3] = np.nan
-        yield {"image": image, "label": i % 5 + label_offset}
-
-
-def rows_again(n, seed, times):
-    for _ in range(times):
-        yield from rows(n, seed)
-
-
-def rows_that_hang(n, seed, marker):
-    for i, row in enumerate(rows(n, seed)):
-        if i == n // 2:
-            Path(marker).touch()
-            time.sleep(600)
-        yield row
-
-
-def rows_of_another_seed_on_every_pass(n, seed, passes=[]):
-    passes.append(None)
-    yield from rows(n, seed + len(passes))
-
-
-def rows_that_exit(n, seed):
-    yield from rows(n, seed)
-    raise SystemExit(0)
-'''
-
-
-def _weights() -> Arrays:
-    """Return the weights of everything before the classifier: random, and fixed."""
-    rng = np.random.default_rng(0)
-    weights = {
-        "stem.weight": rng.normal(0, 0.35, (8, 3, 3, 3)),
-        "block.weight": rng.normal(0, 0.2, (8, 8, 3, 3)),
-        "last.weight": rng.normal(0, 0.2, (FEATURES, 8, 3, 3)),
-    }
-    for name in ("stem", "block"):
-        weights |= {
-            f"{name}_bn.scale": rng.uniform(0.8, 1.2, 8),
-            f"{name}_bn.bias": rng.uniform(-0.2, 0.2, 8),
-            f"{name}_bn.mean": rng.uniform(-0.1, 0.1, 8),
-            f"{name}_bn.var": rng.uniform(0.7, 1.3, 8),
-        }
-    return {name: array.astype(np.float32) for name, array in weights.items()}
-
-
-def _model(weights: Arrays) -> onnx.ModelProto:
-    """Conv + BN + Relu, a residual block of Conv + BN and Add, Conv + Relu, pooling, Gemm."""
-    statistics = ("scale", "bias", "mean", "var")
-    pad = {"pads": [1, 1, 1, 1]}
-    nodes = [
-        helper.make_node("Conv", ["image", "stem.weight"], ["c1"], name="stem", **pad),
-        helper.make_node("BatchNormalization", ["c1", *(f"stem_bn.{s}" for s in statistics)], ["b1"], name="stem_bn"),
-        helper.make_node("Relu", ["b1"], ["r1"], name="stem_relu"),
-        helper.make_node("Conv", ["r1", "block.weight"], ["c2"], name="block", **pad),
-        helper.make_node("BatchNormalization", ["c2", *(f"block_bn.{s}" for s in statistics)], ["b2"], name="block_bn"),
-        helper.make_node("Add", ["b2", "r1"], ["sum"], name="residual"),
-        helper.make_node("Relu", ["sum"], ["r2"], name="block_relu"),
-        helper.make_node("Conv", ["r2", "last.weight"], ["c3"], name="last", **pad),
-        helper.make_node("Relu", ["c3"], ["r3"], name="last_relu"),
-        helper.make_node("GlobalAveragePool", ["r3"], ["pooled"], name="pool"),
-        helper.make_node("Flatten", ["pooled"], ["features"], name="flatten"),
-        helper.make_node("Gemm", ["features", "head.weight", "head.bias"], ["logits"], name="head"),
-    ]
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, SIDE, SIDE])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", CLASSES])
-    initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
-    graph = helper.make_graph(nodes, "tiny", [image], [logits], initializers)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-
-def _fitted(weights: Arrays, rows: list[dict[str, Any]]) -> Arrays:
-    """Return the weights with a classifier that is a ridge regression on the features: closed form, no training."""
-    blank = {"head.weight": np.zeros((FEATURES, CLASSES), np.float32), "head.bias": np.zeros(CLASSES, np.float32)}
-    model = _model(weights | blank)
-    model.graph.output.append(helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", FEATURES]))
-    session = onnxruntime.InferenceSession(model.SerializeToString())
-    features = session.run(["features"], {"image": np.stack([row["image"] for row in rows])})[0]
-    mean, std = features.mean(axis=0), features.std(axis=0)
-    design = np.c_[(features - mean) / std, np.ones(len(features))]
-    targets = np.eye(CLASSES)[[row["label"] for row in rows]]
-    solution = np.linalg.solve(design.T @ design + 0.01 * np.eye(FEATURES + 1), design.T @ targets)
-    weight = solution[:-1] / std[:, None]
-    bias = solution[-1] - mean @ weight
-    return weights | {"head.weight": (10 * weight).astype(np.float32), "head.bias": (10 * bias).astype(np.float32)}
-
-
-@dataclass(frozen=True)
-class Models:
-    """Files of the tiny model, and what is known of it without the product.
-
-    Attributes:
-        good: quantizes well.
-        planted: computes the same kind of thing, but in layer ``block`` the weights of an input channel that is
-            always 0 are huge. Scales per output channel drown all its other weights: int8 ruins that one layer.
-        parameters: elements of the weights of either, each BatchNorm folded into a bias per channel.
-    """
-
-    good: Path
-    planted: Path
-    parameters: int
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare the environment of the workers, which start after this and import NumPy and PyTorch then."""
+    os.environ |= QUIET
+    if getattr(config.option, "numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker has a core, and must not compete for the others'
 
 
 @pytest.fixture(scope="session")
 def data_module() -> dict[str, Any]:
     """Return what the data file of every job defines."""
-    names: dict[str, Any] = {}
-    exec(DATA, names)
-    return names
+    return data_of_every_job()
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory, data_module: dict[str, Any]) -> Models:
-    folder = tmp_path_factory.mktemp("models")
-    training = list(data_module["rows"](600, seed=99))
-    good = _weights()
-    planted = {name: array.copy() for name, array in good.items()}
-    planted["stem_bn.bias"][0] = -1000
-    planted["block.weight"][:, 0] = 3000
-    for name, weights in {"good": good, "planted": planted}.items():
-        onnx.save(_model(_fitted(weights, training)), folder / f"{name}.onnx")
-    folded = sum(array.size for name, array in good.items() if name.endswith(".weight")) + 8 + 8
-    parameters = folded + FEATURES * CLASSES + CLASSES
-    return Models(folder / "good.onnx", folder / "planted.onnx", parameters)
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @dataclass
@@ -197,16 +76,35 @@ class Job:
         sets = [argument for override in overrides for argument in ("--set", override)]
         return [sys.executable, "-m", "calibrate", "run", str(path), "--output", str(self.output), *sets]
 
-    def run(self, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*overrides),
-            cwd=self.folder,
-            env=self.environment | environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
+    def run(self, *overrides: str, **environment: str) -> Completed:
+        """Do the job in this process."""
+        _, _, program, *arguments = self.command(*overrides)
+        return run_in_process(program, arguments, self.folder, self.environment | environment)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run that wrote results. Several tests read one: who changes a file of it, copies the folder first."""
+
+    job: Job
+    code: int
+    stdout: str
+    stderr: str
+    results: dict[str, Any]
+
+    @property
+    def selected(self) -> dict[str, Any]:
+        return next(c for c in self.results["candidates"] if c["name"] == self.results["selected"])
+
+
+def finished(job: Job, *overrides: str) -> Run:
+    """Do a job that writes results; return them, held against their schema."""
+    completed = job.run(*overrides)
+    path = job.output / "results.json"
+    assert path.exists(), completed.stderr
+    results = json.loads(path.read_text(encoding="utf-8"))
+    jsonschema.validate(results, SCHEMA)
+    return Run(job, completed.returncode, completed.stdout, completed.stderr, results)
 
 
 @pytest.fixture(scope="session")
@@ -214,16 +112,47 @@ def clean_environment() -> dict[str, str]:
     """Return an environment in which the packages of this checkout are found, and nothing steers MLflow."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return kept | {"PYTHONPATH": path, "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
+    return kept | QUIET | {"PYTHONPATH": path, "COLUMNS": "160"}
+
+
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder of the session: the first worker that asks for it fills it, and all read it."""
+    base = tmp_path_factory.getbasetemp()  # of a worker, in that of the session
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            try:
+                folder.mkdir()
+                make(folder)
+            except BaseException:
+                shutil.rmtree(folder)
+                raise
+    return folder
 
 
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory, clean_environment: dict[str, str]) -> Path:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Return what gives the ONNX file of a model of tests/exported_models.py, whose images have `side` pixels."""
+
+    def path_of(name: str, side: int = 64) -> Path:
+        from tests.exported_models import export
+
+        folder = made_once(tmp_path_factory, f"{name}-{side}", lambda made: export(name, side, made / "model.onnx"))
+        return folder / "model.onnx"
+
+    return path_of
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an MLflow database with its tables made, which takes as long as all else in a run."""
-    folder = tmp_path_factory.mktemp("store")
-    code = "import mlflow; mlflow.MlflowClient('sqlite:///mlflow.db').search_experiments()"
-    subprocess.run([sys.executable, "-c", code], cwd=folder, env=clean_environment, capture_output=True, check=True)
-    return folder / "mlflow.db"
+    from mlflow import MlflowClient
+
+    def make(folder: Path) -> None:
+        with contextlib.chdir(folder):  # under which MLflow notes that artifacts go
+            MlflowClient("sqlite:///mlflow.db").search_experiments()
+
+    return made_once(tmp_path_factory, "store", make) / "mlflow.db"
 
 
 @pytest.fixture(scope="session")
@@ -260,22 +189,40 @@ def job(new_job: Callable[[], Job]) -> Job:
     return new_job()
 
 
+@pytest.fixture(scope="session")
+def go(new_job: Callable[[], Job]) -> Run:
+    """Two strategies, and nothing that has to be put back."""
+    return finished(new_job(), "quantization.strategies=[minmax, {percentile: 99.9}]")
+
+
+@pytest.fixture(scope="session")
+def no_go(new_job: Callable[[], Job]) -> Run:
+    """One calibration sample holds 1e5, so minmax leaves all others one step of the scale; no server listens."""
+    overrides = ["data.calibration.arguments.outlier_at=4", "fallback.evaluations=0", "tracking.uri=http://127.0.0.1:9"]
+    return finished(new_job(), *overrides, "tracking.retry_seconds=0")
+
+
+@pytest.fixture(scope="session")
+def inconclusive(new_job: Callable[[], Job]) -> Run:
+    """One validation sample, which is a calibration sample too."""
+    overrides = ["data.validation.arguments={n: 1, seed: 1}", "data.allow_overlap=true", "fallback.evaluations=2"]
+    return finished(new_job(), *overrides)
+
+
+@pytest.fixture(scope="session")
+def repaired(new_job: Callable[[], Job], models: Models) -> Run:
+    """GO after the layer that int8 ruins was put back to float."""
+    return finished(new_job(), f"model.onnx={models.planted}")
+
+
 @pytest.fixture
 def gate(clean_environment: dict[str, str], tmp_path: Path) -> Gate:
     """Return what runs ``python -m validate gate`` in a folder of its own, with a policy."""
 
-    def run(policy: dict[str, Any], *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(policy: dict[str, Any], *arguments: str | Path, **environment: str) -> Completed:
         (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy), encoding="utf-8")
-        command = [sys.executable, "-m", "validate", "gate", "--policy", "policy.yaml", *map(str, arguments)]
-        return subprocess.run(
-            command,
-            cwd=tmp_path,
-            env=clean_environment | environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
+        command = ["gate", "--policy", "policy.yaml", *map(str, arguments)]
+        return run_in_process("validate", command, tmp_path, clean_environment | environment)
 
     return run
 

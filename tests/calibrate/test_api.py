@@ -18,7 +18,8 @@ from nbclient import NotebookClient
 import calibrate
 from calibrate import Exclusion, Quantized, quantize
 from calibrate.plan import QuantizationPlan
-from tests.conftest import Job, Models
+from tests.conftest import Job
+from tests.tiny_model import Models
 from validate import Classification, JobError, Policy, Results, Samples, UsageError, evaluate, gate
 
 FIVE_LINES = """

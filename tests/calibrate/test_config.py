@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import yaml
 
 from calibrate.config import load
 from calibrate.strategies.percentile import PercentileStrategy
+from tests.command_line import run_in_process
 from validate.exceptions import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -549,14 +549,8 @@ def test_every_recipe_loads(recipe: Path) -> None:
 
 @pytest.fixture(scope="module")
 def schema(clean_environment: dict[str, str]) -> dict[str, Any]:
-    completed = subprocess.run(
-        [sys.executable, "-m", "calibrate", "schema"],
-        env=clean_environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    completed = run_in_process("calibrate", ["schema"], ROOT, clean_environment)
+    assert completed.returncode == 0, completed.stderr
     found: dict[str, Any] = json.loads(completed.stdout)
     return found
 

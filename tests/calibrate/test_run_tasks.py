@@ -10,7 +10,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from tests.conftest import Job, Models
+from tests.conftest import Job
+from tests.tiny_model import Models
 
 RATES = """
 import numpy as np

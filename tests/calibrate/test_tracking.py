@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +13,18 @@ import onnx
 import pytest
 from rich.console import Console
 
-from calibrate.commands.app import _track
+from calibrate.api import _track
 from calibrate.journal import Journal
 from reports.tracking import Destination
+from tests.command_line import run_in_process
 from validate.results.run import Results
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-    from tests.conftest import Job, Models
+    from tests.conftest import Completed, Job
+    from tests.tiny_model import Models
     from tests.tracking_servers import Wire
 
 
@@ -183,9 +183,8 @@ def test_a_failure_that_says_nothing_is_named_in_the_warning(
 def test_a_password_reaches_the_server_and_no_file(
     job: Job, server: str, wire_to: Callable[[str], Wire], clean_environment: dict[str, str]
 ) -> None:
-    def send_again(*options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "reports", "log", str(job.output), *options]
-        return subprocess.run(command, env=clean_environment, capture_output=True, text=True, timeout=120, check=False)
+    def send_again(*options: str) -> Completed:
+        return run_in_process("reports", ["log", str(job.output), *options], job.folder, clean_environment)
 
     wire = wire_to(server)
     wire.authorization = f"Basic {base64.b64encode(b'bob:S3cretPW').decode()}"

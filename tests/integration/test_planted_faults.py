@@ -26,6 +26,8 @@ from calibrate.observation.streaming import observable, observe
 from calibrate.plan.origin import Origin
 from calibrate.plan.quantization_plan import QuantizationRules
 from calibrate.strategies.planning import make_plan
+from tests.conftest import Exported
+from tests.exported_models import inputs_of
 from validate.backends.onnx_files import read_onnx
 from validate.backends.onnxruntime import OnnxRuntimeBackend
 from validate.data.stream import Batch
@@ -37,12 +39,8 @@ from validate.references import load_object, resolve_path
 pytest.importorskip("torch", reason="exports PyTorch models")
 
 ROOT = Path(__file__).parents[2]
-MODELS = {
-    "resnet18": f"{ROOT}/tests/calibrate/graph/test_models.py:resnet18",
-    "encoder": f"{ROOT}/tests/calibrate/graph/test_models.py:encoder",
-    "efficientnet_lite0": f"{ROOT}/datasets/imagenet_sample/efficientnet_lite0.py:model",
-    "ocr": "package:rapidocr/models/ch_PP-OCRv4_rec_mobile.onnx",
-}
+LITE0 = f"{ROOT}/datasets/imagenet_sample/efficientnet_lite0.py:model"
+OCR = "package:rapidocr/models/ch_PP-OCRv4_rec_mobile.onnx"
 
 
 @dataclass
@@ -56,27 +54,28 @@ class Case:
 
 
 def _inputs(name: str) -> dict[str, NDArray[Any]]:
-    rng = np.random.default_rng(0)
-    if name == "encoder":
-        return {"tokens": rng.integers(0, 100, (4, 16))}
     if name == "ocr":  # makes nothing of noise
         recipe = f"{ROOT}/datasets/rendered_text/lines.py"
         lines, to_input = load_object(f"{recipe}:lines", ROOT), load_object(f"{recipe}:to_input", ROOT)
         return {"x": np.stack([to_input(row)["x"] for row in lines(n=2, seed=1)])}
-    return {"x": rng.standard_normal((4, 3, 96, 96)).astype(np.float32)}
+    return inputs_of(name, side=64, batch=4)
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+@pytest.fixture(
+    scope="module",
+    params=["resnet18", "encoder", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lite0", "ocr"))],
+)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, exported: Exported) -> Case:
     name, inputs = request.param, _inputs(request.param)
     if name == "ocr":
         pytest.importorskip("rapidocr", reason="carries the OCR model")
-        path = resolve_path(MODELS[name], ROOT)
-    else:
-        if name == "efficientnet_lite0":
-            pytest.importorskip("efficientnet_lite_pytorch", reason="carries EfficientNet-Lite0")
+        path = resolve_path(OCR, ROOT)
+    elif name == "lite0":
+        pytest.importorskip("efficientnet_lite_pytorch", reason="carries EfficientNet-Lite0")
         path = tmp_path_factory.mktemp("exported") / "model.onnx"
-        export_torch(MODELS[name], inputs, path)
+        export_torch(LITE0, inputs, path)
+    else:
+        path = exported(name)
     prepared = prepare(read_onnx(path))
     placement = place(prepared)
     samples = len(next(iter(inputs.values())))

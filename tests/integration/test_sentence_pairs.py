@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
+import os
 import zipfile
 from pathlib import Path
 
@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import yaml
 from scipy.stats import spearmanr
-from typer.testing import CliRunner
 
-from reports.commands.validate import app
+from tests.command_line import run_in_process
 from validate.results.evaluation import Evaluation
 
 PAIRS = [
@@ -55,9 +54,8 @@ def test_similarities_are_those_of_sentence_transformers(tmp_path: Path) -> None
         "task": {"type": "sentence_embedding", "pooling": "mean"},
     }
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(config))
-    with contextlib.chdir(tmp_path):
-        done = CliRunner().invoke(app, ["evaluate", "net.py:make", "--config", "my.yaml"])
-    assert done.exit_code == 0, done.output
+    done = run_in_process("validate", ["evaluate", "net.py:make", "--config", "my.yaml"], tmp_path, dict(os.environ))
+    assert done.returncode == 0, done.stderr
     found = Evaluation.read(tmp_path / "evaluation.json").models[0]
 
     encoder = sentence_transformers.SentenceTransformer(str(folder))

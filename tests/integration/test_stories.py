@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +17,13 @@ import junitparser
 import pytest
 import yaml
 
+from tests.command_line import run_in_process
 from validate.results.run import Results
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from tests.conftest import Gate, Job, Snapshot
+    from tests.conftest import Completed, Gate, Job, Snapshot
     from tests.tracking_servers import TrackingServer, Wire
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +57,7 @@ class Pipeline:
     folder: Path
     gate: Gate
 
-    def run(self, job: Job, *overrides: str) -> subprocess.CompletedProcess[str]:
+    def run(self, job: Job, *overrides: str) -> Completed:
         """Calibrate and measure."""
         job.config["tracking"] = {"uri": self.server, "experiment": self.name}
         return job.run(*overrides)
@@ -228,10 +227,8 @@ def test_a_tracking_server_that_is_killed_half_way_costs_nothing(
     server.start()
 
     def log(*arguments: str) -> str:
-        command = [sys.executable, "-m", "reports", "log", str(job.output), *arguments]
-        sent = subprocess.run(
-            command, cwd=tmp_path, env=job.environment, capture_output=True, text=True, timeout=300, check=True
-        )
+        sent = run_in_process("reports", ["log", str(job.output), *arguments], tmp_path, job.environment)
+        assert sent.returncode == 0, sent.stderr
         return sent.stdout
 
     shutil.copyfile(empty_store, tmp_path / "undisturbed.db")

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import tests.conftest as shared
 from calibrate import Quantized, quantize
 from reports.commands.validate import app
-from tests.conftest import Models
+from tests.tiny_model import Models
 from validate import (
     Classification,
     Comparison,

@@ -8,27 +8,26 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jsonschema
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 
 from calibrate.plan.quantization_plan import QuantizationPlan
+from tests.command_line import run_in_process
+from tests.conftest import SCHEMA, finished
 from validate.results.illustrations import Illustrations
 from validate.results.run import Results
 from validate.results.samples import SampleTable
 
 if TYPE_CHECKING:
-    from tests.conftest import Job, Models
+    from tests.conftest import Job, Run
+    from tests.tiny_model import Models
 
 ROOT = Path(__file__).parents[3]
-SCHEMA = json.loads((ROOT / "validate" / "results" / "results.schema.json").read_text(encoding="utf-8"))
 FILES = {
     "evaluations",
     "illustrations.json",
@@ -78,54 +77,6 @@ CONTRACT = {
 }
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run that wrote results."""
-
-    job: Job
-    code: int
-    stdout: str
-    stderr: str
-    results: dict[str, Any]
-
-    @property
-    def selected(self) -> dict[str, Any]:
-        return next(c for c in self.results["candidates"] if c["name"] == self.results["selected"])
-
-
-def finished(job: Job, *overrides: str, **environment: str) -> Run:
-    completed = job.run(*overrides, **environment)
-    path = job.output / "results.json"
-    assert path.exists(), completed.stderr
-    results = json.loads(path.read_text(encoding="utf-8"))
-    jsonschema.validate(results, SCHEMA)
-    return Run(job, completed.returncode, completed.stdout, completed.stderr, results)
-
-
-@pytest.fixture(scope="module")
-def go(new_job: Callable[[], Job]) -> Run:
-    return finished(new_job(), "quantization.strategies=[minmax, {percentile: 99.9}]")
-
-
-@pytest.fixture(scope="module")
-def no_go(new_job: Callable[[], Job]) -> Run:
-    """One calibration sample holds 1e5, so minmax leaves all others one step of the scale; no server listens."""
-    overrides = ["data.calibration.arguments.outlier_at=4", "fallback.evaluations=0", "tracking.uri=http://127.0.0.1:9"]
-    return finished(new_job(), *overrides, "tracking.retry_seconds=0")
-
-
-@pytest.fixture(scope="module")
-def inconclusive(new_job: Callable[[], Job]) -> Run:
-    """One validation sample, which is a calibration sample too."""
-    overrides = ["data.validation.arguments={n: 1, seed: 1}", "data.allow_overlap=true", "fallback.evaluations=2"]
-    return finished(new_job(), *overrides)
-
-
-@pytest.fixture(scope="module")
-def repaired(new_job: Callable[[], Job], models: Models) -> Run:
-    return finished(new_job(), f"model.onnx={models.planted}")
-
-
 def accuracy(model: Path, rows: list[dict[str, Any]]) -> float:
     """Top-1 of an ONNX file in float arithmetic, without any of the product's code."""
     options = onnxruntime.SessionOptions()
@@ -165,8 +116,8 @@ def test_results_can_be_read_back_without_loss(go: Run) -> None:
 
 def test_the_report_is_made_again_from_the_files_alone(go: Run, tmp_path: Path) -> None:
     again = tmp_path / "again.html"
-    command = [sys.executable, "-m", "reports", "html", str(go.job.output), "--output", str(again)]
-    subprocess.run(command, cwd=tmp_path, env=go.job.environment, check=True, capture_output=True)
+    command = ["html", str(go.job.output), "--output", str(again)]
+    assert run_in_process("reports", command, tmp_path, go.job.environment).returncode == 0
     assert again.read_bytes() == (go.job.output / "report.html").read_bytes()
 
 
@@ -355,15 +306,7 @@ def test_bad_usage_exits_2_and_writes_nothing(
     tmp_path: Path, clean_environment: dict[str, str], arguments: list[str], said: str
 ) -> None:
     (tmp_path / "typo.yaml").write_text("# a comment\nname: tiny\nmodle: {onnx: x.onnx}\n")
-    completed = subprocess.run(
-        [sys.executable, "-m", "calibrate", *arguments],
-        cwd=tmp_path,
-        env=clean_environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    completed = run_in_process("calibrate", arguments, tmp_path, clean_environment)
     assert completed.returncode == 2
     assert said in completed.stderr
     assert "Traceback" not in completed.stderr

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import struct
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,26 +19,19 @@ from onnx import numpy_helper
 
 from calibrate.observation.statistics_file import merged, read_statistics
 from calibrate.plan.quantization_plan import QuantizationPlan
+from tests.command_line import run_in_process
 
 if TYPE_CHECKING:
-    from tests.conftest import Job, Models
+    from tests.conftest import Completed, Job, Run
+    from tests.tiny_model import Models
 
-STRATEGIES = ["minmax", {"percentile": 99.9}]
 NAMES = ["minmax", "percentile-99.9"]
 ACTIVATIONS = {"stem": "image", "block": "r1", "last": "r2", "head": "features"}  # by layer
 
 
-def calibrate(job: Job, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def calibrate(job: Job, *arguments: str | Path) -> Completed:
     """Run a command in the job's folder."""
-    return subprocess.run(
-        [sys.executable, "-m", "calibrate", *map(str, arguments)],
-        cwd=job.folder,
-        env=job.environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return run_in_process("calibrate", [*map(str, arguments)], job.folder, job.environment)
 
 
 def done(job: Job, *arguments: str | Path) -> str:
@@ -58,16 +50,16 @@ def edited(path: Path, name: str, edit: Callable[[dict[str, Any]], Any]) -> Path
 
 
 @pytest.fixture(scope="module")
-def steps(new_job: Callable[[], Job]) -> Job:
+def steps(go: Run, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """Return a job that was done whole, in its output folder, and again step by step, in its own folder."""
-    job = new_job()
-    job.config["quantization"]["strategies"] = STRATEGIES
-    whole = job.run()
-    assert whole.returncode == 0, whole.stderr
+    folder = tmp_path_factory.mktemp("steps") / "job"
+    shutil.copytree(go.job.folder, folder)
+    job = replace(go.job, folder=folder, config=copy.deepcopy(go.job.config))
+    job.config["quantization"]["strategies"] = go.results["config"]["quantization"]["strategies"]
+    job.command()  # writes the config
     done(job, "observe", "config.yaml")
     done(job, "plan", "config.yaml", "statistics.npz")
-    selected = json.loads((job.output / "results.json").read_text(encoding="utf-8"))["selected"]
-    done(job, "apply", f"plans/{selected}.json", job.config["model"]["onnx"])
+    done(job, "apply", f"plans/{go.results['selected']}.json", job.config["model"]["onnx"])
     return job
 
 
@@ -124,8 +116,7 @@ def test_parts_of_the_data_observed_apart_give_the_scales_of_the_whole(steps: Jo
         override = f"data.calibration.arguments={{n: {n}, seed: 1, first: {first}}}"
         return done(steps, "observe", "config.yaml", "--output", name, "--set", override)
 
-    with ThreadPoolExecutor(2) as pool:
-        one, two = pool.map(observe, parts)
+    one, two = map(observe, parts)
     assert "one.npz: 4 tensors, 16 samples" in one
     assert "two.npz: 4 tensors, 14 samples" in two
     done(steps, "plan", "config.yaml", "two.npz", "one.npz", "--output", "parts")
@@ -257,8 +248,8 @@ MISTAKES: dict[str, tuple[Sequence[str], int, str]] = {
 
 
 @pytest.fixture(scope="module")
-def mistakes(steps: Job, models: Models) -> dict[str, tuple[subprocess.CompletedProcess[str], str]]:
-    """Return how every mistake ended, and what was to be said; each costs the imports, so they run side by side."""
+def mistakes(steps: Job, models: Models) -> dict[str, tuple[Completed, str]]:
+    """Return how every mistake ended, and what was to be said."""
     plan = steps.folder / "plans" / "minmax.json"
     edited(plan, "unknown.json", lambda content: content["layers"].update(stemm="int8"))
     edited(plan, "lacking.json", lambda content: content["scales"].pop("r2"))
@@ -267,14 +258,15 @@ def mistakes(steps: Job, models: Models) -> dict[str, tuple[subprocess.Completed
     def named(text: str) -> str:
         return text.replace("GOOD", str(models.good)).replace("PLANTED", str(models.planted))
 
-    with ThreadPoolExecutor(2) as pool:
-        ended = list(pool.map(lambda m: calibrate(steps, *map(named, m[0])), MISTAKES.values()))
-    return {mistake: (end, named(MISTAKES[mistake][2])) for mistake, end in zip(MISTAKES, ended, strict=True)}
+    return {
+        mistake: (calibrate(steps, *map(named, arguments)), named(said))
+        for mistake, (arguments, _, said) in MISTAKES.items()
+    }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_ends_with_its_code_and_one_sentence(
-    mistakes: dict[str, tuple[subprocess.CompletedProcess[str], str]], mistake: str
+    mistakes: dict[str, tuple[Completed, str]], mistake: str
 ) -> None:
     completed, said = mistakes[mistake]
     assert completed.returncode == MISTAKES[mistake][1], completed.stderr
@@ -284,9 +276,7 @@ def test_a_mistake_ends_with_its_code_and_one_sentence(
     assert "Traceback" not in completed.stdout + completed.stderr
 
 
-def test_mistakes_write_nothing(
-    mistakes: dict[str, tuple[subprocess.CompletedProcess[str], str]], steps: Job, models: Models
-) -> None:
+def test_mistakes_write_nothing(mistakes: dict[str, tuple[Completed, str]], steps: Job, models: Models) -> None:
     assert mistakes
     assert (steps.folder / "good.onnx").read_bytes() == models.good.read_bytes()
     for name in ("statistics.npz", "model.int8.onnx"):

@@ -18,6 +18,7 @@ from calibrate.cost.shapes import tensor_shapes
 from calibrate.graph.placement import place
 from calibrate.graph.preparation import prepare
 from calibrate.plan.quantization_plan import QuantizationRules
+from tests.conftest import Exported
 from validate.backends.onnx_files import read_onnx
 from validate.exceptions import JobError
 from validate.references import resolve_path
@@ -95,10 +96,10 @@ class TestMultiplyAccumulates:
     @pytest.mark.parametrize(
         ("name", "weights"), [("resnet18", "ResNet18_Weights"), ("mobilenet_v2", "MobileNet_V2_Weights")]
     )
-    def test_torchvision_publishes_the_same(self, name, weights, tmp_path):
+    def test_torchvision_publishes_the_same(self, name, weights, exported):
         """``meta["_ops"]`` is in units of 10^9 multiply-accumulates, to three digits after the point."""
         torchvision = pytest.importorskip("torchvision", reason="its models and what it publishes of them")
-        model = exported(getattr(torchvision.models, name)(weights=None), tmp_path)
+        model = prepare(read_onnx(exported(name, 224)))
         published = getattr(torchvision.models, weights).IMAGENET1K_V1.meta["_ops"]
         macs = multiply_accumulates(model, place(model), {"x": (1, 3, 224, 224)})
         assert sum(macs.values()) / 1e9 == pytest.approx(published, rel=0.005, abs=0.0006)
@@ -107,25 +108,10 @@ class TestMultiplyAccumulates:
         )
 
 
-def exported(module: Any, folder: Path) -> ir.Model:
-    torch = pytest.importorskip("torch", reason="exports PyTorch models")
-    batch = torch.export.Dim("batch", min=1)
-    program = torch.onnx.export(
-        module.eval(),
-        (torch.zeros(2, 3, 224, 224),),
-        dynamo=True,
-        input_names=["x"],
-        dynamic_shapes=({0: batch},),
-        verbose=False,
-    )
-    program.save(str(folder / "model.onnx"))
-    return prepare(read_onnx(folder / "model.onnx"))
-
-
 @pytest.fixture(scope="module")
-def resnet(tmp_path_factory: pytest.TempPathFactory) -> ir.Model:
-    torchvision = pytest.importorskip("torchvision", reason="its ResNet")
-    return exported(torchvision.models.resnet18(weights=None), tmp_path_factory.mktemp("resnet"))
+def resnet(exported: Exported) -> ir.Model:
+    pytest.importorskip("torchvision", reason="its ResNet")
+    return prepare(read_onnx(exported("resnet18", 224)))
 
 
 class TestShapes:

@@ -20,6 +20,8 @@ from calibrate.observation.streaming import observable, observe
 from calibrate.plan.origin import Origin
 from calibrate.plan.quantization_plan import QuantizationRules
 from calibrate.strategies.planning import make_plan
+from tests.conftest import Exported
+from tests.exported_models import inputs_of, mobilenet_v3_small, resnet18
 from validate.backends.onnx_files import read_onnx, serialize, write_onnx
 from validate.backends.onnxruntime import OnnxRuntimeModel
 from validate.backends.tensorrt import build
@@ -33,48 +35,6 @@ torchvision = pytest.importorskip("torchvision", reason="exports torchvision's m
 
 Inputs = dict[str, NDArray[Any]]
 ROOT = Path(__file__).parents[3]
-
-
-def _randomized(model: Any) -> Any:
-    """Give every BatchNorm statistics that are not those of a new one, which would fold into nothing."""
-    generator = torch.Generator().manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            size = module.running_mean.shape
-            module.running_mean = 0.1 * torch.randn(size, generator=generator)
-            module.running_var = 0.5 + torch.rand(size, generator=generator)
-            module.weight.data = 0.5 + torch.rand(size, generator=generator)
-            module.bias.data = 0.1 * torch.randn(size, generator=generator)
-    return model
-
-
-def resnet18() -> Any:
-    torch.manual_seed(0)
-    return _randomized(torchvision.models.resnet18(weights=None))
-
-
-def mobilenet_v3_small() -> Any:
-    torch.manual_seed(0)
-    return _randomized(torchvision.models.mobilenet_v3_small(weights=None))
-
-
-class Encoder(torch.nn.Module):
-    """A small language model's encoder: embedding, attention with LayerNorm, a head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layer = torch.nn.TransformerEncoderLayer(64, nhead=4, dim_feedforward=128, batch_first=True, activation="gelu")
-        self.embedding = torch.nn.Embedding(100, 64)
-        self.encoder = torch.nn.TransformerEncoder(layer, num_layers=2)
-        self.head = torch.nn.Linear(64, 10)
-
-    def forward(self, tokens: Any) -> Any:
-        return self.head(self.encoder(self.embedding(tokens)).mean(dim=1))
-
-
-def encoder() -> Any:
-    torch.manual_seed(0)
-    return Encoder()
 
 
 class Broken(torch.nn.Module):
@@ -105,18 +65,14 @@ MODELS = ["resnet18", "mobilenet_v3_small", "encoder", "ocr"]
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    name, rng = request.param, np.random.default_rng(0)
-    inputs: Inputs
+def case(request: pytest.FixtureRequest, exported: Exported) -> Case:
+    name = request.param
     if name == "ocr":
         pytest.importorskip("rapidocr", reason="carries the OCR model")
         path = resolve_path("package:rapidocr/models/ch_PP-OCRv4_rec_mobile.onnx", ROOT)
         inputs = _text_lines(2)
     else:
-        path = tmp_path_factory.mktemp("exported") / f"{name}.onnx"
-        image = rng.standard_normal((2, 3, 64, 64)).astype(np.float32)
-        inputs = {"tokens": rng.integers(0, 100, (2, 16))} if name == "encoder" else {"x": image}
-        export_torch(f"{__file__}:{name}", inputs, path)
+        path, inputs = exported(name), inputs_of(name, side=64)
     prepared = prepare(read_onnx(path))
     placement = place(prepared)
     batch = Batch(inputs, [None, None], [b"0", b"1"], 0)

@@ -23,7 +23,7 @@ from validate.data.stream import Batch
 
 if TYPE_CHECKING:
     from tests.calibrate.conftest import MakePlan, Parse
-    from tests.conftest import Models
+    from tests.tiny_model import Models
 
 IMAGES = np.random.default_rng(0).normal(0, 1, (8, 3, 16, 16)).astype(np.float32)
 

@@ -17,7 +17,8 @@ import pytest
 from calibrate.measurement.evaluation_cache import EvaluationCache
 
 if TYPE_CHECKING:
-    from tests.conftest import Job, Models
+    from tests.conftest import Job
+    from tests.tiny_model import Models
 
 Overrides = list[str]
 

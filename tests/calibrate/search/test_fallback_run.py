@@ -12,7 +12,8 @@ import pytest
 from onnx import numpy_helper
 
 if TYPE_CHECKING:
-    from tests.conftest import Job, Models
+    from tests.conftest import Job
+    from tests.tiny_model import Models
 
 
 @pytest.fixture

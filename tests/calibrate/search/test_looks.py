@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from calibrate.config import Config
 from calibrate.search.fallback import verdict_confidences
-from tests.conftest import Models
+from tests.tiny_model import Models
 from validate.stats.intervals import paired_interval, tango_interval
 
 tango = functools.cache(tango_interval)

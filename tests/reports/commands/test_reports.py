@@ -11,19 +11,18 @@ from typing import Any
 
 import pytest
 
+from tests.command_line import run_in_process
+from tests.conftest import Completed
 from validate.exceptions import UsageError
 from validate.results.run import Results
 
-Reports = Callable[..., subprocess.CompletedProcess[str]]
+Reports = Callable[..., Completed]
 
 
 @pytest.fixture
 def reports(clean_environment: dict[str, str], tmp_path: Path) -> Reports:
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "reports", *map(str, arguments)]
-        return subprocess.run(
-            command, cwd=tmp_path, env=clean_environment, capture_output=True, text=True, timeout=120, check=False
-        )
+    def run(*arguments: object) -> Completed:
+        return run_in_process("reports", [*map(str, arguments)], tmp_path, clean_environment)
 
     return run
 

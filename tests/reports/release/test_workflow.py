@@ -21,7 +21,8 @@ from validate.verdict.rejudging import judge_again
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from tests.conftest import Gate, Job, Models
+    from tests.conftest import Gate, Job
+    from tests.tiny_model import Models
 
 GO, NO_GO, USAGE, INCONCLUSIVE, FAILED = 0, 1, 2, 3, 4
 LENIENT = {"max_drop": 0.8}

@@ -18,7 +18,8 @@ from reports.tracking import Destination, log_results
 from validate.results.run import Results
 
 if TYPE_CHECKING:
-    from tests.conftest import Models, Snapshot
+    from tests.conftest import Snapshot
+    from tests.tiny_model import Models
 
 SPLITS = {
     "calibration": {"source": {"callable": "data.py:rows", "arguments": {"n": 30}}, "samples": 30, "digest": "a1" * 32},

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from reports.tracking import Destination, log_results
+from tests.command_line import run_in_process
 from validate.exceptions import JobError
 from validate.results.run import Results
 
 if TYPE_CHECKING:
-    from tests.conftest import Snapshot
+    from tests.conftest import Completed, Snapshot
     from tests.tracking_servers import TrackingServer, Wire
 
 EXPERIMENT = "from-a-test"
@@ -70,15 +69,9 @@ def test_a_server_that_is_killed_while_it_is_sent_to(
     wire = wire_to(server.address)
     wire.before = lambda number, path: server.kill() if KILLS[moment](number, path) else None
 
-    def log() -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "reports", "log", str(folder), "--tracking-uri", wire.address]
-        return subprocess.run(
-            [*command, "--retry-seconds", "0"],
-            env=clean_environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    def log() -> Completed:
+        command = ["log", str(folder), "--tracking-uri", wire.address, "--retry-seconds", "0"]
+        return run_in_process("reports", command, folder, clean_environment)
 
     failed = log()
     assert failed.returncode == 4

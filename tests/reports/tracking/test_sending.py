@@ -21,7 +21,7 @@ from validate.results.run import Decision, Results
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-    from tests.conftest import Models
+    from tests.tiny_model import Models
 
 EXPERIMENT = "from-a-test"
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ import pyarrow.parquet
 import pytest
 import yaml
 from PIL import Image
-from typer.testing import CliRunner
 
-from reports.commands.validate import app
-from tests.conftest import Models
+from tests.command_line import run_in_process
+from tests.conftest import Completed
+from tests.tiny_model import DATA, Models
 from validate.results.evaluation import Evaluation
 from validate.stats.intervals import paired_interval
 
@@ -34,9 +33,7 @@ ROWS = 200
 @pytest.fixture
 def folder(tmp_path: Path, models: Models) -> Path:
     """Return a folder with a config, its data, and three models: good, another as good, and one with noisy weights."""
-    import tests.conftest as shared
-
-    (tmp_path / "data.py").write_text(shared.DATA, encoding="utf-8")
+    (tmp_path / "data.py").write_text(DATA, encoding="utf-8")
     shutil.copyfile(models.good, tmp_path / "good.onnx")
     for name, noise in (("noisy", 0.25), ("noisier", 1.0)):
         model, rng = onnx.load(models.good), np.random.default_rng(0)
@@ -59,18 +56,10 @@ def write(folder: Path, **changes: Any) -> None:
     (folder / "my.yaml").write_text(yaml.safe_dump(config | changes), encoding="utf-8")
 
 
-@dataclass(frozen=True)
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def evaluate(folder: Path, *arguments: str) -> Done:
-    """Run the command in this process, which has imported what it needs; one test runs the program."""
-    with contextlib.chdir(folder):
-        done = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["evaluate", *arguments, "--config", "my.yaml"])
-    return Done(done.exit_code, done.stdout, done.stderr)
+def evaluate(folder: Path, *arguments: str) -> Completed:
+    """Run the command in this process; one test runs the program."""
+    command = ["evaluate", *arguments, "--config", "my.yaml"]
+    return run_in_process("validate", command, folder, dict(os.environ) | {"COLUMNS": "160"})
 
 
 def found(folder: Path, *arguments: str) -> Evaluation:
@@ -414,7 +403,7 @@ def test_labels_of_boxes_and_maps_come_out_of_parquet(tmp_path: Path) -> None:
     assert values["logits"] == pytest.approx((1 / 2 + 2 / 3 + 1) / 3)
 
 
-def scored(folder: Path, task: dict[str, Any], rows: list[dict[str, Any]], output: Any, shape: list[Any]) -> Done:
+def scored(folder: Path, task: dict[str, Any], rows: list[dict[str, Any]], output: Any, shape: list[Any]) -> Completed:
     """Score a model that answers `output`, all but rounding, to every row of a parquet file."""
     outputs = [(np.array(output) + 1e-6 * i).tolist() for i in range(len(rows))]  # no sample repeats another
     table = pyarrow.Table.from_pylist([{**row, "output": made} for row, made in zip(rows, outputs, strict=True)])

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from tests.command_line import run_in_process
 from validate.backends import local_gpu
 from validate.exceptions import JobError, UsageError
 from validate.latency import clocks
@@ -481,15 +481,7 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture
 def command(folder: Path, clean_environment: dict[str, str]) -> Command:
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "validate", "benchmark", *arguments],
-            cwd=folder,
-            env=clean_environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        return run_in_process("validate", ["benchmark", *arguments], folder, clean_environment)
 
     return command
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -18,7 +16,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+from tests.command_line import run_in_process
+
+if TYPE_CHECKING:
+    from tests.conftest import Completed
+
+Run = Callable[..., "Completed"]
 GRAPH = """g (float[N, 16] x) => (float[N, 4] y) {
     [first] a = MatMul(x, w0) [relu] r = Relu(a) [second] b = MatMul(r, w1) [last] y = MatMul(b, w2)
 }"""
@@ -64,16 +67,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(folder: Path, clean_environment: dict[str, str]) -> Run:
-    def run(*arguments: str, command: str = "compare") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "validate", command, *arguments],
-            cwd=folder,
-            env=clean_environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+    def run(*arguments: str, command: str = "compare") -> Completed:
+        return run_in_process("validate", [command, *arguments], folder, clean_environment)
 
     return run
 
