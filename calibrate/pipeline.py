@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,10 +34,11 @@ from calibrate.observation import (
 )
 from calibrate.output_folder import write_folder
 from calibrate.plan import Origin, QuantizationPlan
+from calibrate.recovery import RecoveryInputs, recover
 from calibrate.search import Selection, TrialBench, put_layers_back, select, verdict_confidences
 from calibrate.strategies import ScaleHistory, make_plans
 from validate.backends import cpu_name
-from validate.data import SampleStream
+from validate.data import Batch, SampleStream
 from validate.environment import environment
 from validate.results import SAMPLES_FILE, Candidate, Reference, Results, SampleTable, Verdict, pareto_points
 from validate.verdict import Evidence, decide
@@ -62,7 +63,7 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         inputs = load(job)
         reference = evaluate_reference(config, inputs, journal)
         observed = observe(job, inputs, reference)
-        plans = plan(job, inputs, observed)
+        plans = recover_accuracy(job, inputs, observed, plan(job, inputs, observed))
         benches = set_up(job, inputs, reference, observed, plans)
         measured = measure(job, benches, plans)
         searched = search(job, benches, measured)
@@ -141,6 +142,26 @@ def plan(job: Job, inputs: Inputs, observed: Observed) -> list[QuantizationPlan]
     # Also where the rest is not FP16: layers may go back to it, and the FP16 model that INT8 has to beat is.
     wide = nodes_beyond_fp16(inputs, calibration.statistics, job.journal)
     return [made.model_copy(update={"wide_nodes": wide}) for made in plans]
+
+
+def recover_accuracy(
+    job: Job, inputs: Inputs, observed: Observed, plans: list[QuantizationPlan]
+) -> list[QuantizationPlan]:
+    """Apply the recovery steps that the config names to every plan."""
+    steps, calibration = job.config.quantization.recovery, observed.calibration
+    if not steps:
+        return plans
+
+    def batches() -> Iterator[Batch]:
+        return job.journal.forward("recover", calibration.fingerprint.verify(inputs.calibration.batches()))
+
+    given = RecoveryInputs(inputs.model, calibration.statistics, batches)
+    with job.journal.stage("recover", "recover accuracy", len(plans)) as advance:
+        recovered = []
+        for made in plans:
+            recovered.append(recover(made, steps, given))
+            advance(1)
+    return recovered
 
 
 def set_up(
