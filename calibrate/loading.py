@@ -99,6 +99,7 @@ class SplitFingerprint:
         labels: running SHA-256 of all labels.
 
     Examples:
+        >>> import numpy as np
         >>> batch = Batch({"x": np.zeros((2, 3))}, labels=["cat", "dog"], contents=[b"hash 0", b"hash 1"], first=0)
         >>> fingerprint = SplitFingerprint()
         >>> len(list(fingerprint.record([batch]))), fingerprint.classes
