@@ -33,12 +33,13 @@ def replacing(path: Path) -> Iterator[Path]:
     Args:
         path: its folder exists.
 
-    >>> from tempfile import TemporaryDirectory
-    >>> with TemporaryDirectory() as folder:
-    ...     with replacing(Path(folder, "a.txt")) as partial:
-    ...         _ = partial.write_text("whole")
-    ...     [file.name for file in Path(folder).iterdir()]
-    ['a.txt']
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     with replacing(Path(folder, "a.txt")) as partial:
+        ...         _ = partial.write_text("whole")
+        ...     [file.name for file in Path(folder).iterdir()]
+        ['a.txt']
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
@@ -82,6 +83,14 @@ class Record(BaseModel):
 
     NaN and infinities are written as JSON strings, since JSON has no number for them and ``null`` would
     read as "not measured".
+
+    Examples:
+        >>> class Score(Record):
+        ...     value: Number
+        >>> Score(value=float("inf")).model_dump_json()
+        '{"value":"Infinity"}'
+        >>> Score.model_validate_json('{"value": "Infinity"}')
+        Score(value=inf)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", protected_namespaces=())

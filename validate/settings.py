@@ -95,13 +95,14 @@ def read_yaml(path: Path) -> tuple[Any, Node | None]:
 def to_yaml(data: Mapping[str, Any]) -> str:
     """Return JSON data as YAML that `read_yaml` reads; keys stay in order.
 
-    >>> print(to_yaml({"b": [1, 0.001], "a": {"c": None, "d": "yes"}}), end="")
-    b:
-    - 1
-    - 0.001
-    a:
-      c: null
-      d: 'yes'
+    Examples:
+        >>> print(to_yaml({"b": [1, 0.001], "a": {"c": None, "d": "yes"}}), end="")
+        b:
+        - 1
+        - 0.001
+        a:
+          c: null
+          d: 'yes'
     """
     yaml, text = _yaml(), io.StringIO()
     yaml.default_flow_style = False

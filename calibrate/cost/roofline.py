@@ -13,15 +13,15 @@ from typing import Literal, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from calibrate.cost.gpus import Gpu, gpu_named
-from calibrate.cost.kernels import Kernels, kernels_of
+from calibrate.cost.gpus import Gpu
+from calibrate.cost.kernels import Kernels
 from calibrate.cost.shapes import multiply_accumulates_of, tensor_shapes
 from calibrate.graph import Placement
 from validate.exceptions import JobError
 from validate.number_formats import NUMBER_FORMATS, FloatPrecision, Precision
 from validate.results import Cost
 
-__all__ = ["LAUNCH_MS", "CostModel", "MacCost", "MeasuredCost", "Roofline", "multiply_accumulates", "roofline"]
+__all__ = ["LAUNCH_MS", "CostModel", "MacCost", "MeasuredCost", "Roofline", "multiply_accumulates"]
 
 Basis = Literal["measured", "estimate", "multiply-accumulates"]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -122,7 +122,7 @@ class MacCost:
 
 @dataclass(frozen=True, eq=False)
 class Roofline:
-    """An estimate in milliseconds for one GPU, from its datasheet alone; made by `roofline`.
+    """An estimate in milliseconds for one GPU, from its datasheet alone.
 
     Each kernel takes ``max(2 * MACs / peak rate of its precision, bytes moved / memory bandwidth)``, the roofline of
     Williams, Waterman and Patterson ("Roofline: an insightful visual performance model for multicore architectures",
@@ -171,35 +171,6 @@ class Roofline:
     def layer_ms(self, layer: str, precision: Precision) -> float | None:
         """See `CostModel`: nothing was measured."""
         return None
-
-
-def roofline(
-    model: ir.Model, placement: Placement, shapes: Shapes, gpu: str, float_precision: FloatPrecision
-) -> Roofline:
-    """Return the roofline of a prepared model.
-
-    Args:
-        model: not changed.
-        placement: of the model.
-        shapes: of the model's inputs, batch included.
-        gpu: its name; see `gpu_named`.
-        float_precision: of the plans that it will be used for.
-
-    Raises:
-        JobError: the GPU is unknown or does not compute in that precision, or the shapes do not fit the model.
-
-    Examples:
-        >>> import onnx_ir as ir
-        >>> from calibrate.graph import place
-        >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
-        ...     net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { [product] y = MatMul(x, w) }''')
-        >>> estimate = roofline(model, place(model), {"x": (1000, 2)}, gpu="L4", float_precision="fp16")
-        >>> round(estimate.cost({"product": "fp16"}).value, 6), estimate.cost({"product": "fp16"}).unit
-        (0.003107, 'ms')
-    """
-    known = gpu_named(gpu)
-    known.seconds_per_operation(float_precision)
-    return Roofline(kernels_of(model, placement, shapes), known, float_precision)
 
 
 @dataclass(frozen=True, eq=False)

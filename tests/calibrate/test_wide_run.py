@@ -10,7 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from calibrate.cost.roofline import roofline
+from calibrate.cost.gpus import gpu_named
+from calibrate.cost.kernels import kernels_of
+from calibrate.cost.roofline import Roofline
 from calibrate.graph.placement import place
 from calibrate.graph.preparation import prepare
 from calibrate.plan.quantization_plan import QuantizationPlan
@@ -82,7 +84,8 @@ def types_in(file: Path) -> dict[str, str]:
 
 def costs(model: Path) -> Callable[[Any], float]:
     prepared = prepare(read_onnx(model))
-    estimate = roofline(prepared, place(prepared), {"image": (1, 3, 16, 16)}, "L4", "fp16")
+    kernels = kernels_of(prepared, place(prepared), {"image": (1, 3, 16, 16)})
+    estimate = Roofline(kernels, gpu_named("L4"), "fp16")
     return lambda precisions: estimate.cost(precisions).value
 
 

@@ -71,7 +71,8 @@ def x() -> NDArray[np.float32]:
 
 
 def opened(model: Path, folder: Path, debug: str | tuple[str, ...] = "none") -> TensorRTBackend:
-    return TensorRTBackend.from_onnx(model, folder / "model.engine", PROFILE, BuildOptions(debug=debug))
+    build_engine(model, folder / "model.engine", PROFILE, BuildOptions(debug=debug))
+    return TensorRTBackend(folder / "model.engine")
 
 
 @runs

@@ -13,7 +13,7 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import Progress
 
-from validate.backends import kind_of, local_gpu
+from validate.backends import kind_of
 from validate.environment import environment
 from validate.exceptions import UsageError
 from validate.latency.clocks import (
@@ -50,13 +50,11 @@ from validate.latency.runners import Loaded, Spec, load, torch_threads
 from validate.number_formats import FloatPrecision
 
 __all__ = [
-    "Baselines",
     "BatchTimings",
     "BenchmarkRequest",
     "Conditions",
     "LatencyReport",
     "ModelTiming",
-    "baselines",
     "benchmark_models",
     "specs_of",
 ]
@@ -86,44 +84,6 @@ class BenchmarkRequest:
     precision: FloatPrecision = "fp32"
     threads: int | None = None
     cuda_graph: bool = True
-
-
-@dataclass(frozen=True)
-class Baselines:
-    """The models that an INT8 model can be compared with here, and why others cannot be had."""
-
-    specs: list[Spec]
-    absent: dict[str, str]
-
-
-def baselines(
-    model: Path, module: str | None = None, fp16: Path | None = None, engine: Path | None = None
-) -> Baselines:
-    """Return the float models that a candidate may be timed against on this machine.
-
-    Args:
-        model: float32 ONNX file, the first of the baselines, in ONNX Runtime.
-        module: the PyTorch module that it came from, to be timed eagerly and compiled.
-        fp16: the same model as an ONNX file in float16.
-        engine: the same model as a TensorRT engine.
-
-    Raises:
-        UsageError: one of them does not exist.
-    """
-    given = {"ONNX Runtime FP32": str(model)}
-    given |= {"PyTorch eager": module, "PyTorch torch.compile": module} if module else {}
-    given |= {"ONNX Runtime FP16": str(fp16)} if fp16 else {}
-    given |= {"TensorRT": str(engine)} if engine else {}
-    specs, absent = [], {}
-    for name, path in given.items():
-        kind = kind_of(path)
-        if kind != "onnx" and importlib.util.find_spec("torch") is None:
-            absent[name] = "PyTorch is not installed"
-        elif kind == "engine" and local_gpu() is None:
-            absent[name] = "there is no NVIDIA GPU here"
-        else:
-            specs.append(Spec(name, path, compiled=name.endswith("torch.compile")))
-    return Baselines(specs, absent)
 
 
 def specs_of(models: Sequence[str], compiled: bool) -> list[Spec]:

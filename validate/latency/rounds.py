@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -19,8 +18,6 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy import stats
 
-from validate.backends import Runnable
-from validate.exceptions import JobError
 from validate.records import Number, Record
 from validate.results import Latency
 
@@ -32,11 +29,8 @@ __all__ = [
     "Ratio",
     "Timed",
     "Timing",
-    "WallTimed",
     "calls_of_rounds",
     "interleave",
-    "measure",
-    "measure_together",
     "order",
     "ratio",
     "summarize",
@@ -87,81 +81,6 @@ class Timed(Protocol):
         ...
 
 
-@dataclass
-class WallTimed:
-    """Wall time of the calls of a `Runnable`: arrays on the host in, arrays on the host out."""
-
-    model: Runnable
-    batches: Batches
-    clock: Clock = time.perf_counter
-
-    def __post_init__(self) -> None:
-        self.runtime, self.device = self.model.runtime, self.model.device
-
-    def __call__(self, batch: int) -> float:
-        """See `Timed`."""
-        inputs = self.batches[batch]
-        started = self.clock()
-        self.model.run(inputs)
-        return 1e3 * (self.clock() - started)
-
-
-def measure(
-    model: Runnable, inputs: Mapping[str, NDArray[Any]], runs: int, clock: Clock = time.perf_counter
-) -> Latency:
-    """Time single calls of one model on the same inputs, after a warm-up.
-
-    Args:
-        model: what to time.
-        inputs: one batch, batch on axis 0.
-        runs: timed calls, >= 1.
-        clock: what is read before and after each call.
-
-    Raises:
-        JobError: the model cannot run them.
-
-    Examples:
-        >>> import itertools
-        >>> from onnx import parser
-        >>> from validate.backends import OnnxRuntimeModel
-        >>> text = '<ir_version: 8, opset_import: ["": 17]> g (float[N] x) => (float[N] y) {y = Neg(x)}'
-        >>> model = OnnxRuntimeModel(parser.parse_model(text).SerializeToString())
-        >>> clock = itertools.count().__next__  # every reading is a second later
-        >>> measure(model, {"x": np.zeros(4)}, runs=20, clock=clock).p50_ms
-        1000.0
-    """
-    return measure_together({"": model}, [inputs], runs, clock)[""].latency
-
-
-def measure_together(
-    models: Mapping[str, Runnable],
-    batches: Batches,
-    runs: int,
-    clock: Clock = time.perf_counter,
-    confidence: float = 0.95,
-) -> dict[str, Timing]:
-    """Measure the wall time of calls of several models in turns; the first model is the baseline.
-
-    Args:
-        models: by name; all stay loaded throughout.
-        batches: one or more, all of one size, batch on axis 0. They are used in turns, since calls on the same values
-            are faster than real ones where caches or branches depend on the values.
-        runs: timed calls of each model, >= 1. Fewer than `MIN_PAIRS` give no interval.
-        clock: what is read before and after each call.
-        confidence: two-sided, in (0, 1), of each ratio by itself.
-
-    Raises:
-        JobError: a model cannot run them, or the batches differ in size.
-    """
-    sizes = {len(next(iter(batch.values()))) for batch in batches}
-    if len(sizes) != 1:
-        raise JobError(f"models are timed on batches of one size, not of {sorted(sizes) or 'none'}")
-    timed = {name: WallTimed(model, batches, clock) for name, model in models.items()}
-    for each in timed.values():
-        warm_up(each, len(batches), clock)
-    return summarize(timed, [interleave(timed, len(batches), runs)], sizes.pop(), confidence)
-
-
 def warm_up(model: Timed, batches: int, clock: Clock = time.perf_counter) -> None:
     """Call until every batch was seen, at least three calls were made, and a quarter of a second has passed.
 
@@ -185,9 +104,11 @@ def warm_up(model: Timed, batches: int, clock: Clock = time.perf_counter) -> Non
 def interleave(
     models: Mapping[str, Timed], batches: int, runs: int, advance: Callable[[], None] = lambda: None
 ) -> dict[str, Blocks]:
-    """Time calls of models that are warm, in turns; see `measure_together`.
+    """Time calls of models that are warm, in turns; the first model is the baseline.
 
-    A block begins with a call that is not counted: it brings the model back into the caches.
+    Each model runs its batches in turns, since calls on the same values are faster than real ones where caches or
+    branches depend on the values. A block begins with a call that is not counted: it brings the model back into
+    the caches.
 
     Args:
         models: by name.

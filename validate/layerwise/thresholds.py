@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -15,8 +14,6 @@ from validate.layerwise.comparison import Comparison, LayerDifference, TensorDif
 from validate.records import Record
 
 __all__ = ["Judgement", "LayerVerdict", "Limits", "RuntimeLimits", "Thresholds", "judge"]
-
-Cause = Literal["quantization", "runtime"]
 
 
 class _Section(BaseModel):

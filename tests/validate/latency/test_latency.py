@@ -13,6 +13,7 @@ import os
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,19 @@ from validate.latency.clocks import (
     disturbances,
     pinned,
 )
-from validate.latency.command import BenchmarkRequest, baselines, benchmark_models, specs_of
+from validate.latency.command import BenchmarkRequest, benchmark_models, specs_of
 from validate.latency.inputs import batches_of, random_samples, samples_from, signature_of
 from validate.latency.report import LatencyReport
 from validate.latency.rounds import (
     MIN_PAIRS,
-    WallTimed,
+    Batches,
+    Timing,
     calls_of_rounds,
-    measure,
-    measure_together,
+    interleave,
     order,
     ratio,
     summarize,
+    warm_up,
 )
 
 BATCHES = [{"x": np.full((2, 1), i, np.float32)} for i in range(3)]
@@ -89,6 +91,34 @@ def blocks(calls: list[tuple[str, int]]) -> list[tuple[str, int]]:
         else:
             found.append((name, 1))
     return found
+
+
+@dataclass
+class WallTimed:
+    """Time of the calls of a model by a clock of the test's own; see `validate.latency.rounds.Timed`."""
+
+    model: Any
+    batches: Batches
+    clock: Callable[[], float]
+
+    def __post_init__(self) -> None:
+        self.runtime, self.device = self.model.runtime, self.model.device
+
+    def __call__(self, batch: int) -> float:
+        inputs = self.batches[batch]
+        started = self.clock()
+        self.model.run(inputs)
+        return 1e3 * (self.clock() - started)
+
+
+def measure_together(
+    models: Mapping[str, Any], batches: Batches, runs: int, clock: Callable[[], float]
+) -> dict[str, Timing]:
+    """Warm models up, time them in turns and summarize, as all that times models does."""
+    timed = {name: WallTimed(model, batches, clock) for name, model in models.items()}
+    for each in timed.values():
+        warm_up(each, len(batches), clock)
+    return summarize(timed, [interleave(timed, len(batches), runs)], len(batches[0]["x"]))
 
 
 class TestTurns:
@@ -142,10 +172,10 @@ class TestTurns:
 
     def test_warm_up_lasts_a_time_and_a_number_of_calls(self):
         world = World()
-        measure(world.model("a", 0.01), BATCHES[0], 1, world.clock)
+        measure_together({"a": world.model("a", 0.01)}, BATCHES[:1], 1, world.clock)
         assert len(world.calls) >= 1 + 25 + 1 + 1, "a quarter of a second in calls of 10 ms"
         world = World()
-        measure(world.model("slow", 5), BATCHES[0], 1, world.clock)
+        measure_together({"a": world.model("slow", 5)}, BATCHES[:1], 1, world.clock)
         assert len(world.calls) == 1 + 3 + 1 + 1
 
 
@@ -170,7 +200,7 @@ class TestNumbers:
             seen.append(next(drawn))
             return float(seen[-1])
 
-        found = measure(world.model("a", 1, noise), BATCHES[0], 7, world.clock)
+        found = measure_together({"a": world.model("a", 1, noise)}, BATCHES[:1], 7, world.clock)["a"].latency
         counted = np.array(seen[-14:])[1::2] * 1e3  # rounds of one call, each after one that settles
         np.testing.assert_allclose([found.p50_ms, found.p90_ms, found.p99_ms], np.percentile(counted, [50, 90, 99]))
 
@@ -183,14 +213,6 @@ class TestNumbers:
         assert found.p99_high_ms == (None if not known else stats.binom.ppf(0.975, calls, 0.99) + 1)
         low = stats.binom.ppf(0.025, calls, 0.99)
         assert found.p99_low_ms == pytest.approx(low, abs=1)
-
-    def test_batches_of_different_sizes_are_refused(self):
-        world = World()
-        mixed = [{"x": np.zeros((1, 1))}, {"x": np.zeros((2, 1))}]
-        with pytest.raises(JobError, match=r"batches of one size, not of \[1, 2\]"):
-            measure_together({"a": world.model("a", 1)}, mixed, 1, world.clock)
-        with pytest.raises(JobError, match="not of none"):
-            measure_together({"a": world.model("a", 1)}, [], 1, world.clock)
 
 
 class TestRatio:
@@ -245,7 +267,8 @@ class TestRatio:
 class TestDrift:
     @staticmethod
     def sequential(world: World, models: dict[str, Any]) -> float:
-        a, b = (measure(model, BATCHES[0], 200, world.clock).p50_ms for model in models.values())
+        each = (measure_together({"": model}, BATCHES[:1], 200, world.clock)[""] for model in models.values())
+        a, b = (timing.latency.p50_ms for timing in each)
         return b / a
 
     @pytest.mark.parametrize(
@@ -290,7 +313,7 @@ class TestLoads:
         """The same model twice; each load is some percent faster or slower for good, as a GPU's memory makes it."""
         rng, covered, narrow = np.random.default_rng(2), 0, 0
         world = World()
-        models = {name: WallTimed(world.model(name, 1), BATCHES) for name in "ab"}
+        models = {name: WallTimed(world.model(name, 1), BATCHES, world.clock) for name in "ab"}
         for _ in range(1000):
             luck = np.exp(rng.normal(0, 0.03, (5, 2, 1, 1)))
             times = luck * np.exp(rng.normal(0, 0.005, (5, 2, 10, 1)))
@@ -564,7 +587,7 @@ def test_a_mistake_is_one_sentence(command: Command, arguments: list[str], code:
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_specs_and_baselines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_as_the_user_listed_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     specs = specs_of(["float.onnx", "net.py:Net", "float.onnx"], compiled=True)
     assert [(s.name, s.compiled) for s in specs] == [
@@ -573,16 +596,6 @@ def test_specs_and_baselines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("net.py:Net (torch.compile)", True),
         ("float.onnx #2", False),
     ]
-    pytest.importorskip("torch", reason="baselines of a PyTorch module")
-    monkeypatch.setattr("validate.latency.command.local_gpu", lambda: None)
-    found = baselines(Path("float.onnx"), "net.py:Net", Path("int8.onnx"), Path("some.engine"))
-    assert [s.name for s in found.specs] == [
-        "ONNX Runtime FP32",
-        "PyTorch eager",
-        "PyTorch torch.compile",
-        "ONNX Runtime FP16",
-    ]
-    assert found.absent == {"TensorRT": "there is no NVIDIA GPU here"}
 
 
 def fakes() -> Any:

@@ -8,13 +8,11 @@ from pathlib import Path
 
 from validate.backends.base import CannotForceError
 from validate.backends.gpu import local_gpu
-from validate.backends.tensorrt.building import build_engine
 from validate.backends.tensorrt.engine import TensorRTEngine, deserialize
 from validate.backends.tensorrt.fingerprint import Fingerprint, require
 from validate.backends.tensorrt.inspection import Layer, producers
 from validate.backends.tensorrt.library import installed_libraries
-from validate.backends.tensorrt.listeners import Progress
-from validate.backends.tensorrt.options import BuildOptions, Profile
+from validate.backends.tensorrt.options import BuildOptions
 from validate.backends.tensorrt.probe import require_running
 from validate.exceptions import JobError
 
@@ -51,19 +49,6 @@ class TensorRTBackend:
         own = tuple(name for name in whole.output_names if name not in shown)
         self.input_names, self.output_names = whole.input_names, self.fingerprint.outputs or own
         self.tensors = observable_tensors(self.layers, self.output_names, self.input_names, self.fingerprint.options)
-
-    @classmethod
-    def from_onnx(
-        cls,
-        model: Path,
-        engine: Path,
-        profile: Profile | None = None,
-        options: BuildOptions | None = None,
-        progress: Progress | None = None,
-    ) -> TensorRTBackend:
-        """Build an engine for the GPU of this machine and open it; see `build_engine` for the arguments and errors."""
-        build_engine(model, engine, profile, options, progress)
-        return cls(engine)
 
     def load(self, outputs: Sequence[str] | None = None, forced: Sequence[str] = ()) -> TensorRTEngine:
         """See `Backend`. All that is loaded shares the engine's weights, and has working memory of its own."""
