@@ -20,6 +20,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from validate.exceptions import DAMAGED_NPZ, JobError
+from validate.records import replacing
 
 __all__ = ["WeightEdit", "WeightEdits", "weights_file"]
 
@@ -95,10 +96,10 @@ class WeightEdits:
         return digest.hexdigest()
 
     def write(self, path: Path) -> None:
-        """Write as .npz: the array ``edits`` says in JSON what the arrays 0, 1, ... belong to."""
+        """Write as .npz, whole or not at all: the array ``edits`` says in JSON what the arrays 0, 1, ... belong to."""
         arrays = {str(number): edit.values for number, edit in enumerate(self.edits)}
         header = np.frombuffer(self._header().encode(), np.uint8)
-        with path.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             np.savez(file, **{_HEADER: header}, **arrays)  # type: ignore[arg-type]
 
     @classmethod

@@ -14,6 +14,7 @@ from reports.figures.run import (
     SELECTED,
     SYMBOLS,
     Figure,
+    histogram_layout,
     layout,
     plot_text,
 )
@@ -155,31 +156,14 @@ def input_figure(quantized: QuantizedInput) -> Figure:
                 "hovertemplate": "|x| near %{x:.3g}: %{y:,}<extra></extra>",
             }
         ],
-        "layout": layout(
+        "layout": histogram_layout(
+            end,
+            math.log10(max([*counts, 1])) + 0.4,
             height=230,
-            bargap=0,
-            xaxis={
-                "title": {"text": "|x|"},
-                "range": [0, end],
-                "zeroline": False,
-                "gridcolor": GRID,
-                "fixedrange": True,
-            },
-            yaxis={
-                "title": {"text": "values"},
-                "type": "log",
-                "dtick": 2,
-                "exponentformat": "power",
-                "range": [-0.3, math.log10(max([*counts, 1])) + 0.4],
-                "gridcolor": GRID,
-                "fixedrange": True,
-            },
             shapes=[
                 {**_line(_FAIL, dash, 2, x0=x, x1=x, y0=0, y1=1, yref="paper"), "layer": "above"}
                 for x, dash in _limits(quantized)
             ],
-            margin={"l": 52, "r": 8, "t": 8, "b": 44},
-            dragmode=False,
         ),
     }
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reports import format as fmt
-from reports.figures.run import GRID, MUTED, Figure, layout, plot_text
+from reports.figures.run import GRID, MUTED, Figure, histogram_layout, layout, plot_text
 from validate.results import Convergence, TensorHistogram
 
 __all__ = ["activation_figure", "convergence_figure"]
@@ -50,29 +50,7 @@ def activation_figure(tensor: TensorHistogram, lines: Mapping[str, Line]) -> Fig
     ]
     return {
         "data": [bars, *thresholds],
-        "layout": layout(
-            height=240,
-            bargap=0,
-            xaxis={
-                "title": {"text": "|x|"},
-                "range": [0, end],
-                "zeroline": False,
-                "gridcolor": GRID,
-                "fixedrange": True,
-            },
-            yaxis={
-                "title": {"text": "values"},
-                "type": "log",
-                "dtick": 2,
-                "exponentformat": "power",
-                "range": [-0.3, top],
-                "gridcolor": GRID,
-                "fixedrange": True,
-            },
-            margin={"l": 52, "r": 8, "t": 8, "b": 44},
-            hovermode="closest",
-            dragmode=False,
-        ),
+        "layout": histogram_layout(end, top, height=240, hovermode="closest"),
     }
 
 

@@ -215,6 +215,38 @@ def layout(**changes: Any) -> dict[str, Any]:
     }
 
 
+def histogram_layout(end: float, top: float, **changes: Any) -> dict[str, Any]:
+    """Return the layout of a histogram of |x| with logarithmic counts.
+
+    Args:
+        end: of the x axis, in the tensor's unit.
+        top: of the y axis, as the power of ten.
+        changes: as of `layout`.
+    """
+    return layout(
+        bargap=0,
+        xaxis={
+            "title": {"text": "|x|"},
+            "range": [0, end],
+            "zeroline": False,
+            "gridcolor": GRID,
+            "fixedrange": True,
+        },
+        yaxis={
+            "title": {"text": "values"},
+            "type": "log",
+            "dtick": 2,
+            "exponentformat": "power",
+            "range": [-0.3, top],
+            "gridcolor": GRID,
+            "fixedrange": True,
+        },
+        margin={"l": 52, "r": 8, "t": 8, "b": 44},
+        dragmode=False,
+        **changes,
+    )
+
+
 def plot_text(text: str) -> str:
     """Return text escaped for a figure: plotly renders some HTML (bold, links) in every text that it draws.
 

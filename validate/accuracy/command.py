@@ -32,7 +32,7 @@ class EvaluateRequest:
     options: Options = field(default_factory=Options)
 
 
-class _Facts(ModelFacts):
+class _ModelSection(ModelFacts):
     model_config = ConfigDict(extra="ignore")
 
 
@@ -47,7 +47,7 @@ class _EvaluateConfig(ScoredJob):
 
     model_config = ConfigDict(extra="ignore")
 
-    model: _Facts = _Facts()
+    model: _ModelSection = _ModelSection()
     policy: _Confidence = _Confidence()
 
 

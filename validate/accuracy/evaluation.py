@@ -64,7 +64,7 @@ class Question:
 
 
 @dataclass
-class _Seen:
+class _PassRecord:
     """What one pass saw of the samples, and what every model scored on them."""
 
     scores: dict[str, list[NDArray[np.float64]]]
@@ -195,10 +195,10 @@ def evaluate_contestants(contestants: Contestants, question: Question, bars: Pro
 
 def _pass(
     runnables: Mapping[str, Runnable], task: Task, stream: SampleStream, advance: Callable[[int], None]
-) -> tuple[_Seen, Agreement | None]:
+) -> tuple[_PassRecord, Agreement | None]:
     """Run all models over all samples, batch by batch; also by agreement with the first, where that can be told."""
     beside = None if isinstance(task, Agreement) or not isinstance(task, Answering) else Agreement(task)
-    seen = _Seen({name: [] for name in runnables}, {name: [] for name in runnables})
+    seen = _PassRecord({name: [] for name in runnables}, {name: [] for name in runnables})
     for batch in stream.batches():
         seen.add(batch)
         for index, (name, model) in enumerate(runnables.items()):

@@ -1,9 +1,9 @@
 """Attributes times of an engine's layers to ONNX nodes.
 
-No engine could be run where this was written (see `validate.backends.tensorrt`): what it reads is what TensorRT
-documents. `IProfiler` reports by the layer names that `EngineInspector` shows, and the inspector's metadata name the
-ONNX nodes that became a layer ("IProfiler" in the Python API; "Engine Inspector" in the developer guide). The engine
-has to be built with detailed profiling verbosity, as `build_engine` does; with none, names are numbers.
+Not yet seen on times of a real engine: what it reads is what TensorRT documents. `IProfiler` reports by the layer names
+that `EngineInspector` shows, and the inspector's metadata name the ONNX nodes that became a layer ("IProfiler" in the
+Python API; "Engine Inspector" in the developer guide). The engine has to be built with detailed profiling verbosity, as
+`build_engine` does; with none, names are numbers.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ One implementation over two libraries with one API: `tensorrt` (11, needs a GPU 
 built, `fingerprint.py` for what may be loaded where, and `engine.py` for the part that runs on a GPU only.
 
 Importing this package imports neither library, nor torch. What was seen to work, and where: everything up to the
-engine file with tensorrt_rtx 1.7 on a machine without a GPU; `tensorrt` 11 cannot be installed where this was
-written, and its documentation is followed.
+engine file with tensorrt_rtx 1.7 on a machine without a GPU, and engines with tensorrt_rtx 1.6.1 on an H200
+(``pytest tests/gpu``); `tensorrt` 11 cannot be installed where this was written, and its documentation is followed.
 """
 
 from __future__ import annotations
