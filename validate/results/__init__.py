@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from validate.results.engines import Departure, EngineFile, EngineRun, Int8InEngine, OutputDistance
 from validate.results.evaluation import Evaluation, ModelEvaluation
 from validate.results.illustrations import (
     ILLUSTRATIONS,
@@ -55,16 +56,21 @@ __all__ = [
     "ConvergencePoint",
     "Cost",
     "Decision",
+    "Departure",
+    "EngineFile",
+    "EngineRun",
     "Evaluation",
     "ForwardPasses",
     "Histogram",
     "Illustrations",
+    "Int8InEngine",
     "IntegerKernels",
     "Latency",
     "LayerError",
     "ModelEvaluation",
     "ModelInfo",
     "NodeCounts",
+    "OutputDistance",
     "ParetoPoint",
     "Reference",
     "Results",

@@ -1,0 +1,73 @@
+"""What a run found of a TensorRT engine: the file, how far it is from its simulation, and what of it ran in INT8."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from validate.records import Number, Record
+
+__all__ = ["Departure", "EngineFile", "EngineRun", "Int8InEngine", "OutputDistance"]
+
+
+class EngineFile(Record):
+    """The engine that was run."""
+
+    path: str | None = Field(description="relative to results.json; null where it was not kept")
+    sha256: str = Field(description="of the file")
+    library: str = Field(description="that built and ran it, with its version, e.g. tensorrt_rtx 1.6.1.120")
+    gpu: str = Field(description="that ran it, e.g. NVIDIA H200 (compute capability 9.0)")
+    driver: str | None
+    size_bytes: int = Field(ge=0)
+
+
+class OutputDistance(Record):
+    """How far one output of an engine is from the float model and from its simulation; SQNR over all samples, in dB."""
+
+    tensor: str
+    to_float_db: Number = Field(description="engine against the float model; NaN where either is not finite")
+    simulation_to_float_db: Number = Field(description="simulation against the float model")
+    to_simulation_db: Number = Field(description="engine against its simulation")
+    floor_db: Number = Field(description="two legitimate executions of that graph against each other; inf if equal")
+    excess_db: Number = Field(description="mean over samples of the engine's noise over the floor's, in dB")
+    excess_low_db: Number = Field(description="lower confidence bound of it; NaN of one sample")
+    not_finite: int = Field(ge=0, description="values of the engine that are NaN or infinite, and finite in simulation")
+
+
+class Departure(Record):
+    """The first place, in topological order, where an engine is not its simulation."""
+
+    node: str = Field(description="ONNX node whose output it is")
+    op_type: str
+    tensor: str
+    kind: Literal["not finite", "beyond the floor"]
+    before: list[str] = Field(description="the nodes that the tensor is computed from, nearest first")
+    detail: str = Field(description="what was found there, a sentence")
+
+
+class Int8InEngine(Record):
+    """Which of the layers that a plan has in INT8 did the engine run in INT8."""
+
+    planned: int = Field(ge=0, description="layers that the plan has in INT8")
+    ran: int = Field(ge=0, description="of these, how many ran with INT8 inputs")
+    share: float = Field(ge=0, le=1, description="the same by multiply-accumulates")
+    not_run: list[str] = Field(description="nodes of the other layers, the largest first")
+    stray_kernels: int = Field(ge=0, description="kernels that only quantize, dequantize, cast or reformat")
+    stray_ms: float | None = Field(default=None, description="time of these, profiled; null where it was not measured")
+    total_ms: float | None = Field(default=None, description="time of all kernels, profiled")
+
+
+class EngineRun(Record):
+    """One engine over the validation samples, held against its simulation."""
+
+    file: EngineFile
+    agreement: Number | None = Field(
+        description="share of samples with the answer of the simulation, or the task's metric with these answers as "
+        "labels; null where the task gives no answers"
+    )
+    compared: int = Field(ge=0, description="calibration samples on which outputs and inner tensors were compared")
+    outputs: list[OutputDistance]
+    departure: Departure | None = Field(description="null where the engine is its simulation, as far as was looked")
+    inner_tensors: int = Field(ge=0, description="inner tensors that the engine showed and that were compared")
+    int8: Int8InEngine | None = Field(default=None, description="null for an engine without INT8 layers")
