@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from tests.command_line import run_in_process
-from validate.results.run import Results
+from validate.results import Results
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from validate.results.run import (
+from validate.results import (
     Accuracy,
     BuildResult,
     Candidate,

@@ -35,7 +35,7 @@ from validate import (
     gate,
     judge,
 )
-from validate.results.run import BuildResult
+from validate.results import BuildResult
 
 ROWS = 200
 

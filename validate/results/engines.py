@@ -7,8 +7,10 @@ from typing import Literal
 from pydantic import Field
 
 from validate.records import Number, Record
+from validate.results.accuracy import CandidateAccuracy
+from validate.results.speed import Latency
 
-__all__ = ["Departure", "EngineFile", "EngineRun", "Int8InEngine", "OutputDistance"]
+__all__ = ["Baseline", "Departure", "EngineFile", "EngineRun", "Int8InEngine", "OutputDistance"]
 
 
 class EngineFile(Record):
@@ -71,3 +73,13 @@ class EngineRun(Record):
     departure: Departure | None = Field(description="null where the engine is its simulation, as far as was looked")
     inner_tensors: int = Field(ge=0, description="inner tensors that the engine showed and that were compared")
     int8: Int8InEngine | None = Field(default=None, description="null for an engine without INT8 layers")
+
+
+class Baseline(Record):
+    """The float model as an engine, which a candidate has to beat: in FP32 with and without TF32, FP16 and BF16."""
+
+    name: str = Field(description="e.g. TensorRT FP16")
+    file: EngineFile | None
+    reason: str | None = Field(default=None, description="why there is no engine, or why it was not run")
+    accuracy: CandidateAccuracy | None = Field(default=None, description="against the float reference")
+    latency: Latency | None = None

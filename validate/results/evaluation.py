@@ -9,7 +9,8 @@ from pydantic import Field
 from validate.notebook import accuracy_table, paragraphs
 from validate.passwords import Published
 from validate.records import FileKind, Number, Record
-from validate.results.run import Accuracy, BuildResult, CandidateAccuracy
+from validate.results.accuracy import Accuracy, CandidateAccuracy
+from validate.results.run import BuildResult
 
 __all__ = ["Evaluation", "ModelEvaluation"]
 

@@ -19,8 +19,8 @@ import pytest
 from calibrate.plan.quantization_plan import QuantizationPlan
 from tests.command_line import run_in_process
 from tests.conftest import SCHEMA, finished
+from validate.results import Results
 from validate.results.illustrations import Illustrations
-from validate.results.run import Results
 from validate.results.samples import SampleTable
 
 if TYPE_CHECKING:

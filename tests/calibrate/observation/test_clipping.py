@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from calibrate.observation.clipping import clipped_share
-from validate.results.run import Results
+from validate.results import Results
 from validate.results.samples import SampleTable
 from validate.stats.histograms import Statistics
 

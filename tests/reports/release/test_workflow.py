@@ -12,7 +12,7 @@ import junitparser
 import numpy as np
 import pytest
 
-from validate.results.run import Decision, Results
+from validate.results import Decision, Results
 from validate.results.samples import SampleTable
 from validate.stats.intervals import paired_interval
 from validate.verdict.policy import Policy

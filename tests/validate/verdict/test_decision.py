@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from validate.results.run import (
+from validate.results import (
     Accuracy,
     BuildResult,
     Candidate,

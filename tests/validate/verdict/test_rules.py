@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from tests.validate.conftest import layer, speedup
 from validate.backends.tensorrt.fingerprint import Fingerprint, sha256
 from validate.backends.tensorrt.options import BuildOptions
-from validate.results.run import (
+from validate.results import (
     Accuracy,
     Candidate,
     Clipping,
