@@ -17,7 +17,7 @@ from validate.number_formats import Precision
 from validate.passwords import Published
 from validate.records import FileKind, Number, Record
 from validate.results.accuracy import Accuracy, Basis, CandidateAccuracy, IntegerKernels
-from validate.results.engines import Baseline, EngineRun
+from validate.results.engines import Baseline, EngineFile, EngineRun
 from validate.results.speed import Cost, Latency, Speedup
 
 __all__ = [
@@ -135,6 +135,11 @@ class Candidate(Record):
     clipping: Clipping | None = Field(
         default=None, description="on validation samples; null where no policy asked for it"
     )
+
+    @property
+    def engine_file(self) -> EngineFile | None:
+        """The engine that was run."""
+        return None if self.engine is None else self.engine.file
 
 
 class Reference(Record):

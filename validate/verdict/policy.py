@@ -118,13 +118,16 @@ class Policy(Section):
     )
     engine: EnginePolicy | None = None
     optional: list[RuleKey] = Field(
-        default=[], description="rules that may go unmeasured; one that was measured holds in any case"
+        default=[],
+        description="rules that may go unmeasured; one that was measured holds in any case. engine: no engine has to "
+        "have been run, and the verdict is by simulation",
     )
 
     @model_validator(mode="after")
     def _optional_rules_are_rules(self) -> Policy:
         for key in self.optional:
-            if key != "champion" and getattr(self, key) in (None, {}):  # with --baseline there is one in any case
+            # With --baseline there is a champion in any case, and an engine that has to be run always.
+            if key not in {"champion", "engine"} and getattr(self, key) in (None, {}):
                 raise ValueError(f"optional names {key}, but the policy has no such rule")
         return self
 
@@ -135,5 +138,8 @@ class Policy(Section):
     def without_named_rules(self) -> Policy:
         """Return the policy without the rules that hold only where a policy names them."""
         return Policy(
-            max_drop=self.max_drop, confidence=self.confidence, require_tensorrt_build=self.require_tensorrt_build
+            max_drop=self.max_drop,
+            confidence=self.confidence,
+            require_tensorrt_build=self.require_tensorrt_build,
+            optional=["engine"],
         )
