@@ -12,11 +12,12 @@ from typing import Any
 import onnxruntime
 
 from calibrate.config import Config
-from calibrate.cost import price
+from calibrate.cost import Pricing, price
 from calibrate.journal import Journal
 from calibrate.loading import Inputs, SplitFingerprint, load_inputs, task_hash
 from calibrate.measurement import (
     CandidateBench,
+    EngineBench,
     EvaluationCache,
     MeasuredCandidate,
     ReferenceRun,
@@ -24,6 +25,8 @@ from calibrate.measurement import (
     evaluate_reference,
     illustrate,
     time_models,
+    timed_batches,
+    why_no_engine,
 )
 from calibrate.observation import (
     CalibrationRun,
@@ -38,9 +41,10 @@ from calibrate.recovery import RecoveryInputs, recover
 from calibrate.search import Selection, TrialBench, put_layers_back, select, verdict_confidences
 from calibrate.strategies import ScaleHistory, make_plans
 from validate.backends import cpu_name
+from validate.backends.tensorrt import ShapeRanges
 from validate.data import Batch, SampleStream
 from validate.environment import environment
-from validate.results import SAMPLES_FILE, Candidate, Reference, Results, SampleTable, Verdict, pareto_points
+from validate.results import SAMPLES_FILE, Baseline, Candidate, Reference, Results, SampleTable, Verdict, pareto_points
 from validate.verdict import Evidence, decide
 
 __all__ = ["run"]
@@ -67,8 +71,9 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         benches = set_up(job, inputs, reference, observed, plans)
         measured = measure(job, benches, plans)
         searched = search(job, benches, measured)
-        timed = time(job, inputs, searched)
-        judged = judge(job, benches, observed, searched, timed)
+        baselines = run_baselines(job, benches, searched)
+        timed = time(job, benches, searched)
+        judged = judge(job, benches, observed, searched, baselines, timed)
         return write(job, benches, observed, searched, judged)
 
 
@@ -103,9 +108,10 @@ class Benches:
 
 @dataclass(frozen=True)
 class Judged:
-    """All measurements of the float model and the candidates, the scores of samples, and the verdict."""
+    """All measurements of the float model, its engines and the candidates, the scores of samples, and the verdict."""
 
     reference: Reference
+    baselines: Sequence[Baseline]
     candidates: Sequence[Candidate]
     samples: SampleTable
     verdict: Verdict
@@ -180,6 +186,9 @@ def set_up(
         job.folder,
         job.journal,
     )
+    no_engines = why_no_engine(config.target)
+    if no_engines and config.target.device == "gpu":
+        job.journal.warn(f"no engine is run, so that the verdict is by simulation: {no_engines}")
     return Benches(
         CandidateBench(
             inputs=inputs,
@@ -191,6 +200,8 @@ def set_up(
             compare_samples=config.compare_samples,
             folder=job.folder,
             journal=job.journal,
+            engines=None if no_engines else _engines(job, inputs, reference, observed, evaluations, pricing),
+            no_engines=no_engines,
         ),
         TrialBench(inputs, calibration, evaluations, pricing, job.journal),
     )
@@ -208,14 +219,32 @@ def search(job: Job, benches: Benches, measured: Selection) -> Selection:
     return put_layers_back(job.config.fallback, job.config.policy, benches.candidates, benches.trials, measured)
 
 
-def time(job: Job, inputs: Inputs, searched: Selection) -> Times:
+def run_baselines(job: Job, benches: Benches, searched: Selection) -> list[Baseline]:
+    """Run the float model as engines, which the candidates have to beat; none where no engine can be run here."""
+    bench = benches.candidates
+    if bench.engines is None:
+        return []
+    with job.journal.stage("baselines", "run the float model's engines"):
+        return bench.engines.baselines(searched.chosen.plan, job.config.policy.confidence)
+
+
+def time(job: Job, benches: Benches, searched: Selection) -> Times:
     """Time the float model and the candidates in turns, so that other load on the machine affects all alike."""
-    config, plans = job.config, [candidate.plan for candidate in searched.candidates]
+    config, bench, plans = job.config, benches.candidates, [candidate.plan for candidate in searched.candidates]
     with job.journal.stage("latency", f"time {len(plans) + 1} models"):
-        return time_models(config.latency, config.target, config.model.torch, inputs, plans, job.folder)
+        return time_models(
+            config.latency, config.target, config.model.torch, bench.inputs, plans, job.folder, bench.engines
+        )
 
 
-def judge(job: Job, benches: Benches, observed: Observed, searched: Selection, times: Times) -> Judged:
+def judge(
+    job: Job,
+    benches: Benches,
+    observed: Observed,
+    searched: Selection,
+    baselines: Sequence[Baseline],
+    times: Times,
+) -> Judged:
     """Judge the selected candidate by all rules of the policy."""
     policy, bench = job.config.policy, benches.candidates
     latency, latency_reason = times.of_reference()
@@ -237,7 +266,8 @@ def judge(job: Job, benches: Benches, observed: Observed, searched: Selection, t
     verdict = decide(policy.of_a_run(), evidence)
     if searched.search is None and job.config.fallback.evaluations:
         _warn_of_rules_beside_accuracy(verdict, job.journal)
-    return Judged(reference, candidates, samples, verdict)
+    timed = [times.of_baseline(baseline) for baseline in baselines]
+    return Judged(reference, timed, candidates, samples, verdict)
 
 
 def write(job: Job, benches: Benches, observed: Observed, searched: Selection, judged: Judged) -> Results:
@@ -255,6 +285,7 @@ def write(job: Job, benches: Benches, observed: Observed, searched: Selection, j
         },
         overlap=observed.overlap,
         reference=judged.reference,
+        baselines=list(judged.baselines),
         candidates=list(judged.candidates),
         selected=searched.selected,
         search=searched.search,
@@ -273,6 +304,30 @@ def write(job: Job, benches: Benches, observed: Observed, searched: Selection, j
     illustrations = illustrate(results, bench, searched.candidates, observed.history)
     write_folder(results, plans, statistics, illustrations, job.folder, job.output)
     return results
+
+
+def _engines(
+    job: Job,
+    inputs: Inputs,
+    reference: ReferenceRun,
+    observed: Observed,
+    evaluations: EvaluationCache,
+    pricing: Pricing,
+) -> EngineBench:
+    """Return the bench of engines, which take the shapes of all samples, and of the calls that are timed."""
+    shapes = [reference.fingerprint.shapes, observed.calibration.fingerprint.shapes]
+    if job.config.latency.runs:
+        shapes.append(ShapeRanges.of(timed_batches(job.config.latency.batch_size, inputs)))
+    return EngineBench(
+        inputs=inputs,
+        reference=reference,
+        evaluations=evaluations,
+        pricing=pricing,
+        profile=ShapeRanges.union(shapes).profile(inputs.reference.fixed_batch),
+        compare_samples=job.config.compare_samples,
+        folder=job.folder,
+        journal=job.journal,
+    )
 
 
 def evaluation_context(
