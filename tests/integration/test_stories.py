@@ -65,7 +65,7 @@ class Pipeline:
     def release(self, job: Job, policy: dict[str, Any]) -> Judged:
         """Judge what the job has measured, against the champion too; register it."""
         done = self.gate(
-            {"optional": ["champion"], **policy},
+            {**policy, "optional": ["champion", *policy.get("optional", [])]},
             job.output,
             "--register",
             self.name,
