@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -87,7 +88,7 @@ def run_summary(results: Results, output: Path, tracking_hint: str | None) -> Re
     return Group(
         candidates_table(results),
         *_search(results),
-        *engine_tables(results),
+        *(Padding(table, (1, 0, 0, 0)) for table in engine_tables(results)),
         Text(""),
         verdict_panel(results),
         _next(results, output, tracking_hint),
