@@ -16,6 +16,7 @@ from calibrate.cost import Pricing, price
 from calibrate.journal import Journal
 from calibrate.loading import Inputs, SplitFingerprint, load_inputs, task_hash
 from calibrate.measurement import (
+    ENGINE,
     CandidateBench,
     EngineBench,
     EvaluationCache,
@@ -250,6 +251,7 @@ def judge(
     latency, latency_reason = times.of_reference()
     reference = Reference(accuracy=bench.reference_accuracy, latency=latency, latency_reason=latency_reason)
     candidates = [times.add_to(candidate.record) for candidate in searched.candidates]
+    candidates = [c.with_engine_kept(ENGINE) if c.name == searched.selected else c for c in candidates]
     if policy.max_clipped_share is not None:
         plans = [candidate.plan for candidate in searched.candidates]
         clipping = measure_clipping(bench.inputs, bench.reference.fingerprint, plans, job.journal)
@@ -262,6 +264,7 @@ def judge(
         bench.inputs.model.info.sha256,
         observed.overlap,
         samples,
+        baselines=baselines,
     )
     verdict = decide(policy.of_a_run(), evidence)
     if searched.search is None and job.config.fallback.evaluations:

@@ -18,8 +18,8 @@ from calibrate.loading import Inputs
 from calibrate.measurement.evaluation_cache import EvaluationCache
 from calibrate.measurement.reference import ReferenceRun
 from calibrate.plan import QuantizationPlan
-from validate.accuracy import batch_scores, candidate_accuracy, evaluate
-from validate.backends import Gpu, Runnable, local_gpu, write_onnx
+from validate.accuracy import batch_scores, candidate_accuracy
+from validate.backends import Gpu, OnnxRuntimeModel, Runnable, detach, local_gpu, write_onnx
 from validate.backends.tensorrt import (
     BuildOptions,
     Profile,
@@ -172,11 +172,11 @@ class EngineBench:
             simulation=simulated,
             unrounded=apply(_unrounded(plan), prepared, self.inputs.model.placement, simulate=True),
             engine=engine,
-            inner=self._with_inner_tensors(model),
+            inner=self._with_inner_tensors(model, engine.fingerprint.options),
             batches=self.journal.forward("compare_engine", batches, models=4),
         )
         return EngineRun(
-            file=engine.file().model_copy(update={"path": ENGINE}),
+            file=engine.file(),
             agreement=agreement,
             compared=found.samples,
             outputs=found.outputs,
@@ -204,37 +204,33 @@ class EngineBench:
         return [self._baseline(name, plan.in_float(kind, name), tf32, confidence) for name, kind, tf32 in kinds]
 
     def _baseline(self, name: str, plan: QuantizationPlan, tf32: bool, confidence: float) -> Baseline:
-        path = self.folder / "baselines" / f"{name.replace(' ', '-')}.onnx"
-        path.parent.mkdir(exist_ok=True)
-        write_onnx(apply(plan, self.inputs.model.prepared, self.inputs.model.placement), path)
-        engine = path.with_suffix(".engine")
+        path = self.folder / name.replace(" ", "-") / "model.onnx"
+        path.parent.mkdir()
+        model = self.inputs.model
+        write_onnx(apply(plan, model.prepared, model.placement), path)
+        simulated = apply(plan, model.prepared, model.placement, simulate=True)
         try:
-            build_engine(path, engine, self.profile, BuildOptions(tf32=tf32))
-            backend = TensorRTBackend(engine)
-            scores = self._engine_scores(backend)
+            build_engine(path, path.with_name(ENGINE), self.profile, BuildOptions(tf32=tf32))
+            engine = TensorRTBackend(path.with_name(ENGINE))
+            scores = self.score(engine, lambda: OnnxRuntimeModel(detach(simulated)), lambda samples: None)
+            run = self.compare(engine, path, plan, simulated, scores.agreement)
         except JobError as error:  # a type that this GPU or library cannot compute in is no reason to give up
-            return Baseline(name=name, file=None, reason=str(error))
-        self.files[name] = engine
-        metric = self.inputs.task.metric
-        accuracy = candidate_accuracy(metric, self.reference.scores, scores, confidence, "engine")
-        return Baseline(name=name, file=backend.file(), accuracy=accuracy)
-
-    def _engine_scores(self, engine: TensorRTBackend) -> Scores:
-        def compute() -> Scores:
-            batches = self.journal.forward("baselines", self._validation())
-            return evaluate(engine.load(), self.inputs.task, batches, lambda samples: None)
-
-        return self.evaluations.get("baseline", compute, engine=engine.fingerprint.engine_sha256).values
+            return Baseline(name=name, engine=None, reason=str(error))
+        self.files[name] = path.with_name(ENGINE)
+        found = partial(candidate_accuracy, self.inputs.task.metric, self.reference.scores, confidence=confidence)
+        return Baseline(
+            name=name, engine=run, accuracy=found(scores.engine, basis="engine"), simulated=found(scores.simulated)
+        )
 
     def _validation(self) -> Iterator[Batch]:
         return self.reference.fingerprint.verify(self.inputs.validation.batches())
 
-    def _with_inner_tensors(self, model: Path) -> TensorRTBackend | None:
+    def _with_inner_tensors(self, model: Path, options: BuildOptions) -> TensorRTBackend | None:
         """Return another engine of the file, which shows the tensors that fusion leaves; None where there is none."""
         engine = model.with_name("inner-tensors") / ENGINE
         engine.parent.mkdir(exist_ok=True)
         try:
-            build_engine(model, engine, self.profile, BuildOptions(debug="unfused"))
+            build_engine(model, engine, self.profile, options.model_copy(update={"debug": "unfused"}))
             return TensorRTBackend(engine)
         except JobError as error:
             self.journal.warn(f"the inner tensors of {model.parent.name} cannot be looked at: {error}")

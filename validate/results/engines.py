@@ -79,7 +79,8 @@ class Baseline(Record):
     """The float model as an engine, which a candidate has to beat: in FP32 with and without TF32, FP16 and BF16."""
 
     name: str = Field(description="e.g. TensorRT FP16")
-    file: EngineFile | None
-    reason: str | None = Field(default=None, description="why there is no engine, or why it was not run")
-    accuracy: CandidateAccuracy | None = Field(default=None, description="against the float reference")
+    engine: EngineRun | None
+    reason: str | None = Field(default=None, description="why there is no engine, or why it was not timed")
+    accuracy: CandidateAccuracy | None = Field(default=None, description="of the engine, against the float model")
+    simulated: CandidateAccuracy | None = Field(default=None, description="of its simulation")
     latency: Latency | None = None

@@ -141,6 +141,13 @@ class Candidate(Record):
         """The engine that was run."""
         return None if self.engine is None else self.engine.file
 
+    def with_engine_kept(self, path: str) -> Candidate:
+        """Return the candidate with its engine, where it has one, at a path relative to results.json."""
+        if self.engine is None:
+            return self
+        file = self.engine.file.model_copy(update={"path": path})
+        return self.model_copy(update={"engine": self.engine.model_copy(update={"file": file})})
+
 
 class Reference(Record):
     """The float model, as given."""
