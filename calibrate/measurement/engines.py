@@ -12,14 +12,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calibrate.cost import Pricing, TargetConfig
-from calibrate.graph import apply, layer_precisions
+from calibrate.graph import apply
 from calibrate.journal import Journal
 from calibrate.loading import Inputs
 from calibrate.measurement.evaluation_cache import EvaluationCache
 from calibrate.measurement.reference import ReferenceRun
 from calibrate.plan import QuantizationPlan
 from validate.accuracy import batch_scores, candidate_accuracy
-from validate.backends import Gpu, OnnxRuntimeModel, Runnable, detach, local_gpu, write_onnx
+from validate.backends import Gpu, OnnxRuntimeModel, Runnable, detach, local_gpu, read_onnx, write_onnx
 from validate.backends.tensorrt import (
     BuildOptions,
     Profile,
@@ -31,7 +31,7 @@ from validate.backends.tensorrt import (
     why_not_running,
 )
 from validate.data import Batch
-from validate.engines import compare_engine, int8_in_engine
+from validate.engines import compare_engine, int8_in_engine, reformat_nodes
 from validate.exceptions import JobError
 from validate.number_formats import FloatPrecision
 from validate.results import Baseline, BuildResult, EngineRun, Int8InEngine
@@ -43,7 +43,6 @@ ENGINE = "model.engine"
 """Name of the engine file in a candidate's folder, and in the run's."""
 _PROFILED = 10
 """Inferences by which the kernels of an engine are timed."""
-_QDQ = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast"})
 _FIRST_WITH_BF16 = (8, 0)
 """Compute capability of Ampere, the first that computes in BF16."""
 
@@ -168,12 +167,12 @@ class EngineBench:
         prepared = self.inputs.model.prepared
         batches = self.inputs.calibration.limited(self.compare_samples).batches()
         found = compare_engine(
-            reference=prepared,
-            simulation=simulated,
-            unrounded=apply(_unrounded(plan), prepared, self.inputs.model.placement, simulate=True),
-            engine=engine,
-            inner=self._with_inner_tensors(model, engine.fingerprint.options),
-            batches=self.journal.forward("compare_engine", batches, models=4),
+            prepared,
+            simulated,
+            engine,
+            self.journal.forward("compare_engine", batches),
+            tf32=engine.fingerprint.options.tf32,
+            unfused=self._with_inner_tensors(model, engine.fingerprint.options),
         )
         return EngineRun(
             file=engine.file(),
@@ -237,22 +236,13 @@ class EngineBench:
             return None
 
     def _int8(self, engine: TensorRTBackend, model: Path, plan: QuantizationPlan) -> Int8InEngine | None:
-        prepared = self.inputs.model.prepared
-        planned = [name for name, kind in layer_precisions(prepared, plan).items() if kind == plan.number_format.name]
+        planned = plan.int8_layers
         if not planned:
             return None
-        deployed = apply(plan, prepared, self.inputs.model.placement)
-        reformats = [str(node.name) for node in deployed.graph if node.op_type in _QDQ]
         batch = next(iter(self.inputs.calibration.limited(self.compare_samples).batches()))
         times = engine.load().layer_times(batch.inputs, _PROFILED)
-        return int8_in_engine(engine.layers, planned, self.pricing.macs, reformats, times)
+        return int8_in_engine(engine.layers, planned, self.pricing.macs, reformat_nodes(read_onnx(model)), times)
 
 
 def _capability(gpu: Gpu) -> tuple[int, ...]:
     return tuple(int(part) for part in gpu.compute_capability.split("."))
-
-
-def _unrounded(plan: QuantizationPlan) -> QuantizationPlan:
-    """Return the plan whose float nodes are not rounded: what an engine computes that fuses all of them."""
-    layers = {name: "fp32" if kind in {"fp16", "bf16"} else kind for name, kind in plan.layers.items()}
-    return plan.model_copy(update={"float_precision": "fp32", "layers": layers})
