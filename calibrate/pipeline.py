@@ -188,7 +188,7 @@ def set_up(
         job.journal,
     )
     no_engines = why_no_engine(config.target)
-    if no_engines and config.target.device == "gpu":
+    if no_engines and config.target.device == "gpu" and "engine" not in config.policy.optional:
         job.journal.warn(f"no engine is run, so that the verdict is by simulation: {no_engines}")
     return Benches(
         CandidateBench(

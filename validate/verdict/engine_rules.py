@@ -33,8 +33,8 @@ def engine_rule(candidate: Measured, given: Engine | None) -> Rule:
     if (file := candidate.engine_file) is None:
         return rule(
             outcome="not_measured",
-            message=f"no engine was run ({candidate.engine_reason or 'no reason is known'}); run on the target what "
-            "will run there, or waive it with policy.optional: [engine]",
+            message=f"no engine was run ({candidate.engine_reason or 'no reason is known'}); run this on a "
+            "machine with the target's GPU, or waive it with policy.optional: [engine]",
         )
     ran = f"the engine (SHA-256 {file.sha256[:_DIGITS]}, {file.library} on {file.gpu})"
     if given is not None and given.sha256 != file.sha256:
