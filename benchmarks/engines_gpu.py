@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.engine_models import MODELS, write_model  # noqa: E402
+
 from calibrate import pipeline  # noqa: E402
 from calibrate.config import load  # noqa: E402
 from calibrate.journal import Journal  # noqa: E402

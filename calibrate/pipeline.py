@@ -40,7 +40,7 @@ from calibrate.output_folder import write_folder
 from calibrate.plan import Origin, QuantizationPlan
 from calibrate.recovery import RecoveryInputs, recover
 from calibrate.search import Selection, TrialBench, put_layers_back, select, verdict_confidences
-from calibrate.strategies import ScaleHistory, make_plans
+from calibrate.strategies import ScaleHistory, make_plans, with_fp32_scales
 from validate.backends import cpu_name
 from validate.backends.tensorrt import ShapeRanges
 from validate.data import Batch, SampleStream
@@ -148,7 +148,7 @@ def plan(job: Job, inputs: Inputs, observed: Observed) -> list[QuantizationPlan]
         plans = make_plans(settings, calibration.observation, inputs.model.placement, observed.origin, job.journal)
     # Also where the rest is not FP16: layers may go back to it, and the FP16 model that INT8 has to beat is.
     wide = nodes_beyond_fp16(inputs, calibration.statistics, job.journal)
-    return [made.model_copy(update={"wide_nodes": wide}) for made in plans]
+    return [with_fp32_scales(made.model_copy(update={"wide_nodes": wide}), settings, inputs.model) for made in plans]
 
 
 def recover_accuracy(
@@ -166,7 +166,8 @@ def recover_accuracy(
     with job.journal.stage("recover", "recover accuracy", len(plans)) as advance:
         recovered = []
         for made in plans:
-            recovered.append(recover(made, steps, given))
+            edited = recover(made, steps, given)
+            recovered.append(with_fp32_scales(edited, job.config.quantization, inputs.model))
             advance(1)
     return recovered
 

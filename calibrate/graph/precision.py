@@ -175,7 +175,8 @@ def float_precision(node: ir.Node, plan: QuantizationPlan) -> FloatPrecision:
     """Return the float type in which a node takes and gives its tensors; an int8 layer has one too.
 
     A node that cannot have the type that the plan names is fp32: its values leave FP16's range
-    (`QuantizationPlan.wide_nodes`), or ONNX or TensorRT has no bf16 there.
+    (`QuantizationPlan.wide_nodes`), its scales are float32 (`QuantizationPlan.fp32_scales`), or ONNX or TensorRT has no
+    bf16 there.
 
     Examples:
         >>> from calibrate.plan import Origin
@@ -191,6 +192,8 @@ def float_precision(node: ir.Node, plan: QuantizationPlan) -> FloatPrecision:
     wanted = plan.layers.get(str(node.name), plan.float_precision)
     precision = plan.float_precision if NUMBER_FORMATS[wanted].scaled else cast("FloatPrecision", wanted)
     if precision == "fp16" and node.name in plan.wide_nodes:
+        return "fp32"
+    if node.name in plan.fp32_scales and _reads_scales(node, plan):
         return "fp32"
     if precision == "bf16" and node.op_type in _NO_BF16_IN_ONNX | _NO_BF16_IN_TENSORRT:
         return "fp32"
@@ -233,6 +236,14 @@ def is_always_fp32(node: ir.Node) -> bool:
         (True, False)
     """
     return node.op_type in _FP32_ONLY or any(attribute.type in _GRAPHS for attribute in node.attributes.values())
+
+
+def _reads_scales(node: ir.Node, plan: QuantizationPlan) -> bool:
+    """Return whether a node is an int8 layer, or no layer and behind one, as a residual Add is."""
+    makers = [value.producer() for value in node.inputs if value is not None]
+    readers = [node] if node.name in plan.layers else [maker for maker in makers if maker is not None]
+    precisions = [plan.layers.get(str(reader.name)) for reader in readers]
+    return any(precision is not None and NUMBER_FORMATS[precision].scaled for precision in precisions)
 
 
 def _rounded_constant(graph: ir.Graph, value: ir.Value, precision: FloatPrecision, simulate: bool) -> ir.Value:
