@@ -35,12 +35,20 @@ from calibrate.observation import (
 from calibrate.output_folder import write_folder
 from calibrate.plan import Origin, QuantizationPlan
 from calibrate.recovery import RecoveryInputs, recover
-from calibrate.search import Selection, TrialBench, put_layers_back, select, verdict_confidences
+from calibrate.search import (
+    FloatTypeBench,
+    Selection,
+    TrialBench,
+    check_float_type,
+    put_layers_back,
+    select,
+    verdict_confidences,
+)
 from calibrate.strategies import ScaleHistory, make_plans, with_fp32_scales
 from validate.backends import cpu_name
 from validate.data import Batch, SampleStream
 from validate.environment import environment
-from validate.results import SAMPLES_FILE, Candidate, Reference, Results, SampleTable, Verdict, pareto_points
+from validate.results import SAMPLES_FILE, Candidate, Fp16Check, Reference, Results, SampleTable, Verdict, pareto_points
 from validate.verdict import Evidence, decide
 
 __all__ = ["run"]
@@ -63,13 +71,14 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         inputs = load(job)
         reference = evaluate_reference(config, inputs, journal)
         observed = observe(job, inputs, reference)
-        plans = recover_accuracy(job, inputs, observed, plan(job, inputs, observed))
+        plans, fp16 = judge_fp16(job, inputs, reference, observed, plan(job, inputs, observed))
+        plans = recover_accuracy(job, inputs, observed, plans)
         benches = set_up(job, inputs, reference, observed, plans)
         measured = measure(job, benches, plans)
         searched = search(job, benches, measured)
         timed = time(job, inputs, searched)
         judged = judge(job, benches, observed, searched, timed)
-        return write(job, benches, observed, searched, judged)
+        return write(job, benches, observed, fp16, searched, judged)
 
 
 @dataclass(frozen=True)
@@ -144,6 +153,23 @@ def plan(job: Job, inputs: Inputs, observed: Observed) -> list[QuantizationPlan]
     return [with_fp32_scales(made.model_copy(update={"wide_nodes": wide}), settings, inputs.model) for made in plans]
 
 
+def judge_fp16(
+    job: Job, inputs: Inputs, reference: ReferenceRun, observed: Observed, plans: list[QuantizationPlan]
+) -> tuple[list[QuantizationPlan], Fp16Check | None]:
+    """Measure what FP16 costs without INT8; where that alone misses the policy, nodes go to FP32 in all plans."""
+    if plans[0].float_precision == "fp32":
+        return plans, None
+    bench = FloatTypeBench(inputs, observed.calibration, evaluation_cache(job, reference, observed), job.journal)
+    with job.journal.stage("fp16", "judge FP16 without INT8"):
+        check = check_float_type(plans[0], job.config.policy.max_drop, bench)
+    if check is None:
+        return plans, None
+    if check.fp32_nodes or check.misses:
+        job.journal.warn(check.message)
+    more = frozenset(check.fp32_nodes)
+    return [made.model_copy(update={"wide_nodes": made.wide_nodes | more}) for made in plans], check
+
+
 def recover_accuracy(
     job: Job, inputs: Inputs, observed: Observed, plans: list[QuantizationPlan]
 ) -> list[QuantizationPlan]:
@@ -168,10 +194,9 @@ def recover_accuracy(
 def set_up(
     job: Job, inputs: Inputs, reference: ReferenceRun, observed: Observed, plans: Sequence[QuantizationPlan]
 ) -> Benches:
-    """Set up the benches that measure plans, with the cache of evaluations, so that an interrupted run resumes."""
+    """Set up the benches that measure plans, which share the cache of evaluations."""
     config, calibration = job.config, observed.calibration
-    context = evaluation_context(config, observed.origin, reference.fingerprint, calibration.fingerprint)
-    evaluations = EvaluationCache(job.output / "evaluations", context)
+    evaluations = evaluation_cache(job, reference, observed)
     pricing = price(
         config.target,
         config.latency.batch_size,
@@ -241,7 +266,9 @@ def judge(job: Job, benches: Benches, observed: Observed, searched: Selection, t
     return Judged(reference, candidates, samples, verdict)
 
 
-def write(job: Job, benches: Benches, observed: Observed, searched: Selection, judged: Judged) -> Results:
+def write(
+    job: Job, benches: Benches, observed: Observed, fp16: Fp16Check | None, searched: Selection, judged: Judged
+) -> Results:
     """Write all files, the results last."""
     bench, inputs = benches.candidates, benches.candidates.inputs
     plans = [candidate.plan for candidate in searched.candidates]
@@ -259,6 +286,7 @@ def write(job: Job, benches: Benches, observed: Observed, searched: Selection, j
         candidates=list(judged.candidates),
         selected=searched.selected,
         search=searched.search,
+        fp16=fp16,
         samples_sha256=judged.samples.write(job.output / SAMPLES_FILE),
         pareto=pareto_points(
             judged.reference, bench.pricing.float32, judged.candidates, inputs.model.path.stat().st_size
@@ -274,6 +302,13 @@ def write(job: Job, benches: Benches, observed: Observed, searched: Selection, j
     illustrations = illustrate(results, bench, searched.candidates, observed.history)
     write_folder(results, plans, statistics, illustrations, job.folder, job.output)
     return results
+
+
+def evaluation_cache(job: Job, reference: ReferenceRun, observed: Observed) -> EvaluationCache:
+    """Return the cache of evaluations in the output folder, so that an interrupted run resumes."""
+    calibration = observed.calibration.fingerprint
+    context = evaluation_context(job.config, observed.origin, reference.fingerprint, calibration)
+    return EvaluationCache(job.output / "evaluations", context)
 
 
 def evaluation_context(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from validate.results.engines import Departure, EngineFile, EngineRun, Int8InEngine, OutputDistance
 from validate.results.evaluation import Evaluation, ModelEvaluation
+from validate.results.fp16 import Fp16Check
 from validate.results.illustrations import (
     ILLUSTRATIONS,
     Convergence,
@@ -61,6 +62,7 @@ __all__ = [
     "EngineRun",
     "Evaluation",
     "ForwardPasses",
+    "Fp16Check",
     "Histogram",
     "Illustrations",
     "Int8InEngine",
