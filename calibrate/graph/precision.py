@@ -17,6 +17,7 @@ __all__ = [
     "float_precision",
     "is_always_fp32",
     "layer_precisions",
+    "nodes_in",
     "precision_of",
 ]
 
@@ -226,6 +227,34 @@ def layer_precisions(model: ir.Model, plan: QuantizationPlan) -> dict[str, Preci
         {'product': 'fp32'}
     """
     return {str(node.name): precision_of(node, plan) for node in model.graph if node.name in plan.layers}
+
+
+def nodes_in(precision: Precision, model: ir.Model, plan: QuantizationPlan) -> list[str]:
+    """Return the names of the nodes that a plan computes in a precision, in topological order.
+
+    Nodes without a float tensor (shape arithmetic) are not among them.
+
+    Args:
+        precision: int8, or a float type.
+        model: what `prepare` returned; not changed.
+        plan: for this model.
+
+    Examples:
+        >>> import onnx_ir as ir
+        >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+        ...     net (float[2] x) => (float[2] z) { [square] y = Mul(x, x) [turn] z = Neg(y) }''')
+        >>> from calibrate.plan import Origin
+        >>> plan = QuantizationPlan(name="p", strategy="none", origin=Origin(model_sha256="0" * 64), scales={},
+        ...                         layers={}, float_precision="fp16", wide_nodes={"square"})
+        >>> nodes_in("fp16", model, plan)
+        ['turn']
+    """
+    return [
+        str(node.name)
+        for node in model.graph
+        if precision_of(node, plan) == precision
+        and any(value is not None and value.dtype == ir.DataType.FLOAT for value in (*node.inputs, *node.outputs))
+    ]
 
 
 def is_always_fp32(node: ir.Node) -> bool:

@@ -88,8 +88,9 @@ class QuantizationPlan(QuantizationRules):
     )
     wide_nodes: frozenset[str] = Field(
         default=frozenset(),
-        description="nodes whose values leave FP16's range, or that need a constant which FP16 rounds to 0, so that "
-        "they are fp32 where they would be fp16: layers, the float side of int8 layers, and any other node",
+        description="nodes whose values leave FP16's range, that need a constant which FP16 rounds to 0, or that are "
+        "inaccurate in FP16, so that they are fp32 where they would be fp16: layers, the float side of int8 layers, "
+        "and any other node",
     )
     fp32_scales: frozenset[str] = Field(
         default=frozenset(),

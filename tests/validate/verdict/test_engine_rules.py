@@ -54,7 +54,7 @@ def test_what_no_engine_ran_is_no_go(simulated: Evidence) -> None:
     rule = rule_of(verdict)
     assert (verdict.decision, verdict.basis, rule.outcome) == (INCONCLUSIVE, "simulation", "not_measured")
     assert verdict.reasons[0] == "by simulation: no engine was run"
-    for said in ("no NVIDIA GPU is found here", "run on the target", "policy.optional: [engine]"):
+    for said in ("no NVIDIA GPU is found here", "the target's GPU", "policy.optional: [engine]"):
         assert said in rule.message
 
 
