@@ -86,6 +86,7 @@ def run_summary(results: Results, output: Path, tracking_hint: str | None) -> Re
     return Group(
         candidates_table(results),
         *_search(results),
+        *([Text(""), _text(results.fp16.message)] if results.fp16 else []),
         Text(""),
         verdict_panel(results),
         _next(results, output, tracking_hint),
