@@ -57,6 +57,10 @@ class BuildOptions(BaseModel):
         "(Ampere and later). `tensorrt` builds for the GPU of the machine, and for no other",
     )
     optimization_level: int = Field(default=3, ge=0, le=5, description="more takes longer to build and may run faster")
+    tf32: bool = Field(
+        default=True,
+        description="FP32 products may round their operands to TF32, which has the 11 significant bits of FP16",
+    )
     workspace_bytes: int | None = Field(
         default=None, gt=0, description="most GPU memory that a layer may use for itself; by default all there is"
     )
