@@ -21,7 +21,7 @@ from validate.backends.tensorrt import Layer
 from validate.data import Batch
 from validate.engines.excess import TensorNoise
 from validate.engines.executions import executions
-from validate.engines.graph import ancestors, depths, producer_of, source
+from validate.engines.graph import REFORMATS, ancestors, depths, producer_of, source
 from validate.exceptions import NothingComparedError
 from validate.layerwise import RuntimeLimits, TensorErrors
 from validate.results import Departure, OutputDistance
@@ -229,12 +229,13 @@ def _first_not_finite(simulated: ir.Model, unfused: Showing, batch: Batch) -> De
             if name in shown and shown[name].dtype.kind == "f"
         )
         fused = [nodes[name] for name in dict.fromkeys(layer.nodes) if name in nodes]
+        fused = [node for node in fused if node.op_type not in REFORMATS] or fused
         if not wrong or not fused or not _is_finite(simulated, fused, batch):
             continue
         depth = depths(simulated)
-        node = source(min(fused, key=lambda one: (source(one) is not one, depth[str(one.name)])))
+        node = source(min(fused, key=lambda one: depth[str(one.name)]))
         what = f"{wrong} values that kernel {layer.name} gives are NaN or infinite, and finite in simulation"
-        others = [str(one.name) for one in fused if source(one) is one and one is not node]
+        others = [str(one.name) for one in fused if one is not node]
         if others:
             what += f"; it computes {', '.join(others)} too"
         return _made(node, str(node.outputs[0].name), "not finite", ancestors(node)[:_BEFORE], what)

@@ -18,6 +18,8 @@ _UNITS = {ir.DataType.FLOAT16: 2.0**-11, ir.DataType.BFLOAT16: 2.0**-8}
 """Unit roundoff: the largest relative error of rounding to nearest, half the distance of 1 to the next number."""
 _TF32 = 2.0**-11
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_MOVES = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Concat", "Slice", "Gather", "Shape"})
+"""What computes nothing."""
 _SEEDS = 3
 
 
@@ -29,7 +31,8 @@ def executions(simulated: ir.Model, tf32: bool) -> list[ir.Model]:
     float32 products if they may be TF32, and of 2^-19, as sums of float32 have it, in every value that is quantized.
 
     Args:
-        simulated: in float32, with FP16 as pairs of Casts; not changed.
+        simulated: with types. FP16 is pairs of Casts, as in what `apply` simulates, or tensors of that type, as in a
+            file that was made elsewhere. Not changed.
         tf32: whether float32 products may round their operands to TF32.
 
     Examples:
@@ -38,13 +41,10 @@ def executions(simulated: ir.Model, tf32: bool) -> list[ir.Model]:
         ...     "{h = Exp(x) c = Cast<to = 10>(h) r = Cast<to = 1>(c) y = Neg(r)}"
         ... )
         >>> for model in executions(half, tf32=False):
-        ...     print([node.op_type for node in model.graph])
-        ['Exp', 'Cast', 'Cast', 'Neg']
-        ['Exp', 'RandomUniformLike', 'Mul', 'Cast', 'Cast', 'Neg']
-        ['Exp', 'RandomUniformLike', 'Mul', 'Cast', 'Cast', 'Neg']
+    XX
     """
     found = [_perturbed(simulated, seed, tf32) for seed in range(_SEEDS)]
-    if any(_unit(node) for node in simulated.graph):
+    if any(_only_rounds(node) for node in simulated.graph):
         found.insert(0, _unrounded(roundings(simulated, ROUNDING, _SEEDS)))
     return found
 
@@ -57,37 +57,63 @@ def _unit(node: ir.Node) -> float | None:
     return _UNITS.get(ir.DataType(node.attributes["to"].as_int()))
 
 
+def _only_rounds(node: ir.Node) -> bool:
+    """Return whether a Cast to FP16 or BF16 is read by nothing but Casts back to float32."""
+    uses = [use.node for use in node.outputs[0].uses()]
+    return _unit(node) is not None and all(
+        use.op_type == "Cast" and use.attributes["to"].as_int() == ir.DataType.FLOAT for use in uses
+    )
+
+
 def _unrounded(model: ir.Model) -> ir.Model:
-    """Make Casts to FP16 or BF16 that only round, since what reads them are Casts back, Casts to float32, in place."""
+    """Let Casts that only round do nothing, in place."""
     for node in model.graph:
-        cast = node.outputs[0]
-        if _unit(node) and all(use.node.op_type == "Cast" for use in cast.uses()):
+        if _only_rounds(node):
             node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
-            cast.type = ir.TensorType(ir.DataType.FLOAT)  # a new one: clones share theirs
+            node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)  # a new one: clones share theirs
     return model
 
 
 def _perturbed(model: ir.Model, seed: int, tf32: bool) -> ir.Model:
     result = roundings(model, ROUNDING, seed)
-    for number, node in enumerate(list(result.graph)):
-        if unit := _unit(node):
-            _perturb(node, 0, unit, seed * 1009 + 2 * number)
-        elif tf32 and node.op_type in _PRODUCTS:
-            for index, value in enumerate(node.inputs[:2]):
-                producer = value.producer() if value is not None else None
-                # INT8 times a scale and FP16 are products of their own type.
-                if producer is None or producer.op_type not in {"Cast", "DequantizeLinear"}:
-                    _perturb(node, index, _TF32, seed * 1009 + 2 * number + index)
+    perturbed = 0
+    for node in list(result.graph):
+        for index, value in enumerate(node.inputs):
+            if value is not None and (size := _size(node, index, value, tf32)):
+                _perturb(node, index, size, seed=1 + seed * 100_003 + perturbed)
+                perturbed += 1
     return result
+
+
+def _size(node: ir.Node, index: int, value: ir.Value, tf32: bool) -> float | None:
+    """Return the relative error that an input may have; None where it has that of its producer only."""
+    if node.op_type == "Cast":
+        return _unit(node)
+    if value.dtype in _UNITS:
+        return None if node.op_type in _MOVES or value.const_value is not None else _UNITS[value.dtype]
+    if not tf32 or node.op_type not in _PRODUCTS or index > 1:
+        return None
+    producer = value.producer()
+    # FP16 and INT8 times a scale are products of their own types.
+    return None if producer is not None and producer.op_type in {"Cast", "DequantizeLinear"} else _TF32
 
 
 def _perturb(node: ir.Node, index: int, size: float, seed: int) -> None:
     """Multiply an input by random factors in [1 - `size`, 1 + `size`], one per element."""
     value, graph = node.inputs[index], node.graph
     assert value is not None and isinstance(graph, ir.Graph)
-    attributes = {"low": 1 - size, "high": 1 + size, "seed": float(seed + 1)}  # of 0 and 1, ONNX Runtime makes the same
+    half = value.dtype if value.dtype in _UNITS else None
+    # The seed is not 0, of which ONNX Runtime makes the same as of 1.
+    attributes = {"low": 1 - size, "high": 1 + size, "seed": float(seed), "dtype": int(ir.DataType.FLOAT)}
     factors = ir.node("RandomUniformLike", [value], attributes, name=f"{node.name}/factors{index}")
-    product = ir.node("Mul", [value, factors.outputs[0]], name=f"{node.name}/perturbed{index}")
-    factors.outputs[0].name, product.outputs[0].name = str(factors.name), str(product.name)
-    graph.insert_before(node, [factors, product])
-    node.replace_input_with(index, product.outputs[0])
+    added = [factors]
+    if half is not None:
+        added.append(ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, name=f"{node.name}/wide{index}"))
+        value = added[-1].outputs[0]
+    added.append(ir.node("Mul", [value, factors.outputs[0]], name=f"{node.name}/perturbed{index}"))
+    if half is not None:
+        added.append(ir.node("Cast", [added[-1].outputs[0]], {"to": half}, name=f"{node.name}/narrow{index}"))
+    for one in added:
+        one.outputs[0].name = str(one.name)
+    graph.insert_before(node, added)
+    node.replace_input_with(index, added[-1].outputs[0])

@@ -12,8 +12,6 @@ __all__ = ["int8_in_engine"]
 _GENERATED = "kgen"
 """`LayerType` of kernels that TensorRT generates for what stands between products. The one behind a product, which
 scales it, names the product too."""
-_MOVES = frozenset({"Reformat", "cast"})
-"""`LayerType` of kernels that change a type or a memory layout only."""
 
 
 def int8_in_engine(
@@ -23,7 +21,7 @@ def int8_in_engine(
     reformat_nodes: Collection[str],
     times: Mapping[str, float] | None = None,
 ) -> Int8InEngine:
-    """Say which of the planned INT8 layers ran with INT8 inputs.
+    """Say which of the planned INT8 (or FP8) layers ran with inputs of that type.
 
     Several layers may be one kernel (Q, K and V of attention), and one layer several kernels. Where one of these is a
     product of the library's, it decides, and else any of those that TensorRT generated. A kernel decides by the type of
@@ -60,8 +58,9 @@ def int8_in_engine(
 def _ran_in_int8(kernels: Iterable[Layer]) -> bool:
     kernels = list(kernels)
     products = [kernel for kernel in kernels if kernel.kind != _GENERATED] or kernels
-    return any(kind.startswith("Int8") for kernel in products for kind in kernel.input_types[:1])
+    return any(kind.startswith(("Int8", "FP8")) for kernel in products for kind in kernel.input_types[:1])
 
 
 def _is_stray(layer: Layer, reformat_nodes: Collection[str]) -> bool:
-    return layer.kind in _MOVES or (bool(layer.nodes) and set(layer.nodes) <= set(reformat_nodes))
+    """Return whether a kernel only moves or converts: no node of the ONNX file is in it, or none that computes."""
+    return bool(layer.inputs) and set(layer.nodes) <= set(reformat_nodes)
