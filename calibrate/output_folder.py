@@ -28,6 +28,8 @@ _OURS = (
     "statistics.npz",
     "model.int8.onnx",
     "model.int8.onnx.data",
+    "model.engine",
+    "model.engine.json",
     "illustrations.json",
     "report.html",
     "run.log",
@@ -114,6 +116,7 @@ def write_folder(
     selected = next(plan for plan in plans if plan.name == results.selected)
     selected.write(output / "plan.json")
     for file in (candidates / selected.name).iterdir():  # a large model's weights are beside it
-        shutil.copyfile(file, output / file.name)
+        if file.is_file():
+            shutil.copyfile(file, output / file.name)
     write_run_page(results, output / "report.html")
     results.write(output / "results.json")

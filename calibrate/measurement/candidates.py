@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,20 +12,21 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calibrate.cost import Pricing, TargetConfig
-from calibrate.graph import Layer, apply, check, count_nodes, layer_precisions
+from calibrate.graph import Layer, apply, check, count_nodes, layer_precisions, scales_in_file
 from calibrate.journal import Journal
 from calibrate.loading import Inputs
+from calibrate.measurement.engines import EngineBench
 from calibrate.measurement.evaluation_cache import EvaluationCache
 from calibrate.measurement.reference import ReferenceRun
 from calibrate.observation import CalibrationRun, clipped_share
 from calibrate.plan import QuantizationPlan
 from validate.accuracy import accuracy, candidate_accuracy, evaluate, reference_errors
 from validate.backends import OnnxRuntimeBackend, OnnxRuntimeModel, detach, write_onnx
-from validate.backends.tensorrt import build
+from validate.backends.tensorrt import TensorRTBackend, build
 from validate.exceptions import JobError
 from validate.layerwise import LayerDifference, TensorDifference, compare, subjects_of
 from validate.number_formats import Precision
-from validate.results import Accuracy, Candidate, CandidateAccuracy, IntegerKernels, LayerError
+from validate.results import Accuracy, Basis, BuildResult, Candidate, CandidateAccuracy, IntegerKernels, LayerError
 
 __all__ = ["CandidateBench", "MeasuredCandidate"]
 
@@ -39,7 +40,7 @@ class MeasuredCandidate:
     Attributes:
         plan: that was measured.
         record: the measurements, as the results have them.
-        scores: of every validation sample, shape (n,), or records, shape (n, k).
+        scores: of every validation sample, shape (n,), or records, shape (n, k): of the engine where one was run.
         kernel_scores: the same with the CPU's integer kernels; None where the CPU is not the target.
     """
 
@@ -63,6 +64,8 @@ class CandidateBench:
         compare_samples: number of calibration samples of the layer-wise comparison.
         folder: for the candidates' files, until one is selected.
         journal: times stages and counts forward passes.
+        engines: runs the candidates' engines; None where none can be run here.
+        no_engines: why not.
     """
 
     inputs: Inputs
@@ -74,6 +77,8 @@ class CandidateBench:
     compare_samples: int
     folder: Path
     journal: Journal
+    engines: EngineBench | None = None
+    no_engines: str | None = None
 
     @property
     def reference_accuracy(self) -> Accuracy:
@@ -101,26 +106,32 @@ class CandidateBench:
         if violations := check(deployed, inputs.model.placement.excluded):
             raise JobError(f"plan {plan.name} breaks TensorRT's rules, which is a bug of ours: {violations[0]}")
         write_onnx(deployed, path)
+        size = sum(file.stat().st_size for file in path.parent.iterdir())
+        tensorrt_build, engine = self._build(plan.name, path)
         integer = self.target.device == "cpu"  # whose kernels are then what will run
         validated = len(self.reference.scores) * (2 if integer else 1)
         simulated = apply(plan, inputs.model.prepared, inputs.model.placement, simulate=True)
-        with journal.bar(plan.name, (self.calibration.samples if select else 0) + validated + 2) as advance:
+        with journal.bar(plan.name, (self.calibration.samples if select else 0) + validated + 1) as advance:
+            model = cache(lambda: OnnxRuntimeModel(detach(simulated)))
+            engine_run = in_simulation = kernel_scores = kernels = None
             with journal.timed("evaluate"):
-                model = cache(lambda: OnnxRuntimeModel(detach(simulated)))
                 error = float(self._errors(plan, model, advance).mean()) if select else None
-                scores = self._scores(plan, model, "evaluate", advance)
-                found = self._accuracy(scores, confidence)
-                kernel_scores = kernels = None
+                if self.engines is None or engine is None:
+                    scores = self._scores(plan, model, "evaluate", advance)
+                    found = self._accuracy(scores, confidence)
+                else:
+                    both = self.engines.score(engine, model, advance)
+                    scores, in_simulation = both.engine, self._accuracy(both.simulated, confidence)
+                    found = self._accuracy(scores, confidence, "engine")
+                    engine_run = self.engines.compare(engine, path, plan, simulated, both.agreement)
                 if integer:
                     runs_integers = OnnxRuntimeModel(path, "integer")
                     kernel_scores = self._scores(plan, lambda: runs_integers, "integer_kernels", advance)
-                    kernels = _integer_kernels(runs_integers, self._accuracy(kernel_scores, confidence), found)
+                    kernels = _integer_kernels(
+                        runs_integers, self._accuracy(kernel_scores, confidence, "kernels"), found
+                    )
             with journal.timed("compare"):
                 layers = self._layers(plan, simulated)
-                advance(1)
-            with journal.timed("tensorrt_build"):
-                profile = self.reference.fingerprint.profile(inputs.reference.fixed_batch)
-                tensorrt_build = build(path, profile, self.target.compute_capability)
                 advance(1)
         cost = self.pricing.cost(plan)
         record = Candidate(
@@ -131,6 +142,9 @@ class CandidateBench:
             float_layers=list(float_layers),
             selection_error=error,
             accuracy=found,
+            simulated=in_simulation,
+            engine=engine_run,
+            engine_reason=None if engine_run else self.no_engines or "TensorRT does not build it here",
             integer_kernels=kernels,
             latency=None,
             latency_reason="not timed yet",
@@ -138,7 +152,7 @@ class CandidateBench:
             int8_mac_share=self.pricing.int8_share(plan),
             speedups=self.pricing.speedups(cost),
             nodes=count_nodes(plan, inputs.model.prepared),
-            size_bytes=sum(file.stat().st_size for file in path.parent.iterdir()),
+            size_bytes=size,
             tensorrt_build=tensorrt_build,
             layers=layers,
         )
@@ -171,8 +185,16 @@ class CandidateBench:
 
         return self.evaluations.get(stage, compute, plan=plan.hash).values
 
-    def _accuracy(self, scores: Scores, confidence: float) -> CandidateAccuracy:
-        return candidate_accuracy(self.inputs.task.metric, self.reference.scores, scores, confidence)
+    def _build(self, name: str, path: Path) -> tuple[BuildResult, TensorRTBackend | None]:
+        """Have TensorRT build the file: the engine to run where one can be, else ahead of time for the target."""
+        if self.engines is not None:
+            return self.engines.build(name, path)
+        with self.journal.timed("tensorrt_build"):
+            profile = self.reference.fingerprint.profile(self.inputs.reference.fixed_batch)
+            return build(path, profile, self.target.compute_capability), None
+
+    def _accuracy(self, scores: Scores, confidence: float, basis: Basis = "simulation") -> CandidateAccuracy:
+        return candidate_accuracy(self.inputs.task.metric, self.reference.scores, scores, confidence, basis)
 
     def _layers(self, plan: QuantizationPlan, simulated: ir.Model) -> list[LayerError]:
         prepared, placement = self.inputs.model.prepared, self.inputs.model.placement
@@ -182,10 +204,15 @@ class CandidateBench:
         found = compare(subjects, self.journal.forward("compare", batches, models=3), lambda samples: None).layers
         by_tensor = {layer.tensor: layer for layer in found}
         precisions = layer_precisions(prepared, plan)
-        return [self._layer(layer, precisions[layer.node], plan, by_tensor[layer.output]) for layer in placement.layers]
+        scales = scales_in_file(plan, prepared, placement)
+        return [
+            self._layer(layer, precisions[layer.node], scales, by_tensor[layer.output]) for layer in placement.layers
+        ]
 
-    def _layer(self, layer: Layer, precision: Precision, plan: QuantizationPlan, found: LayerDifference) -> LayerError:
-        scales = {name: plan.scales[name] for name in layer.activations} if precision == "int8" else {}
+    def _layer(
+        self, layer: Layer, precision: Precision, in_file: Mapping[str, float], found: LayerDifference
+    ) -> LayerError:
+        scales = {name: in_file[name] for name in layer.activations} if precision == "int8" else {}
         clipped = {name: clipped_share(self.calibration.statistics[name], scale) for name, scale in scales.items()}
         worst = max(clipped, key=lambda name: clipped[name], default=None)
         return LayerError(

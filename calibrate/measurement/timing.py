@@ -12,11 +12,12 @@ import numpy as np
 
 from calibrate.cost import TargetConfig
 from calibrate.graph import apply
-from calibrate.loading import Inputs
+from calibrate.loading import Inputs, SplitFingerprint
+from calibrate.measurement.engines import EngineBench
 from calibrate.measurement.settings import LatencyConfig
 from calibrate.plan import QuantizationPlan
-from validate.backends import local_gpu, write_onnx
-from validate.backends.tensorrt import BuildOptions, build_engine
+from validate.backends import write_onnx
+from validate.backends.tensorrt import Profile, ShapeRanges
 from validate.exceptions import JobError
 from validate.latency import (
     Batches,
@@ -32,13 +33,14 @@ from validate.latency import (
     torch_threads,
     warm_up,
 )
-from validate.results import Candidate, Latency, Speedup
+from validate.results import Baseline, Candidate, Latency, Speedup
 
-__all__ = ["Times", "time_models"]
+__all__ = ["Times", "engine_profile", "time_models"]
 
 _BATCHES = 4
 """Number of different input batches; calls take them in turn."""
-_ENGINE = "TensorRT FP32"
+_ENGINE = "TensorRT TF32"
+"""What TensorRT makes of a float model by default."""
 _ORT, _ORT_FP16 = "ONNX Runtime FP32", "ONNX Runtime FP16"
 _EAGER, _COMPILED = "PyTorch eager", "PyTorch torch.compile"
 
@@ -60,6 +62,11 @@ class Times:
     def of_reference(self) -> tuple[Latency | None, str | None]:
         """Return the latency of the float model; or None and the reason why it is not known."""
         return self._latency(_ORT if _ORT in {*self.timings, *self.absent} else _ENGINE)
+
+    def of_baseline(self, baseline: Baseline) -> Baseline:
+        """Return the baseline with its latency."""
+        latency, reason = self._latency(baseline.name)
+        return baseline.model_copy(update={"latency": latency, "reason": baseline.reason or reason})
 
     def add_to(self, candidate: Candidate) -> Candidate:
         """Return the candidate with its latency, and its speedup over each baseline that was timed.
@@ -98,11 +105,12 @@ def time_models(
     inputs: Inputs,
     plans: Sequence[QuantizationPlan],
     folder: Path,
+    engines: EngineBench | None,
 ) -> Times:
     """Time the candidates and the float model in turns, with all runtimes that this machine and the config have.
 
-    With a GPU, they run as TensorRT engines, and FP16 is a baseline. Elsewhere they run with ONNX Runtime's kernels on
-    the CPU, whose times say nothing about a GPU.
+    With a GPU, the very engines that were judged are timed, and those of the baselines. Elsewhere models run with ONNX
+    Runtime's kernels on the CPU, whose times say nothing about a GPU.
 
     Args:
         latency: settings of the measurement.
@@ -111,25 +119,32 @@ def time_models(
         inputs: the float model, and the calibration set, whose first samples are the inputs.
         plans: of the candidates; their ONNX files are in `folder`.
         folder: for files.
+        engines: that were run; None where none could be.
     """
     names = [_ORT, *(plan.name for plan in plans)]
     if latency.runs == 0:
         return Times(absent=dict.fromkeys(names, "latency.runs is 0 in the config"))
     batches = _batches(latency.batch_size, inputs)
-    gpu = local_gpu() if target.device == "gpu" else None
     absent: dict[str, str] = {}
-    if gpu is not None:
-        specs = _engines(inputs, plans, batches, folder, absent)
-        if specs:
-            specs += _modules(torch, latency.torch_compile)
-            timings = _in_turns(specs, "cuda", "fp16", batches, latency.runs, absent)
-            return Times(timings, absent, on_target=target.is_gpu(gpu.name, gpu.compute_capability))
+    if engines is not None:
+        specs = [Spec(name, str(file)) for name, file in engines.files.items()]
+        absent |= {plan.name: "TensorRT built no engine of it" for plan in plans if plan.name not in engines.files}
+        specs += _modules(torch, latency.torch_compile)
+        return Times(_in_turns(specs, "cuda", "fp16", batches, latency.runs, absent), absent, on_target=True)
     fp16 = folder / "fp16.onnx"
     write_onnx(apply(plans[0].in_float("fp16", _ORT_FP16), inputs.model.prepared, inputs.model.placement), fp16)
     specs = [Spec(_ORT, str(inputs.model.path)), Spec(_ORT_FP16, str(fp16)), *_modules(torch, latency.torch_compile)]
     specs += [Spec(plan.name, str(folder / plan.name / "model.int8.onnx")) for plan in plans]
     timings = _in_turns(specs, "cpu", "fp32", batches, latency.runs, absent)
     return Times(timings, absent, on_target=target.device == "cpu")
+
+
+def engine_profile(latency: LatencyConfig, inputs: Inputs, splits: Sequence[SplitFingerprint]) -> Profile:
+    """Return the shapes that the engines of a run must take: those of all samples, and of the calls that are timed."""
+    shapes = [split.shapes for split in splits]
+    if latency.runs:
+        shapes.append(ShapeRanges.of(_batches(latency.batch_size, inputs)))
+    return ShapeRanges.union(shapes).profile(inputs.reference.fixed_batch)
 
 
 def _batches(batch_size: int, inputs: Inputs) -> Batches:
@@ -147,26 +162,6 @@ def _modules(torch: str | None, torch_compile: bool) -> list[Spec]:
         return []
     compiled = [Spec(_COMPILED, torch, compiled=True)] if torch_compile else []
     return [Spec(_EAGER, torch), *compiled]
-
-
-def _engines(
-    inputs: Inputs, plans: Sequence[QuantizationPlan], batches: Batches, folder: Path, absent: dict[str, str]
-) -> list[Spec]:
-    """Build an engine of every plan, and of the model in FP32 and FP16; `absent` gets what cannot be built."""
-    profile = {name: (array.shape, array.shape, array.shape) for name, array in batches[0].items()}
-    specs = []
-    for plan in (plans[0].in_float("fp32", _ENGINE), plans[0].in_float("fp16", "TensorRT FP16"), *plans):
-        path = folder / "engines" / f"{plan.name}.onnx"
-        path.parent.mkdir(exist_ok=True)
-        write_onnx(apply(plan, inputs.model.prepared, inputs.model.placement), path)
-        engine = path.with_suffix(".engine")
-        try:
-            build_engine(path, engine, profile, BuildOptions())
-        except JobError as error:
-            absent[plan.name] = str(error)
-        else:
-            specs.append(Spec(plan.name, str(engine)))
-    return specs
 
 
 def _in_turns(

@@ -248,6 +248,12 @@ def fallback_can_help(bench: TrialBench, wanted: Acceptance, candidate: Candidat
     if not missed and math.isfinite(candidate.accuracy.drop):  # a model that INT8 breaks has no number to judge
         return False
     warn, metric = bench.journal.warn, bench.inputs.task.metric
+    if (simulated := candidate.simulated) is not None and simulated.ci_high < wanted.max_drop:
+        warn(
+            "no layers were put back to float: in simulation the candidate keeps to the policy, and the search sees "
+            "simulations alone; what the engine does is said in the verdict"
+        )
+        return False
     if metric.is_rate and metric.is_mean:
         unchanged = paired_interval(np.zeros(wanted.samples), wanted.confidence, metric.largest_difference)
         if unchanged.high >= wanted.max_drop:

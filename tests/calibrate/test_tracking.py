@@ -17,7 +17,7 @@ from calibrate.api import _track
 from calibrate.journal import Journal
 from reports.tracking import Destination
 from tests.command_line import run_in_process
-from validate.results.run import Results
+from validate.results import Results
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

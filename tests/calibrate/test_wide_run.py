@@ -17,7 +17,7 @@ from calibrate.graph.placement import place
 from calibrate.graph.preparation import prepare
 from calibrate.plan.quantization_plan import QuantizationPlan
 from validate.backends.onnx_files import read_onnx
-from validate.results.run import Results
+from validate.results import Results
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,9 +20,11 @@ from validate.backends.tensorrt import (
     TensorRTBackend,
     build_engine,
     installed_libraries,
+    needs_fp32_scales,
     why_not_running,
 )
 from validate.backends.tensorrt.fingerprint import sha256
+from validate.backends.tensorrt.probe import _product_needs_fp32_scales
 from validate.exceptions import JobError
 
 GPU = local_gpu()
@@ -170,3 +172,11 @@ class TestUnsupportedGpu:
         with pytest.raises(JobError, match=r"does not run engines on .* pip install tensorrt, ") as caught:
             TensorRTBackend(tmp_path / "e")
         assert "\n" not in str(caught.value)
+
+
+@runs
+@pytest.mark.skipif("tensorrt" in LIBRARIES, reason="tensorrt builds here, of which nothing was seen yet")
+def test_tensorrt_rtx_needs_float32_scales() -> None:
+    """Seen in 1.6.1: with FP16 scales, the accumulator overflows before it is multiplied by them."""
+    assert _product_needs_fp32_scales("tensorrt_rtx", LIBRARIES["tensorrt_rtx"].version, GPU) is needs_fp32_scales()
+    assert needs_fp32_scales()

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from tests.command_line import run_in_process
-from validate.results.run import Results
+from validate.results import Results
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -180,7 +180,7 @@ def test_a_better_champion_stops_a_candidate_that_could_go_by_itself(
     pipeline: Pipeline, new_job: Callable[[], Job]
 ) -> None:
     champion, candidate = new_job(), new_job()
-    policy = {"max_drop": 0.2, "champion": {"max_drop": 0.02}}
+    policy = {"max_drop": 0.2, "champion": {"max_drop": 0.02}, "optional": ["engine"]}
     for job in (champion, candidate):
         job.config |= {"policy": policy, "fallback": {"evaluations": 0}, "latency": {"runs": 0}}
         job.config["data"]["validation"]["arguments"]["n"] = 400
@@ -247,7 +247,11 @@ def test_a_tracking_server_that_is_killed_half_way_costs_nothing(
 
 def test_a_rule_that_cannot_be_measured_stops_a_release_until_it_is_optional(pipeline: Pipeline, job: Job) -> None:
     """No GPU is here, and a CPU's time says nothing about the L4 that the policy asks about."""
-    policy = job.config["policy"] = {"max_drop": 0.1, "latency": {"p99_ms": 5, "device": "NVIDIA L4"}}
+    policy = job.config["policy"] = {
+        "max_drop": 0.1,
+        "latency": {"p99_ms": 5, "device": "NVIDIA L4"},
+        "optional": ["engine"],
+    }
     run = pipeline.run(job)
     assert run.returncode == INCONCLUSIVE, run.stdout + run.stderr
     assert "The measurements do not decide whether minmax may be released." in run.stdout

@@ -16,18 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from validate.results.illustrations import (
-    ILLUSTRATIONS,
-    Convergence,
-    ConvergencePoint,
-    Histogram,
-    Illustrations,
-    TensorHistogram,
-    Threshold,
-    WorstSample,
-)
-from validate.results.pareto import pareto_points
-from validate.results.run import (
+from validate.results import (
     Accuracy,
     BuildResult,
     Candidate,
@@ -48,6 +37,17 @@ from validate.results.run import (
     Trial,
     Verdict,
 )
+from validate.results.illustrations import (
+    ILLUSTRATIONS,
+    Convergence,
+    ConvergencePoint,
+    Histogram,
+    Illustrations,
+    TensorHistogram,
+    Threshold,
+    WorstSample,
+)
+from validate.results.pareto import pareto_points
 from validate.results.samples import SAMPLES_FILE, SampleTable
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from validate.backends import (
+    PLAN_KEY,
     Backend,
     OnnxRuntimeBackend,
     Options,
@@ -20,8 +21,10 @@ from validate.backends import (
     open_model,
     parameter_names,
 )
+from validate.backends.tensorrt import TensorRTBackend
 from validate.data import SampleStream
 from validate.exceptions import UsageError
+from validate.results import Basis, EngineFile
 
 __all__ = ["Contestants", "named_models"]
 
@@ -95,6 +98,27 @@ class Contestants:
         """Return the batch size that an ONNX model is fixed to; None where it is not, or is none."""
         backend = self.backends.get(name)
         return backend.fixed_batch if isinstance(backend, OnnxRuntimeBackend) else None
+
+    def basis_of(self, name: str) -> Basis | None:
+        """Return what a model's answers are those of; None of one that is neither ONNX nor an engine."""
+        backend = self.backends.get(name)
+        if isinstance(backend, TensorRTBackend):
+            return "engine"
+        if not isinstance(backend, OnnxRuntimeBackend):
+            return None
+        return "kernels" if self.options.arithmetic == "integer" else "simulation"
+
+    def plan_hash_of(self, name: str) -> str | None:
+        """Return the hash of the plan that made a file or an engine; None where it names none."""
+        backend = self.backends.get(name)
+        if isinstance(backend, TensorRTBackend):
+            return backend.fingerprint.plan_sha256
+        return backend.graph.metadata_props.get(PLAN_KEY) if isinstance(backend, OnnxRuntimeBackend) else None
+
+    def engine_of(self, name: str) -> EngineFile | None:
+        """Return which engine file a model is; None of one that is none."""
+        backend = self.backends.get(name)
+        return backend.file() if isinstance(backend, TensorRTBackend) else None
 
     def load(self, stream: SampleStream) -> dict[str, Runnable]:
         """Return all models, ready to run on the stream's batches. Errors as of backends."""

@@ -20,9 +20,7 @@ from validate.accuracy.contestants import Contestants, named_models
 from validate.accuracy.sanity import sanity_warnings
 from validate.accuracy.scoring import accuracy, batch_scores, candidate_accuracy
 from validate.backends import (
-    PLAN_KEY,
     Deployable,
-    OnnxRuntimeBackend,
     Options,
     Runnable,
     files_of,
@@ -166,10 +164,11 @@ def evaluate_contestants(contestants: Contestants, question: Question, bars: Pro
                 device=runnable.device,
                 accuracy=accuracy(task.metric, first)
                 if is_reference
-                else candidate_accuracy(task.metric, first, scores[name], confidence),
+                else candidate_accuracy(task.metric, first, scores[name], confidence, contestants.basis_of(name)),
                 agreement=agreement,
                 scores=scores[name].tolist(),
-                plan_hash=_plan_hash(contestants, name),
+                plan_hash=contestants.plan_hash_of(name),
+                engine=contestants.engine_of(name),
             )
         )
         if question.build_for is not None and not is_reference:
@@ -208,11 +207,6 @@ def _pass(
                 seen.agreements[name].append(batch_scores(beside, batch, outputs, is_reference=index == 0))
         advance(len(batch))
     return seen, beside
-
-
-def _plan_hash(contestants: Contestants, name: str) -> str | None:
-    backend = contestants.backends.get(name)
-    return backend.graph.metadata_props.get(PLAN_KEY) if isinstance(backend, OnnxRuntimeBackend) else None
 
 
 def _with_build(found: ModelEvaluation, model: object, profile: Profile, compute_capability: str) -> ModelEvaluation:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from validate.backends import Runnable
 from validate.data import Batch
 from validate.exceptions import JobError
-from validate.results import Accuracy, CandidateAccuracy
+from validate.results import Accuracy, Basis, CandidateAccuracy
 from validate.stats import drop_interval
 from validate.tasks import Agreement, LabelError, Metric, Outputs, Task, outputs_for
 
@@ -165,8 +165,10 @@ def _per_sample(
     return values
 
 
-def accuracy(metric: Metric, scores: NDArray[np.float64]) -> Accuracy:
+def accuracy(metric: Metric, scores: NDArray[np.float64], basis: Basis | None = None) -> Accuracy:
     """Return the metric's value over all scores, shape (n,), or records, shape (n, k), as a record.
+
+    `basis` says what gave the scores; None for the float model.
 
     Examples:
         >>> found = accuracy(Metric("top1", higher_is_better=True, is_rate=True), np.array([1.0, 1.0, 0.0, 1.0]))
@@ -178,13 +180,18 @@ def accuracy(metric: Metric, scores: NDArray[np.float64]) -> Accuracy:
         higher_is_better=metric.higher_is_better,
         is_rate=metric.is_rate,
         is_agreement=metric.is_agreement,
+        basis=basis,
         value=metric.value(scores),
         n=len(scores),
     )
 
 
 def candidate_accuracy(
-    metric: Metric, reference: NDArray[np.float64], scores: NDArray[np.float64], confidence: float
+    metric: Metric,
+    reference: NDArray[np.float64],
+    scores: NDArray[np.float64],
+    confidence: float,
+    basis: Basis | None = "simulation",
 ) -> CandidateAccuracy:
     """Return the metric of a candidate with its drop against the reference, paired sample by sample.
 
@@ -193,6 +200,7 @@ def candidate_accuracy(
         reference: scores of the reference, shape (n,), or records, shape (n, k).
         scores: those of the candidate, on the same samples in the same order.
         confidence: of the interval of the drop, two-sided, in (0, 1).
+        basis: what gave the candidate's scores; None where that is neither a Q/DQ file nor an engine.
 
     Raises:
         JobError: the two differ in shape.
@@ -206,7 +214,7 @@ def candidate_accuracy(
     if reference.shape != scores.shape:
         raise JobError(f"{len(reference)} samples of the reference cannot be paired with {len(scores)}")
     interval = drop_interval(metric, reference, scores, confidence)
-    summary: dict[str, Any] = accuracy(metric, scores).model_dump()
+    summary: dict[str, Any] = accuracy(metric, scores, basis).model_dump()
     return CandidateAccuracy(
         **summary,
         drop=metric.drop(reference, scores),

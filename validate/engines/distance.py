@@ -79,7 +79,6 @@ def compare_engine(
     engine: Backend,
     batches: Iterable[Batch],
     *,
-    tf32: bool,
     unfused: Showing | None = None,
     on_batch: Callable[[int], None] = lambda samples: None,
 ) -> EngineComparison:
@@ -93,8 +92,6 @@ def compare_engine(
             made elsewhere, the file itself.
         engine: what is judged.
         batches: inputs of all of them; two samples at least, or rounding cannot be told from an error.
-        tf32: whether products of float32 may round their operands to TF32. TensorRT-RTX 1.6.1 does so whatever
-            `BuildOptions.tf32` says (seen: both engines gave the same bits).
         unfused: another engine of the same file that shows inner tensors.
         on_batch: called with the number of samples just done.
 
@@ -111,7 +108,7 @@ def compare_engine(
     wanted = [*names, *inner.values()]
     known = [name for name in names if name in {value.name for value in reference.graph.outputs}]
     floats, simulation = _loaded(reference, known), _loaded(simulated, wanted)
-    others = [_loaded(model, wanted) for model in executions(simulated, tf32)]
+    others = [_loaded(model, wanted) for model in executions(simulated)]
     judged = engine.load(names)
     showing = unfused.load(list(inner)) if unfused is not None and inner else None
     outputs = {name: _Output(TensorNoise(), TensorErrors(), TensorErrors()) for name in names}

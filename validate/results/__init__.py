@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
-from validate.results.engines import Departure, EngineFile, EngineRun, Int8InEngine, OutputDistance
+from validate.results.accuracy import Accuracy, Basis, CandidateAccuracy, IntegerKernels
+from validate.results.engines import Baseline, Departure, EngineFile, EngineRun, Int8InEngine, OutputDistance
 from validate.results.evaluation import Evaluation, ModelEvaluation
+from validate.results.fp16 import Fp16Check
 from validate.results.illustrations import (
     ILLUSTRATIONS,
     Convergence,
@@ -19,16 +21,11 @@ from validate.results.illustrations import (
 )
 from validate.results.pareto import FLOAT, cost_kind, pareto_points
 from validate.results.run import (
-    Accuracy,
     BuildResult,
     Candidate,
-    CandidateAccuracy,
     Clipping,
-    Cost,
     Decision,
     ForwardPasses,
-    IntegerKernels,
-    Latency,
     LayerError,
     ModelInfo,
     NodeCounts,
@@ -37,17 +34,19 @@ from validate.results.run import (
     Results,
     Rule,
     Search,
-    Speedup,
     Trial,
     Verdict,
 )
 from validate.results.samples import SAMPLES_FILE, SampleTable, paired_rows, samples_of
+from validate.results.speed import Cost, Latency, Speedup
 
 __all__ = [
     "FLOAT",
     "ILLUSTRATIONS",
     "SAMPLES_FILE",
     "Accuracy",
+    "Baseline",
+    "Basis",
     "BuildResult",
     "Candidate",
     "CandidateAccuracy",
@@ -61,6 +60,7 @@ __all__ = [
     "EngineRun",
     "Evaluation",
     "ForwardPasses",
+    "Fp16Check",
     "Histogram",
     "Illustrations",
     "Int8InEngine",

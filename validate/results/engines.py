@@ -7,8 +7,10 @@ from typing import Literal
 from pydantic import Field
 
 from validate.records import Number, Record
+from validate.results.accuracy import CandidateAccuracy
+from validate.results.speed import Latency
 
-__all__ = ["Departure", "EngineFile", "EngineRun", "Int8InEngine", "OutputDistance"]
+__all__ = ["Baseline", "Departure", "EngineFile", "EngineRun", "Int8InEngine", "OutputDistance"]
 
 
 class EngineFile(Record):
@@ -28,9 +30,11 @@ class OutputDistance(Record):
     tensor: str
     to_float_db: Number = Field(description="engine against the float model; NaN where either is not finite")
     simulation_to_float_db: Number = Field(description="simulation against the float model")
-    to_simulation_db: Number = Field(description="engine against its simulation")
+    to_simulation_db: Number = Field(
+        description="engine against its simulation; of labels and other integers, elements over those that differ"
+    )
     floor_db: Number = Field(description="two legitimate executions of that graph against each other; inf if equal")
-    excess_db: Number = Field(description="mean over samples of the engine's noise over the floor's, in dB")
+    excess_db: Number = Field(description="the engine's noise over the floor's, each summed over samples, in dB")
     excess_low_db: Number = Field(description="lower confidence bound of it; NaN of one sample")
     not_finite: int = Field(ge=0, description="values of the engine that are NaN or infinite, and finite in simulation")
 
@@ -71,3 +75,14 @@ class EngineRun(Record):
     departure: Departure | None = Field(description="null where the engine is its simulation, as far as was looked")
     inner_tensors: int = Field(ge=0, description="inner tensors that the engine showed and that were compared")
     int8: Int8InEngine | None = Field(default=None, description="null for an engine without INT8 layers")
+
+
+class Baseline(Record):
+    """The float model as an engine, which a candidate has to beat: in FP32 with and without TF32, FP16 and BF16."""
+
+    name: str = Field(description="e.g. TensorRT FP16")
+    engine: EngineRun | None
+    reason: str | None = Field(default=None, description="why there is no engine, or why it was not timed")
+    accuracy: CandidateAccuracy | None = Field(default=None, description="of the engine, against the float model")
+    simulated: CandidateAccuracy | None = Field(default=None, description="of its simulation")
+    latency: Latency | None = None

@@ -9,7 +9,9 @@ from pydantic import Field
 from validate.notebook import accuracy_table, paragraphs
 from validate.passwords import Published
 from validate.records import FileKind, Number, Record
-from validate.results.run import Accuracy, BuildResult, CandidateAccuracy
+from validate.results.accuracy import Accuracy, CandidateAccuracy
+from validate.results.engines import EngineFile
+from validate.results.run import BuildResult
 
 __all__ = ["Evaluation", "ModelEvaluation"]
 
@@ -31,6 +33,7 @@ class ModelEvaluation(Record):
     )
     plan_hash: str | None = Field(default=None, description="of the plan that made it; null where it names none")
     size_bytes: int | None = Field(default=None, description="of the ONNX file to deploy; null where it is not known")
+    engine: EngineFile | None = Field(default=None, description="the engine that was run; null for other models")
     tensorrt_build: BuildResult | None = Field(default=None, description="null where no build was asked for")
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from validate.results.run import Candidate, Cost, ParetoPoint, Reference
+from validate.results.run import Candidate, ParetoPoint, Reference
+from validate.results.speed import Cost
 
 __all__ = ["FLOAT", "CostKind", "cost_kind", "front", "pareto_points"]
 
@@ -78,7 +79,7 @@ def pareto_points(
         reference_size: bytes of the float model's file.
 
     Examples:
-        >>> from validate.results.run import Accuracy
+        >>> from validate.results import Accuracy
         >>> top1 = Accuracy(metric="top1", higher_is_better=True, is_rate=True, value=0.76, n=500)
         >>> cost = Cost(basis="measured", value=4.0, unit="ms", source="NVIDIA L4")
         >>> [(point.name, point.on_front) for point in pareto_points(Reference(accuracy=top1, latency=None), cost, [])]

@@ -16,19 +16,18 @@ from validate.notebook import accuracy_table, paragraphs, table
 from validate.number_formats import Precision
 from validate.passwords import Published
 from validate.records import FileKind, Number, Record
+from validate.results.accuracy import Accuracy, Basis, CandidateAccuracy, IntegerKernels
+from validate.results.engines import Baseline, EngineFile, EngineRun
+from validate.results.fp16 import Fp16Check
+from validate.results.speed import Cost, Latency, Speedup
 
 __all__ = [
     "SCHEMA_VERSION",
-    "Accuracy",
     "BuildResult",
     "Candidate",
-    "CandidateAccuracy",
     "Clipping",
-    "Cost",
     "Decision",
     "ForwardPasses",
-    "IntegerKernels",
-    "Latency",
     "LayerError",
     "ModelInfo",
     "NodeCounts",
@@ -37,7 +36,6 @@ __all__ = [
     "Results",
     "Rule",
     "Search",
-    "Speedup",
     "Trial",
     "Verdict",
 ]
@@ -60,80 +58,6 @@ class ModelInfo(Record):
     sha256: str = Field(description="SHA-256 of the ONNX file and of its external data, in that order")
     nodes: int = Field(ge=0, description="nodes of the prepared graph, subgraphs not counted")
     parameters: int = Field(ge=0, description="elements of all float initializers")
-
-
-class Latency(Record):
-    """Wall time of one inference call of `batch_size` samples, in milliseconds."""
-
-    runtime: str = Field(description="library and version that ran it")
-    device: str = Field(description="hardware that it ran on; says nothing about any other hardware")
-    batch_size: int = Field(ge=1)
-    runs: int = Field(ge=1, description="timed calls, warm-up excluded")
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
-    p99_low_ms: Number | None = Field(
-        default=None, description="lower 95% confidence bound of p99, of calls that are independent; null if too few"
-    )
-    p99_high_ms: Number | None = Field(default=None, description="upper bound; it takes 368 calls")
-
-
-class Accuracy(Record):
-    """The task's metric over the validation set."""
-
-    metric: str
-    higher_is_better: bool
-    is_rate: bool = Field(description="the metric is a share in [0, 1], shown to people in percent")
-    is_agreement: bool = Field(
-        default=False, description="labels were the float model's own answers: agreement with it, and not accuracy"
-    )
-    value: Number
-    n: int = Field(ge=0, description="samples scored")
-
-
-class CandidateAccuracy(Accuracy):
-    """Accuracy of a candidate, paired sample by sample with the float reference."""
-
-    drop: Number = Field(description="how much worse than the reference; positive is worse, whatever the metric")
-    ci_low: Number = Field(description="lower confidence bound of `drop`")
-    ci_high: Number = Field(description="upper confidence bound of `drop`")
-    confidence: float = Field(gt=0, lt=1, description="two-sided confidence of the interval")
-    method: str = Field(description="how the interval was computed")
-    deviation: Number | None = Field(
-        default=None, description="standard deviation of the samples' differences; null where the metric is no mean"
-    )
-
-
-class IntegerKernels(Record):
-    """The same Q/DQ file with this CPU's integer kernels in place of float simulation."""
-
-    runtime: str
-    accuracy: CandidateAccuracy
-    difference: Number = Field(
-        description="metric with integer kernels minus metric in float simulation; a property of this CPU"
-    )
-
-
-class Cost(Record):
-    """The cost of running a model on the target, and its basis; only costs of one basis can be compared."""
-
-    basis: Literal["measured", "estimate", "multiply-accumulates"]
-    value: float = Field(ge=0, description="in `unit`; lower is faster")
-    unit: str = Field(description="ms, or the equivalent of an INT8 multiply-accumulate")
-    source: str = Field(description="what it was measured on or estimated for, and how, e.g. roofline of an NVIDIA L4")
-
-
-class Speedup(Record):
-    """How many times as fast as another model a candidate is; above 1 it is faster."""
-
-    against: str = Field(description="what it is held against, e.g. FP16, or ONNX Runtime FP32")
-    value: Number = Field(description="time, or cost, of the other over that of the candidate")
-    ci_low: Number | None = Field(default=None, description="lower confidence bound; null for what is no measurement")
-    ci_high: Number | None = None
-    confidence: float | None = Field(default=None, description="two-sided confidence of the interval")
-    basis: Literal["measured", "estimate", "multiply-accumulates"]
-    on_target: bool = Field(description="measured on what the model will run on, or estimated for it")
-    source: str = Field(description="what it was measured on or estimated for, and how")
 
 
 class NodeCounts(Record):
@@ -193,7 +117,12 @@ class Candidate(Record):
         description="mean task error against the float outputs on the selection samples; picks among strategies, and "
         "is null for what fallback made"
     )
-    accuracy: CandidateAccuracy
+    accuracy: CandidateAccuracy = Field(description="what is judged: of the engine where one was run")
+    simulated: CandidateAccuracy | None = Field(
+        default=None, description="in float simulation, where `accuracy` is the engine's"
+    )
+    engine: EngineRun | None = None
+    engine_reason: str | None = Field(default=None, description="why no engine was run; null where one was")
     integer_kernels: IntegerKernels | None = None
     latency: Latency | None
     latency_reason: str | None = Field(default=None, description="why `latency` is null")
@@ -207,6 +136,18 @@ class Candidate(Record):
     clipping: Clipping | None = Field(
         default=None, description="on validation samples; null where no policy asked for it"
     )
+
+    @property
+    def engine_file(self) -> EngineFile | None:
+        """The engine that was run."""
+        return None if self.engine is None else self.engine.file
+
+    def with_engine_kept(self, path: str) -> Candidate:
+        """Return the candidate with its engine, where it has one, at a path relative to results.json."""
+        if self.engine is None:
+            return self
+        file = self.engine.file.model_copy(update={"path": path})
+        return self.model_copy(update={"engine": self.engine.model_copy(update={"file": file})})
 
 
 class Reference(Record):
@@ -283,6 +224,7 @@ class Verdict(Record):
     """The decision, with the reasons that a release engineer reads."""
 
     decision: Decision
+    basis: Basis | None = Field(default=None, description="what the accuracy was judged on; null where it is not known")
     reasons: list[str]
     rules: list[Rule]
 
@@ -316,9 +258,11 @@ class Results(Record):
         default=None, ge=0, description="validation samples that are calibration samples too; null where not counted"
     )
     reference: Reference
+    baselines: list[Baseline] = Field(default=[], description="the float model in engines of other types")
     candidates: list[Candidate]
     selected: str | None = Field(description="name of the candidate that the verdict is about")
     search: Search | None = Field(description="null where no layers were put back")
+    fp16: Fp16Check | None = Field(default=None, description="FP16 without INT8; null where it was not measured")
     samples_sha256: str | None = Field(
         default=None, description="SHA-256 of the samples.parquet beside it; null in results of older versions"
     )

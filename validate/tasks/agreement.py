@@ -24,7 +24,7 @@ class Agreement:
     The label of a sample is the hash of its content, by which the reference's answer is found.
 
     Args:
-        task: one that takes answers as labels, an `Answering`.
+        task: one that takes answers as labels, an `Answering`; an attribute too.
 
     Examples:
         >>> from validate.tasks import Classification
@@ -43,7 +43,7 @@ class Agreement:
         self.name = f"{task.name}, agreement with the float model"
         self.metric = replace(task.metric, name=f"agreement_{task.metric.name}", is_agreement=True)
         self.inputs: tuple[str, ...] = task.inputs if isinstance(task, ReadsInputs) else ()
-        self._task: Task = task
+        self.task: Task = task
         self._answers = task.answers
         self._known: dict[bytes, Any] = {}
 
@@ -53,11 +53,11 @@ class Agreement:
 
     def scores(self, outputs: Outputs, labels: Sequence[bytes]) -> NDArray[np.float64]:
         """Return the task's scores, where labels are the reference's answers; KeyError where it gave none."""
-        return self._task.scores(outputs, [self._known[label] for label in labels])
+        return self.task.scores(outputs, [self._known[label] for label in labels])
 
     def errors(self, outputs: Outputs, reference: Outputs) -> NDArray[np.float64]:
         """Return the task's errors."""
-        return self._task.errors(outputs, reference)
+        return self.task.errors(outputs, reference)
 
 
 def outputs_for(task: object, outputs: Outputs, inputs: Mapping[str, NDArray[Any]]) -> Outputs:

@@ -15,6 +15,7 @@ from validate.results import (
 )
 from validate.stats import POWER, samples_to_settle
 from validate.verdict import rules
+from validate.verdict.engine_rules import engine_rule, engine_rules, int8_in_engine_rule
 from validate.verdict.evidence import Champion, Evidence
 from validate.verdict.groups import champion_rule, group_rule
 from validate.verdict.policy import Policy, RuleKey
@@ -32,6 +33,8 @@ def decide(policy: Policy, evidence: Evidence) -> Verdict:
     passes when high < margin, fails when low > margin, and is undecided between. Integer kernels are judged too where
     they were measured, which is where the CPU is the deployment target.
 
+    What ships is judged: an engine has to have been run, unless the policy has `engine` among its optional rules.
+
     GO: every rule passes. NO-GO: one fails. INCONCLUSIVE: none fails, but one is undecided, or was not measured and is
     not optional. No samples or a number that is not finite is never a GO.
 
@@ -41,8 +44,13 @@ def decide(policy: Policy, evidence: Evidence) -> Verdict:
         >>> interval = {"drop": 0.003, "ci_low": -0.001, "ci_high": 0.007, "confidence": 0.95, "method": "Tango score"}
         >>> accuracy = CandidateAccuracy(value=0.757, **interval, **top1)
         >>> build = BuildResult(ok=True, backend="tensorrt", version="11.0.0.114", message="")
-        >>> candidate = Candidate.model_construct(accuracy=accuracy, tensorrt_build=build, integer_kernels=None)
-        >>> decide(Policy(max_drop=0.01), Evidence(Accuracy(value=0.76, **top1), candidate)).decision.value
+        >>> candidate = Candidate.model_construct(
+        ...     accuracy=accuracy, tensorrt_build=build, engine_reason="no GPU is found here"
+        ... )
+        >>> evidence = Evidence(Accuracy(value=0.76, **top1), candidate)
+        >>> decide(Policy(max_drop=0.01), evidence).decision.value
+        'INCONCLUSIVE'
+        >>> decide(Policy(max_drop=0.01, optional=["engine"]), evidence).decision.value
         'GO'
     """
     found = list(_rules(policy, evidence))
@@ -53,11 +61,32 @@ def decide(policy: Policy, evidence: Evidence) -> Verdict:
         decision = Decision.INCONCLUSIVE
     else:
         decision = Decision.GO
+    basis = evidence.candidate.accuracy.basis
     deciding = [rule for rule in found if decision is Decision.GO or rule.blocks_release]
-    notes = [rules.not_faster_than_fp16(evidence.candidate)]
+    notes = [_cost_of_fp16(evidence), rules.not_faster_than_fp16(evidence.candidate)]
     if decision is Decision.GO and "FP16" not in policy.speedup:  # whose rule says it otherwise
         notes.append(rules.fp16_not_known(evidence.candidate))
-    return Verdict(decision=decision, reasons=[*(rule.message for rule in deciding), *filter(None, notes)], rules=found)
+    reasons = [_basis(evidence), *(rule.message for rule in deciding), *notes]
+    return Verdict(decision=decision, basis=basis, reasons=[reason for reason in reasons if reason], rules=found)
+
+
+def _cost_of_fp16(evidence: Evidence) -> str | None:
+    """Return a sentence that says what of the drop is FP16's, and what INT8's; None where that was not measured."""
+    fp16 = next((baseline.accuracy for baseline in evidence.baselines if baseline.name.endswith("FP16")), None)
+    if fp16 is None:
+        return None
+    drop, show = evidence.candidate.accuracy.drop, score(fp16.is_rate)
+    return f"FP16 alone costs {show(fp16.drop)} of {fp16.metric}, and INT8 {show(drop - fp16.drop)} beyond that"
+
+
+def _basis(evidence: Evidence) -> str | None:
+    """Return a sentence that says what the verdict is about; None where that is not known."""
+    accuracy, file = evidence.candidate.accuracy, evidence.candidate.engine_file
+    if accuracy.basis == "engine" and file is not None:
+        return f"by the engine: {file.library} on {file.gpu}, SHA-256 {file.sha256}"
+    if accuracy.basis == "kernels" or evidence.candidate.integer_kernels is not None:
+        return "by the CPU's integer kernels, and by simulation"
+    return "by simulation: no engine was run" if accuracy.basis == "simulation" else None
 
 
 def _rules(policy: Policy, evidence: Evidence) -> Iterator[Rule]:
@@ -67,6 +96,8 @@ def _rules(policy: Policy, evidence: Evidence) -> Iterator[Rule]:
     if candidate.integer_kernels is not None:
         yield _accuracy_rule("accuracy with integer kernels", policy, reference, candidate.integer_kernels.accuracy)
     yield _build_rule(policy, candidate.tensorrt_build)
+    if candidate.integer_kernels is None:  # else the CPU is the target, and what runs there
+        yield _optional(policy, "engine", engine_rule(candidate, evidence.engine), evidence)
     yield from (_optional(policy, key, rule, evidence) for key, rule in _named_rules(policy, evidence))
 
 
@@ -94,8 +125,10 @@ def _named_rules(policy: Policy, evidence: Evidence) -> Iterator[tuple[RuleKey, 
     if policy.max_overlap is not None:
         yield "max_overlap", rules.overlap_rule(policy.max_overlap, evidence.overlap)
     if policy.engine:
-        for rule in rules.engine_rules(policy.engine, evidence):
+        for rule in engine_rules(policy.engine, evidence):
             yield "engine", rule
+    if policy.int8_in_engine:
+        yield "int8_in_engine", int8_in_engine_rule(policy.int8_in_engine, candidate)
 
 
 def _optional(policy: Policy, key: RuleKey, rule: Rule, evidence: Evidence) -> Rule:

@@ -11,9 +11,12 @@ from validate.backends.tensorrt import Fingerprint, sha256
 from validate.exceptions import JobError
 from validate.results import (
     Accuracy,
+    Baseline,
     BuildResult,
     CandidateAccuracy,
     Clipping,
+    EngineFile,
+    EngineRun,
     IntegerKernels,
     Latency,
     LayerError,
@@ -47,6 +50,21 @@ class Measured(Protocol):
     @property
     def integer_kernels(self) -> IntegerKernels | None:
         """The same with this CPU's integer kernels; None where they are not what will run."""
+        ...
+
+    @property
+    def engine_file(self) -> EngineFile | None:
+        """The TensorRT engine that gave the accuracy; None where none was run."""
+        ...
+
+    @property
+    def engine(self) -> EngineRun | None:
+        """How it compares with its simulation; None where that was not looked at."""
+        ...
+
+    @property
+    def engine_reason(self) -> str | None:
+        """Why no engine was run."""
         ...
 
     @property
@@ -129,13 +147,14 @@ class Engine:
 
     Attributes:
         path: of the file.
-        size_bytes: of the file.
+        size_bytes, sha256: of the file.
         fingerprint: what was written when it was built; None where it cannot be had.
         problem: why it cannot, or why the file is not the one that it was written for; empty where nothing is wrong.
     """
 
     path: Path
     size_bytes: int
+    sha256: str
     fingerprint: Fingerprint | None
     problem: str = ""
 
@@ -146,9 +165,9 @@ class Engine:
         try:
             fingerprint = Fingerprint.read(path)
         except JobError as error:
-            return cls(path, size, None, str(error))
+            return cls(path, size, digest, None, str(error))
         changed = digest != fingerprint.engine_sha256
-        return cls(path, size, fingerprint, "its SHA-256 is not that of its fingerprint" if changed else "")
+        return cls(path, size, digest, fingerprint, "its SHA-256 is not that of its fingerprint" if changed else "")
 
 
 @dataclass(frozen=True)
@@ -165,6 +184,7 @@ class Evidence:
         no_samples: why they are not.
         champion: the live model to compare it with; None where that is not asked for.
         engine: built from the candidate's file; None where none was given.
+        baselines: the float model's engines.
     """
 
     reference: Accuracy
@@ -176,3 +196,4 @@ class Evidence:
     no_samples: str = "there is no samples.parquet beside the results"
     champion: Champion | None = None
     engine: Engine | None = None
+    baselines: Sequence[Baseline] = ()

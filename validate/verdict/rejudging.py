@@ -15,6 +15,7 @@ from validate.results import (
     BuildResult,
     Candidate,
     CandidateAccuracy,
+    EngineFile,
     Evaluation,
     ModelEvaluation,
     Results,
@@ -40,6 +41,9 @@ class EvaluatedModel:
     accuracy: CandidateAccuracy
     size_bytes: int | None
     tensorrt_build: BuildResult
+    engine_file: EngineFile | None = None
+    engine: None = None
+    engine_reason: str = "the model that was evaluated is no engine"
     integer_kernels: None = None
     latency: None = None
     latency_reason: str = "an evaluation times nothing"
@@ -58,7 +62,8 @@ def gate(
     """Judge by a policy what was measured before, without running anything.
 
     GO needs the whole interval of the drop within `Policy.max_drop`, a TensorRT that has built the file (or
-    ``require_tensorrt_build=False``), and every other rule of the policy. An evaluation measures accuracy, by class and
+    ``require_tensorrt_build=False``), an engine that was run (or ``optional=["engine"]``, which leaves it at a
+    simulation), and every other rule of the policy. An evaluation measures accuracy, by class and
     by slice too, the build and the file's size; whatever else a policy asks for is not measured there, and so no GO:
     a run (``python -m calibrate run``) measures it.
 
@@ -66,7 +71,8 @@ def gate(
         measured: an evaluation, results of a run, or the folder that a run wrote (or its results.json).
         policy: what a release must keep to.
         candidate: name of the model to judge in an evaluation, by default the last. Of results it is the selected one.
-        engine: TensorRT engine that was built from the candidate, for the rules of `Policy.engine`.
+        engine: TensorRT engine that is to be deployed, for the rules of `Policy.engine`; it must be the one that was
+            run, where one was.
 
     Returns:
         the decision, with every rule's outcome and reason.
@@ -84,7 +90,7 @@ def gate(
         ...         return {"y": np.eye(2)[inputs["x"].astype(int) % 2]}
         >>> rows = [(np.float32(i), i % 2) for i in range(600)]
         >>> evaluation = evaluate([Even(), Even()], rows, Classification(), progress=False)
-        >>> gate(evaluation, Policy(max_drop=0.01, require_tensorrt_build=False)).decision.value
+        >>> gate(evaluation, Policy(max_drop=0.01, require_tensorrt_build=False, optional=["engine"])).decision.value
         'GO'
     """
     file = None if engine is None else Path(engine)
@@ -132,9 +138,17 @@ def judge_again(
         samples=samples,
         no_samples=no_samples,
         champion=champion,
-        engine=_engine(engine),
+        engine=_engine(engine or _kept_engine(candidate, folder)),
+        baselines=results.baselines,
     )
     return results.model_copy(update={"verdict": decide(policy, evidence)})
+
+
+def _kept_engine(candidate: Candidate, folder: Path | None) -> Path | None:
+    """Return the engine that the run left in its folder, where it is still there: nobody may have replaced it."""
+    kept = candidate.engine_file.path if candidate.engine_file else None
+    path = None if folder is None or kept is None else folder / kept
+    return path if path is not None and path.is_file() else None
 
 
 def _engine(path: Path | None) -> Engine | None:
@@ -172,6 +186,7 @@ def _judge_evaluation(evaluation: Evaluation, policy: Policy, name: str | None, 
             size_bytes=model.size_bytes,
             tensorrt_build=model.tensorrt_build
             or BuildResult(ok=None, backend=None, version=None, message="not checked: the evaluation built nothing"),
+            engine_file=model.engine,
         ),
         metric=metric,
         samples=samples,

@@ -1,25 +1,23 @@
-"""Rules on speed, size, layers, data and the engine."""
+"""Rules on speed, size, layers and data."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import partial
 from typing import Literal
 
-from validate.backends.tensorrt import hardware_fits, version_fits
 from validate.results import Rule, Speedup
-from validate.verdict.evidence import Engine, Evidence, Measured
-from validate.verdict.policy import EnginePolicy, LatencyPolicy, SpeedupPolicy
+from validate.verdict.evidence import Measured
+from validate.verdict.policy import LatencyPolicy, SpeedupPolicy
 
 __all__ = [
     "clipping_rule",
-    "engine_rules",
     "fp16_not_known",
     "latency_rule",
     "model_size_rule",
     "not_faster_than_fp16",
     "overlap_rule",
+    "size_rule",
     "speedup_rule",
     "worst_layer_rule",
 ]
@@ -76,7 +74,8 @@ def not_faster_than_fp16(candidate: Measured) -> str | None:
         return None
     if found.value > 1:
         return f"INT8 is not shown to be faster than FP16: the speed-up is {_described(found)}"
-    return f"INT8 is not faster than FP16: the speed-up is {_described(found)}"
+    advice = ": ship FP16" if found.basis == "measured" else ""
+    return f"INT8 is not faster than FP16: the speed-up is {_described(found)}{advice}"
 
 
 def fp16_not_known(candidate: Measured) -> str | None:
@@ -102,15 +101,16 @@ def _off_target(candidate: Measured, against: str) -> str:
 def _speedup(candidate: Measured, against: str) -> Speedup | None:
     """Return the speed-up on the target that is known best: measured before estimated before counted.
 
-    Models that were timed whole, in turns, come before a sum of the times of their layers, which has no interval.
+    Models that were timed whole, in turns, come before a sum of the times of their layers, which has no interval. Of
+    several baselines of one precision, as float32 with TF32 and without, the fastest counts.
     """
     known = [speedup for speedup in candidate.speedups if speedup.on_target and _is_of(speedup, against)]
-    return min(known, key=lambda speedup: (_TRUST[speedup.basis], speedup.ci_low is None), default=None)
+    return min(known, key=lambda found: (_TRUST[found.basis], found.ci_low is None, found.value), default=None)
 
 
 def _is_of(speedup: Speedup, against: str) -> bool:
-    """Tell whether it is against that precision, in any runtime: FP16, TensorRT FP16."""
-    return speedup.against.split()[-1:] == [against]
+    """Tell whether it is against that precision, in any runtime: FP16, TensorRT FP16. TF32 is a float32 model's."""
+    return speedup.against.split()[-1:] in ([against], ["TF32"] if against == "FP32" else [against])
 
 
 def _described(speedup: Speedup) -> str:
@@ -175,10 +175,16 @@ def model_size_rule(most: int, candidate: Measured) -> Rule:
         >>> model_size_rule(10_000_000, Candidate.model_construct(size_bytes=11_700_000)).outcome
         'fail'
     """
-    return _size_rule("model size", "the model's file", candidate.size_bytes, most)
+    return size_rule("model size", "the model's file", candidate.size_bytes, most)
 
 
-def _size_rule(name: str, what: str, size: int | None, most: int) -> Rule:
+def size_rule(name: str, what: str, size: int | None, most: int) -> Rule:
+    """Judge the size of a file in bytes by a limit; one that is empty, or whose size is not known, is not measured.
+
+    Examples:
+        >>> size_rule("engine size", "model.engine", 4_000_000, most=8_000_000).outcome
+        'pass'
+    """
     if not size:
         problem = "is empty" if size == 0 else "has a size that was not measured"
         return Rule(
@@ -281,46 +287,3 @@ def overlap_rule(most: int, overlap: int | None) -> Rule:
         unit="samples",
         message=f"{overlap} validation samples are calibration samples too; {wish}",
     )
-
-
-def engine_rules(wanted: EnginePolicy, evidence: Evidence) -> Iterator[Rule]:
-    """Judge an engine by the deployment target, and by the candidate that it should have been built from."""
-    name, engine = "engine fingerprint", evidence.engine
-    if engine is None:
-        yield Rule(name=name, outcome="not_measured", message="no engine was given; name the file with --engine")
-    elif engine.fingerprint is None:
-        yield Rule(name=name, outcome="not_measured", message=engine.problem)
-    elif problems := list(_mismatches(wanted, engine, evidence.candidate)):
-        yield Rule(name=name, outcome="fail", message=f"{engine.path.name}: {'; '.join(problems)}")
-    else:
-        found = engine.fingerprint
-        target = found.gpu or f"compute capability {found.compute_capability or '8.0 and later'}"
-        yield Rule(
-            name=name, outcome="pass", message=f"{engine.path.name}: {found.flavour} {found.version}, for {target}"
-        )
-    if wanted.max_bytes is not None:
-        if engine is None:
-            yield Rule(
-                name="engine size",
-                outcome="not_measured",
-                threshold=wanted.max_bytes,
-                unit="bytes",
-                message="no engine was given; name the file with --engine",
-            )
-        else:
-            yield _size_rule("engine size", engine.path.name, engine.size_bytes, wanted.max_bytes)
-
-
-def _mismatches(wanted: EnginePolicy, engine: Engine, candidate: Measured) -> Iterator[str]:
-    found = engine.fingerprint
-    assert found is not None
-    if engine.problem:
-        yield engine.problem
-    if found.plan_sha256 != candidate.plan_hash:
-        made = f"plan {found.plan_sha256[:12]}" if found.plan_sha256 else "a model without a plan"
-        yield f"it was built from {made}, and the candidate's plan is {candidate.plan_hash[:12]}"
-    if wanted.compute_capability and not hardware_fits(found, wanted.gpu, wanted.compute_capability):
-        built = f"{found.gpu or 'a GPU'} (compute capability {found.compute_capability or '8.0 or later'})"
-        yield f"it was built for {built}, and the target is {wanted.gpu or 'one'} of {wanted.compute_capability}"
-    if wanted.tensorrt and not version_fits(found, wanted.tensorrt):
-        yield f"it was built by {found.flavour} {found.version}, and the target has {wanted.tensorrt}"

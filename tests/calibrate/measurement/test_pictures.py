@@ -19,7 +19,7 @@ from calibrate.plan.quantization_plan import QuantizationPlan
 from calibrate.strategies.convergence import ScaleHistory
 from validate.data.preprocessing import ImagePreprocessing
 from validate.data.stream import DataConfig
-from validate.results.run import LayerError
+from validate.results import LayerError
 from validate.stats.histograms import Statistics
 
 ROWS = """

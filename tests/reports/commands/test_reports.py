@@ -14,7 +14,7 @@ import pytest
 from tests.command_line import run_in_process
 from tests.conftest import Completed
 from validate.exceptions import UsageError
-from validate.results.run import Results
+from validate.results import Results
 
 Reports = Callable[..., Completed]
 

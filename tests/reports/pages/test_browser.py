@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from reports.pages import run as html
+from validate.results import Decision, Results
 from validate.results.illustrations import ILLUSTRATIONS, Illustrations
-from validate.results.run import Decision, Results
 
 SCRIPT = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 Visit = Callable[..., Any]

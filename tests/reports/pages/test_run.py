@@ -17,7 +17,7 @@ import pytest
 from reports.figures import run as plots
 from reports.figures import tradeoff as search_plots
 from reports.pages import run as html
-from validate.results.run import Candidate, Decision, Results
+from validate.results import Candidate, Decision, Results
 
 NOWHERE = Path("no/such/folder")  # a report is as well made of results alone
 HOSTILE = "</script><script>alert(1)</script>"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from reports.pages.samples import GroupChange, SampleScores, changes, read_scores
-from validate.results.run import Results
+from validate.results import Results
 from validate.results.samples import SampleTable
 from validate.tasks.base import Metric
 from validate.verdict.groups import by_name

@@ -17,8 +17,8 @@ from reports import format as fmt
 from reports.figures import tradeoff as search_plots
 from reports.pages import run as html
 from reports.terminal import run as terminal
+from validate.results import Cost, Results
 from validate.results.pareto import FLOAT
-from validate.results.run import Cost, Results
 
 Reader = Callable[[str], Any]
 NOWHERE = Path("no/such/folder")  # a report is as well made of results alone

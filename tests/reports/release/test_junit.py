@@ -10,7 +10,7 @@ import pytest
 
 from reports.release import junit
 from tests.reports.conftest import BuildResults
-from validate.results.run import Decision, Results, Rule, Verdict
+from validate.results import Decision, Results, Rule, Verdict
 
 HOSTILE = "<script>alert('&')</script> ]]> \x00\x1b[31m \ud800 \ufffe \u202e \"quoted\" | pipe"
 

@@ -14,7 +14,7 @@ from markdown_it.token import Token
 from reports import format as fmt
 from reports.release import markdown
 from tests.reports.conftest import BuildResults
-from validate.results.run import Decision, Results, Rule, Verdict
+from validate.results import Decision, Results, Rule, Verdict
 
 PARSER = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 

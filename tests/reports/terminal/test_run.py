@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 
 from reports import format as fmt
 from reports.terminal import run as terminal
-from validate.results.run import Decision, Results, Verdict
+from validate.results import Decision, Results, Verdict
 
 HINT = "mlflow ui --backend-store-uri sqlite:///mlflow.db"
 

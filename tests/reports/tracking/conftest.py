@@ -15,7 +15,7 @@ import onnx
 import pytest
 
 from reports.tracking import Destination, log_results
-from validate.results.run import Results
+from validate.results import Results
 
 if TYPE_CHECKING:
     from tests.conftest import Snapshot

@@ -14,7 +14,7 @@ import pytest
 from reports.tracking import Destination, log_results
 from tests.command_line import run_in_process
 from validate.exceptions import JobError
-from validate.results.run import Results
+from validate.results import Results
 
 if TYPE_CHECKING:
     from tests.conftest import Completed, Snapshot

@@ -13,7 +13,7 @@ import pytest
 from reports.tracking.location import Destination, ui_command
 from reports.tracking.records import JobRecord, job_record
 from validate.exceptions import JobError, UsageError
-from validate.results.run import Results
+from validate.results import Results
 
 
 @pytest.fixture

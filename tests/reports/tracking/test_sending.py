@@ -16,7 +16,7 @@ import pytest
 from onnx.external_data_helper import convert_model_to_external_data
 
 from reports.tracking import Destination, log_results
-from validate.results.run import Decision, Results
+from validate.results import Decision, Results
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -11,7 +11,7 @@ import mlflow
 import pytest
 
 from reports.tracking import Destination, log_results
-from validate.results.run import Results
+from validate.results import Results
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

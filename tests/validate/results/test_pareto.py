@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from validate.results.pareto import FLOAT, front, pareto_points
-from validate.results.run import (
+from validate.results import (
     Accuracy,
     BuildResult,
     Candidate,
@@ -20,6 +19,7 @@ from validate.results.run import (
     ParetoPoint,
     Reference,
 )
+from validate.results.pareto import FLOAT, front, pareto_points
 
 # Few different numbers, so that ties are the rule.
 NUMBERS = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, math.nan, math.inf])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from validate.results.run import Accuracy, Candidate, Decision, IntegerKernels, Rule
+from validate.results import Accuracy, Candidate, Decision, IntegerKernels, Rule
 from validate.results.samples import SampleTable
 from validate.stats.intervals import tango_interval
 from validate.tasks.base import Metric

@@ -12,14 +12,14 @@ engine file with tensorrt_rtx 1.7 on a machine without a GPU, and engines with t
 from __future__ import annotations
 
 from validate.backends.tensorrt.backend import TensorRTBackend
-from validate.backends.tensorrt.building import build, build_engine
+from validate.backends.tensorrt.building import RefusedError, build, build_engine
 from validate.backends.tensorrt.command import adopt_engine, build_from_onnx
 from validate.backends.tensorrt.engine import TensorRTEngine
 from validate.backends.tensorrt.fingerprint import Fingerprint, adopt, hardware_fits, require, sha256, version_fits
 from validate.backends.tensorrt.inspection import Layer, parse_layers
-from validate.backends.tensorrt.library import Library, installed_libraries
+from validate.backends.tensorrt.library import Library, find_builder, installed_libraries
 from validate.backends.tensorrt.options import BuildOptions, Profile, ShapeRanges
-from validate.backends.tensorrt.probe import require_running, why_not_running
+from validate.backends.tensorrt.probe import needs_fp32_scales, require_running, why_not_running
 
 __all__ = [
     "BuildOptions",
@@ -27,6 +27,7 @@ __all__ = [
     "Layer",
     "Library",
     "Profile",
+    "RefusedError",
     "ShapeRanges",
     "TensorRTBackend",
     "TensorRTEngine",
@@ -35,8 +36,10 @@ __all__ = [
     "build",
     "build_engine",
     "build_from_onnx",
+    "find_builder",
     "hardware_fits",
     "installed_libraries",
+    "needs_fp32_scales",
     "parse_layers",
     "require",
     "require_running",

@@ -15,6 +15,7 @@ from validate.backends.tensorrt.library import installed_libraries
 from validate.backends.tensorrt.options import BuildOptions
 from validate.backends.tensorrt.probe import require_running
 from validate.exceptions import JobError
+from validate.results import EngineFile
 
 __all__ = ["TensorRTBackend", "observable_tensors"]
 
@@ -42,13 +43,24 @@ class TensorRTBackend:
         assert gpu is not None  # without one `require` refuses
         require_running(self._library, gpu, self.fingerprint.model or "its ONNX file")
         self._engine = deserialize(engine, self._library, self.fingerprint)
-        self._device = str(gpu)
+        self._device, self._driver, self._size = str(gpu), gpu.driver, engine.stat().st_size
         whole = self._load(None)
         self.layers: list[Layer] = whole.layers()
         shown = self.fingerprint.options.debug if self.fingerprint.options.breaks_fusion else ()
         own = tuple(name for name in whole.output_names if name not in shown)
         self.input_names, self.output_names = whole.input_names, self.fingerprint.outputs or own
         self.tensors = observable_tensors(self.layers, self.output_names, self.input_names, self.fingerprint.options)
+
+    def file(self) -> EngineFile:
+        """Return which engine this is, and what runs it."""
+        return EngineFile(
+            path=None,
+            sha256=self.fingerprint.engine_sha256,
+            library=str(self._library),
+            gpu=self._device,
+            driver=self._driver,
+            size_bytes=self._size,
+        )
 
     def load(self, outputs: Sequence[str] | None = None, forced: Sequence[str] = ()) -> TensorRTEngine:
         """See `Backend`. All that is loaded shares the engine's weights, and has working memory of its own."""

@@ -180,10 +180,10 @@ def _config(trt: Any, builder: Any, options: BuildOptions, library: Library) -> 
     config.builder_optimization_level = options.optimization_level
     # Without it the inspector knows no more than the names of layers.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if not options.tf32:
-        config.clear_flag(trt.BuilderFlag.TF32)
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if not options.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware_compatible != "none":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,12 +26,31 @@ class ShapeRanges:
     smallest: dict[str, tuple[int, ...]] = field(default_factory=dict)
     largest: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, batches: Iterable[Mapping[str, NDArray[Any]]]) -> ShapeRanges:
+        """Return the ranges over some batches."""
+        ranges = cls()
+        for batch in batches:
+            ranges.add(batch)
+        return ranges
+
+    @classmethod
+    def union(cls, ranges: Iterable[ShapeRanges]) -> ShapeRanges:
+        """Return the ranges that hold all of these."""
+        whole = cls()
+        for one in ranges:
+            for shapes in (one.smallest, one.largest):
+                whole._add(shapes)
+        return whole
+
     def add(self, inputs: Mapping[str, NDArray[Any]]) -> None:
         """See one more batch."""
-        for name, array in inputs.items():
-            small, large = self.smallest.get(name, array.shape), self.largest.get(name, array.shape)
-            self.smallest[name] = tuple(map(min, small, array.shape))
-            self.largest[name] = tuple(map(max, large, array.shape))
+        self._add({name: array.shape for name, array in inputs.items()})
+
+    def _add(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        for name, shape in shapes.items():
+            self.smallest[name] = tuple(map(min, self.smallest.get(name, shape), shape))
+            self.largest[name] = tuple(map(max, self.largest.get(name, shape), shape))
 
     def profile(self, fixed_batch: int | None) -> Profile:
         """Return for every input the smallest (batch 1, or what the model is fixed to), usual and largest shape."""
@@ -57,12 +76,13 @@ class BuildOptions(BaseModel):
         "(Ampere and later). `tensorrt` builds for the GPU of the machine, and for no other",
     )
     optimization_level: int = Field(default=3, ge=0, le=5, description="more takes longer to build and may run faster")
-    tf32: bool = Field(
-        default=True,
-        description="FP32 products may round their operands to TF32, which has the 11 significant bits of FP16",
-    )
     workspace_bytes: int | None = Field(
         default=None, gt=0, description="most GPU memory that a layer may use for itself; by default all there is"
+    )
+    tf32: bool = Field(
+        default=True,
+        description="compute float32 convolutions and matrix products in TF32, which rounds to 10 bits. TensorRT-RTX "
+        "1.6.1 does so in any case: on an H200, engines built with and without gave the same bits",
     )
     timing_cache: Path | None = Field(
         default=None,

@@ -1,0 +1,237 @@
+"""Rules on the engine: that it was run, that it computes what was simulated, and that it is the file to be deployed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.validate.conftest import engine_run, speedup
+from validate.backends.tensorrt.fingerprint import Fingerprint, sha256
+from validate.backends.tensorrt.options import BuildOptions
+from validate.results import Accuracy, Candidate, Decision, Departure, IntegerKernels, Rule, Verdict
+from validate.verdict.decision import decide
+from validate.verdict.evidence import Engine, Evidence
+from validate.verdict.policy import Policy
+
+GO, NO_GO, INCONCLUSIVE = Decision.GO, Decision.NO_GO, Decision.INCONCLUSIVE
+DECISIONS = {"pass": GO, "fail": NO_GO, "not_measured": INCONCLUSIVE}
+
+
+def judge(evidence: Evidence, **policy: Any) -> Verdict:
+    return decide(Policy.model_validate({"max_drop": 0.02, **policy}), evidence)
+
+
+def with_candidate(evidence: Evidence, **changes: Any) -> Evidence:
+    assert isinstance(evidence.candidate, Candidate)
+    return replace(evidence, candidate=evidence.candidate.model_copy(update=changes))
+
+
+def rule_of(verdict: Verdict, name: str = "engine") -> Rule:
+    """Return the rule of that name, by which alone the decision was made."""
+    (rule,) = [rule for rule in verdict.rules if rule.name == name]
+    assert verdict.decision is (GO if rule.optional and rule.outcome == "not_measured" else DECISIONS[rule.outcome])
+    assert rule.message in verdict.reasons
+    return rule
+
+
+@pytest.fixture
+def evidence(reference: Accuracy, measured: Candidate) -> Evidence:
+    return Evidence(reference=reference, candidate=measured, overlap=0)
+
+
+@pytest.fixture
+def simulated(evidence: Evidence, measured: Candidate) -> Evidence:
+    """Return what a machine without a GPU knows of the candidate."""
+    accuracy = measured.accuracy.model_copy(update={"basis": "simulation"})
+    return with_candidate(evidence, accuracy=accuracy, engine=None, engine_reason="no NVIDIA GPU is found here")
+
+
+def test_what_no_engine_ran_is_no_go(simulated: Evidence) -> None:
+    verdict = judge(simulated)
+    rule = rule_of(verdict)
+    assert (verdict.decision, verdict.basis, rule.outcome) == (INCONCLUSIVE, "simulation", "not_measured")
+    assert verdict.reasons[0] == "by simulation: no engine was run"
+    for said in ("no NVIDIA GPU is found here", "the target's GPU", "policy.optional: [engine]"):
+        assert said in rule.message
+
+
+def test_a_policy_may_leave_it_at_a_simulation_and_the_verdict_says_so_first(simulated: Evidence) -> None:
+    verdict = judge(simulated, optional=["engine"])
+    assert (verdict.decision, verdict.basis) == (GO, "simulation")
+    assert verdict.reasons[0] == "by simulation: no engine was run"
+    assert rule_of(verdict).optional
+
+
+def test_a_cpu_that_is_the_target_needs_no_engine(simulated: Evidence) -> None:
+    """Its integer kernels are what runs there, and they were measured."""
+    accuracy = simulated.candidate.accuracy.model_copy(update={"basis": "kernels"})
+    kernels = IntegerKernels(runtime="onnxruntime", accuracy=accuracy, difference=0.0)
+    verdict = judge(with_candidate(simulated, integer_kernels=kernels))
+    assert verdict.decision is GO
+    assert "engine" not in [rule.name for rule in verdict.rules]
+    assert verdict.reasons[0] == "by the CPU's integer kernels, and by simulation"
+
+
+def test_an_engine_that_is_its_simulation_is_a_go_and_is_named(evidence: Evidence) -> None:
+    verdict = judge(evidence)
+    assert (verdict.decision, verdict.basis) == (GO, "engine")
+    file = engine_run().file
+    assert verdict.reasons[0] == f"by the engine: {file.library} on {file.gpu}, SHA-256 {file.sha256}"
+    message = rule_of(verdict).message
+    assert "SHA-256 5e5e5e5e5e5e, tensorrt 11.0.0.114 on NVIDIA L4" in message
+    assert "1 outputs and 7 inner tensors, 16 samples" in message
+
+
+DEPARTURE = Departure(
+    node="encoder/layer.0/intermediate/MatMul",
+    op_type="MatMul",
+    tensor="y",
+    kind="not finite",
+    before=["quantize", "LayerNormalization", "Add", "MatMul_3"],
+    detail="384 of 6144 values are not finite",
+)
+
+
+@pytest.mark.parametrize("optional", [[], ["engine"]])
+def test_an_engine_that_departs_from_its_simulation_fails_with_the_node(
+    evidence: Evidence, optional: list[str]
+) -> None:
+    """That it was measured cannot be waived: only that it was not."""
+    verdict = judge(with_candidate(evidence, engine=engine_run(departure=DEPARTURE)), optional=optional)
+    message = rule_of(verdict).message
+    assert verdict.decision is NO_GO
+    assert "384 of 6144 values are not finite, first at encoder/layer.0/intermediate/MatMul (MatMul)" in message
+    assert message.endswith("after quantize, LayerNormalization, Add")  # the three that are nearest
+
+
+def test_a_departure_at_the_first_node_has_nothing_before_it(evidence: Evidence) -> None:
+    first = DEPARTURE.model_copy(update={"before": []})
+    message = rule_of(judge(with_candidate(evidence, engine=engine_run(departure=first)))).message
+    assert message.endswith("(MatMul)")
+
+
+def test_an_engine_that_was_compared_on_nothing_was_not_measured(evidence: Evidence) -> None:
+    assert judge(with_candidate(evidence, engine=engine_run(compared=0))).decision is INCONCLUSIVE
+
+
+def test_an_engine_slower_than_fp16_says_what_to_ship(evidence: Evidence) -> None:
+    verdict = judge(with_candidate(evidence, speedups=[speedup(0.53, ci_low=0.52, ci_high=0.54)]))
+    assert verdict.decision is GO
+    assert verdict.reasons[-1].endswith("ship FP16")
+
+
+@pytest.fixture
+def engine_file(tmp_path: Path, measured: Candidate) -> Path:
+    """Write an engine for an L4, with its fingerprint."""
+    path = tmp_path / "model.engine"
+    path.write_bytes(b"an engine")
+    Fingerprint(
+        gpu="NVIDIA L4",
+        compute_capability="8.9",
+        flavour="tensorrt",
+        version="11.0.0.114",
+        driver="13.0",
+        model="model.int8.onnx",
+        model_sha256="0" * 64,
+        plan_sha256=measured.plan_hash,
+        engine_sha256=sha256(path),
+        profile={},
+        options=BuildOptions(),
+    ).write(path)
+    return path
+
+
+@pytest.fixture
+def judged(evidence: Evidence, engine_file: Path) -> Evidence:
+    """Return evidence of a candidate whose engine is that file, which is given to the gate."""
+    file = engine_run().file.model_copy(update={"sha256": sha256(engine_file)})
+    return replace(
+        with_candidate(evidence, engine=engine_run(file=file)),
+        engine=Engine.at(engine_file),
+    )
+
+
+def test_another_file_than_the_engine_that_was_judged_fails(evidence: Evidence, judged: Evidence) -> None:
+    assert rule_of(judge(judged)).outcome == "pass"
+    foreign = replace(evidence, engine=judged.engine)
+    message = rule_of(judge(foreign, optional=["engine"])).message
+    assert "model.engine has SHA-256" in message
+    assert "is not the engine (SHA-256 5e5e5e5e5e5e" in message
+    assert judge(foreign).decision is NO_GO
+
+
+TARGET = {"gpu": "NVIDIA L4", "compute_capability": "8.9", "tensorrt": "11.0.0.114"}
+
+
+def fingerprint_rule(evidence: Evidence, target: dict[str, Any]) -> Rule:
+    return rule_of(judge(evidence, engine=target), "engine fingerprint")
+
+
+@pytest.mark.parametrize(
+    ("target", "outcome", "said"),
+    [
+        (TARGET, "pass", "tensorrt 11.0.0.114, for NVIDIA L4"),
+        ({"compute_capability": 8.9}, "pass", "NVIDIA L4"),
+        (TARGET | {"gpu": "NVIDIA A10"}, "fail", "built for NVIDIA L4 (compute capability 8.9)"),
+        ({"compute_capability": "8.6"}, "fail", "8.6"),
+        ({"tensorrt": "11.0.0.115"}, "fail", "11.0.0.115"),
+        ({}, "pass", "NVIDIA L4"),
+    ],
+)
+def test_the_engine_is_for_the_target(judged: Evidence, target: Any, outcome: str, said: str) -> None:
+    rule = fingerprint_rule(judged, target)
+    assert rule.outcome == outcome
+    assert said in rule.message
+
+
+@pytest.mark.parametrize(
+    ("built", "target", "outcome"),
+    [
+        ({"flavour": "tensorrt_rtx", "gpu": None}, {"gpu": "NVIDIA L4", "compute_capability": "8.9"}, "pass"),
+        ({"flavour": "tensorrt_rtx", "gpu": None, "compute_capability": None}, {"compute_capability": "8.6"}, "pass"),
+        ({"flavour": "tensorrt_rtx", "gpu": None, "compute_capability": None}, {"compute_capability": "7.5"}, "fail"),
+        ({"options": BuildOptions(version_compatible=True)}, {"tensorrt": "11.2.0.1"}, "pass"),
+        ({"options": BuildOptions(version_compatible=True)}, {"tensorrt": "10.9.0.1"}, "fail"),
+        ({"options": BuildOptions(hardware_compatible="ampere_plus")}, {"compute_capability": "8.6"}, "pass"),
+    ],
+)
+def test_an_engine_may_be_for_more_than_one_target(
+    judged: Evidence, engine_file: Path, built: Any, target: Any, outcome: str
+) -> None:
+    Fingerprint.read(engine_file).model_copy(update=built).write(engine_file)
+    given = replace(judged, engine=Engine.at(engine_file))
+    assert fingerprint_rule(given, target).outcome == outcome
+
+
+def test_an_engine_of_another_plan_fails(judged: Evidence) -> None:
+    assert "plan abab" in fingerprint_rule(with_candidate(judged, plan_hash="cd" * 32), TARGET).message
+
+
+def test_an_engine_that_was_changed_after_it_was_judged_fails_twice(judged: Evidence, engine_file: Path) -> None:
+    engine_file.write_bytes(b"another engine")
+    changed = replace(judged, engine=Engine.at(engine_file))
+    assert "that was judged" in rule_of(judge(changed, engine=TARGET)).message
+    rule = fingerprint_rule(changed, TARGET)
+    assert rule.outcome == "fail"
+    assert "its SHA-256 is not that of its fingerprint" in rule.message
+
+
+def test_an_engine_without_a_fingerprint_or_none_at_all_was_not_measured(
+    evidence: Evidence, judged: Evidence, engine_file: Path
+) -> None:
+    assert fingerprint_rule(evidence, TARGET).outcome == "not_measured"
+    engine_file.with_name("model.engine.json").unlink()
+    rule = fingerprint_rule(replace(judged, engine=Engine.at(engine_file)), TARGET)
+    assert rule.outcome == "not_measured"
+    assert "no fingerprint" in rule.message
+
+
+@pytest.mark.parametrize(("most", "outcome"), [(9, "pass"), (8, "fail")])
+def test_the_size_of_the_engine(evidence: Evidence, judged: Evidence, most: int, outcome: str) -> None:
+    rule = rule_of(judge(judged, engine={"max_bytes": most}), "engine size")
+    assert (rule.outcome, rule.value, rule.threshold) == (outcome, 9, most)
+    unknown = judge(evidence, engine={"max_bytes": most})
+    assert [rule.outcome for rule in unknown.rules[-2:]] == ["not_measured", "not_measured"]
