@@ -171,7 +171,6 @@ class EngineBench:
             simulated,
             engine,
             self.journal.forward("compare_engine", batches),
-            tf32=engine.fingerprint.options.tf32,
             unfused=self._with_inner_tensors(model, engine.fingerprint.options),
         )
         return EngineRun(

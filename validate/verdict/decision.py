@@ -15,7 +15,7 @@ from validate.results import (
 )
 from validate.stats import POWER, samples_to_settle
 from validate.verdict import rules
-from validate.verdict.engine_rules import engine_rule, engine_rules
+from validate.verdict.engine_rules import engine_rule, engine_rules, int8_in_engine_rule
 from validate.verdict.evidence import Champion, Evidence
 from validate.verdict.groups import champion_rule, group_rule
 from validate.verdict.policy import Policy, RuleKey
@@ -127,6 +127,8 @@ def _named_rules(policy: Policy, evidence: Evidence) -> Iterator[tuple[RuleKey, 
     if policy.engine:
         for rule in engine_rules(policy.engine, evidence):
             yield "engine", rule
+    if policy.int8_in_engine:
+        yield "int8_in_engine", int8_in_engine_rule(policy.int8_in_engine, candidate)
 
 
 def _optional(policy: Policy, key: RuleKey, rule: Rule, evidence: Evidence) -> Rule:
