@@ -68,7 +68,7 @@ def _run(models: Models, options: BuildOptions) -> tuple[dict[str, Any], dict[st
 
 
 def _showing(backend: TensorRTBackend, models: Models) -> tuple[TensorRTEngine, list[str]]:
-    """Return the engine with all tensors that it shows, and the names of those that it says it has and does not show."""
+    """Return the engine with all tensors that it shows, and the names of those that it has and does not show."""
     names = list(backend.tensors)
     try:
         backend.load(names).run(models.batches[0].inputs)

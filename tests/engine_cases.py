@@ -145,7 +145,10 @@ def _batches(samples: NDArray[np.float32]) -> Iterator[Batch]:
 def _encoder() -> tuple[onnx.ModelProto, NDArray[np.float32]]:
     """One block, whose Q, K and V TensorRT merges. Uniform values and 256 products: FP16 does not hold their sum."""
     rng = np.random.default_rng(5)
-    uniform = lambda *shape, size: rng.uniform(-size, size, shape).astype(np.float32)
+
+    def uniform(*shape: int, size: float) -> NDArray[np.float32]:
+        return rng.uniform(-size, size, shape).astype(np.float32)
+
     weights: dict[str, NDArray[Any]] = {name: uniform(32, 32, size=0.4) for name in ("wq", "wk", "wv", "wo")}
     weights |= {"w1": uniform(32, 256, size=0.4), "b1": uniform(256, size=1), "w2": uniform(256, 32, size=0.2)}
     weights |= {"w3": uniform(32, 10, size=1), "gain": uniform(32, size=1) + 1.5, "offset": uniform(32, size=0.5)}

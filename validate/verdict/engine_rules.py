@@ -82,8 +82,8 @@ def int8_in_engine_rule(wanted: Int8Policy, candidate: Measured) -> Rule:
     return rule(
         outcome="pass" if found.share >= wanted.at_least else "fail",
         value=found.share,
-        message=f"the engine runs {found.ran} of {found.planned} INT8 layers in INT8, {100 * found.share:.4g}% of their "
-        f"multiply-accumulates{f' (not {left})' if left else ''}; {wish}",
+        message=f"the engine runs {found.ran} of {found.planned} INT8 layers in INT8, {100 * found.share:.4g}% of "
+        f"their multiply-accumulates{f' (not {left})' if left else ''}; {wish}",
     )
 
 
