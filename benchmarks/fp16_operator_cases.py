@@ -1,5 +1,7 @@
 """The cases of fp16_operators_gpu.py: an operator or a short chain each, with operands that are hard for FP16."""
 
+# A case is a line, so that the file reads as a table.
+# fmt: off
 from __future__ import annotations
 
 import functools
@@ -59,6 +61,8 @@ def model_of(case: Case, kind: str, computed_in: str, round_nodes: bool = False)
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
+    computed_in = "float" if computed_in == "float32" else computed_in
+
     def declared(name: str, array: Any) -> str:
         own = _ONNX_NAMES[computed_in] if array.dtype == np.float64 else {"int64": "int64", "int32": "int32", "bool": "bool"}[array.dtype.name]
         return f"{own}[{','.join(map(str, array.shape))}] {name}"
@@ -66,6 +70,7 @@ def model_of(case: Case, kind: str, computed_in: str, round_nodes: bool = False)
     inputs = ", ".join(declared(name, array) for name, array in case.feeds.items())
     graph = onnx.GraphProto()
     graph.CopyFrom(_parsed(f"g ({inputs}) => ({_ONNX_NAMES[computed_in]} y) {{ {case.body} }}"))
+    graph.output[0].type.tensor_type.ClearField("shape")  # the parser takes none for a scalar's
     for name, array in case.weights.items():
         value = rounded(array, kind)
         if array.dtype != np.float64:
@@ -78,7 +83,7 @@ def model_of(case: Case, kind: str, computed_in: str, round_nodes: bool = False)
             tensor = numpy_helper.from_array(np.ascontiguousarray(value, numpy_types[computed_in]), name)
         graph.initializer.append(tensor)
     if round_nodes:
-        kinds = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+        kinds = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16, "float32": TensorProto.FLOAT}
         nodes = list(graph.node)
         del graph.node[:]
         for node in nodes:
@@ -94,10 +99,7 @@ def model_of(case: Case, kind: str, computed_in: str, round_nodes: bool = False)
 def not_arithmetic() -> set[str]:
     """Return operators that give no floating-point numbers, none from operands, or random ones."""
     return set(
-        "And Or Xor Not Equal Greater GreaterOrEqual Less LessOrEqual IsNaN IsInf Shape Size NonZero ArgMax ArgMin Cast "
-        "CastLike Constant ConstantOfShape EyeLike Range RandomNormal RandomNormalLike RandomUniform RandomUniformLike "
-        "Bernoulli Multinomial If Loop Scan NonMaxSuppression OneHot QuantizeLinear DequantizeLinear BitwiseAnd "
-        "BitwiseOr BitwiseXor BitwiseNot BitShift Unique Compress".split()
+        ["And", "Or", "Xor", "Not", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "IsNaN", "IsInf", "Shape", "Size", "NonZero", "ArgMax", "ArgMin", "Cast", "CastLike", "Constant", "ConstantOfShape", "EyeLike", "Range", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "If", "Loop", "Scan", "NonMaxSuppression", "OneHot", "QuantizeLinear", "DequantizeLinear", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot", "BitShift", "Unique", "Compress"]
     )
 
 
@@ -134,7 +136,7 @@ def _elementwise() -> None:
         ("Sin", -3, 3), ("Cos", -3, 3), ("Tan", -1.5, 1.5), ("Asin", -1, 1), ("Acos", -1, 1), ("Atan", -60, 60),
         ("Sinh", -11, 11), ("Cosh", -11, 11), ("Asinh", -3000, 3000), ("Acosh", 1.01, 3000), ("Atanh", -0.999, 0.999),
         ("Identity", -60, 60), ("Dropout", -60, 60),
-    ):  # fmt: skip
+    ):
         _add(group, name, name, _uniform(low, high), f"{low:g} to {high:g}")
     for name in ("Sin", "Cos", "Tan"):
         _add(group, f"{name}, large phase", name, _uniform(-2000, 2000), "-2000 to 2000")
@@ -185,7 +187,7 @@ def _reductions() -> None:
         ("ReduceL2", wide, "-60 to 60, squares sum to 5e6"), ("ReduceSumSquare", _uniform(-6, 6, 64, 4096), "-6 to 6"),
         ("ReduceLogSum", positive, "1 to 60, sum 125,000"), ("ReduceLogSumExp", _uniform(-20, 20, 64, 4096), "-20 to 20"),
         ("ReduceProd", np.exp(_normal(64, 4096, scale=0.02)), "about 1"),
-    ):  # fmt: skip
+    ):
         _add(group, name, f"y = {name}<keepdims=1>(x, axes)", x, f"4,096 of {note}", weights={"axes": _ints(1)}, opset=18)
     for name, x, note in (
         ("ReduceMean, sum beyond FP16", positive, "4,096 of 1 to 60"),
@@ -298,9 +300,9 @@ def _conv_transpose(x: Any, w: Any, b: Any) -> Any:
 def _sampling() -> None:
     group = "Sampling and movement"
     image = _uniform(-60, 60, 1, 8, 32, 32)
-    sizes = {"n": np.array([], np.float64), "z": np.array([1, 1, 2, 2], np.float32)}
+    twice = {"z": np.array([1, 1, 2, 2], np.float32)}
     for mode in ("nearest", "linear", "cubic"):
-        _add(group, f"Resize, {mode}", f'y = Resize<mode="{mode}">(x, , z)', image, "twice as large", weights={"z": sizes["z"]})
+        _add(group, f"Resize, {mode}", f'y = Resize<mode="{mode}">(x, , z)', image, "twice as large", weights=twice)
     _add(group, "GridSample", "y = GridSample<align_corners=0>(x, grid)", image, feeds={"grid": _uniform(-1, 1, 1, 16, 16, 2)}, opset=20)
     rois = np.array([[0, 0, 20, 20], [3, 5, 30, 25]], np.float64)
     _add(group, "RoiAlign", "y = RoiAlign<output_height=7,output_width=7,sampling_ratio=2>(x, rois, i)", image, feeds={"rois": rois, "i": _ints(0, 0)})
@@ -319,7 +321,7 @@ def _sampling() -> None:
         ("Tile", "y = Tile(x, i)", {"i": _ints(1, 2, 1, 1)}), ("Expand", "y = Expand(x, i)", {"i": _ints(2, 4, 8, 6, 6)}),
         ("DepthToSpace", "y = DepthToSpace<blocksize=2>(x)", {}), ("SpaceToDepth", "y = SpaceToDepth<blocksize=2>(x)", {}),
         ("Trilu", "y = Trilu(x)", {}), ("ReverseSequence", "y = ReverseSequence<batch_axis=0,time_axis=1>(x, i)", {"i": _ints(8, 3, 2, 5)}),
-    ):  # fmt: skip
+    ):
         _add(group, name, body, x, weights=weights)
     where, update = np.array([[0], [2]], np.int64), _uniform(-60, 60, 2, 8, 6, 6)
     for reduction in ("none", "add", "mul", "max"):

@@ -29,9 +29,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from fp16_operator_cases import CASES, Case, model_of, not_arithmetic, rounded  # noqa: E402
 
 WORKERS = 8
-MANTISSA_BITS = {"float16": 10, "bfloat16": 7}
-SMALLEST_EXPONENT = {"float16": -14, "bfloat16": -126}
-LARGEST = {"float16": 65504.0, "bfloat16": 3.38e38}
+MANTISSA_BITS = {"float16": 10, "bfloat16": 7, "float32": 23}
+SMALLEST_EXPONENT = {"float16": -14, "bfloat16": -126, "float32": -126}
+LARGEST = {"float16": 65504.0, "bfloat16": 3.38e38, "float32": 3.4e38}
 FAR_BELOW = 10.0  # dB
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="a folder for the raw results")
     parser.add_argument("--table", type=Path, help="a folder with raw results; prints them as Markdown")
-    parser.add_argument("--types", default="float16,bfloat16")
+    parser.add_argument("--types", default="float16,bfloat16,float32")
     parser.add_argument("--seconds", type=float, default=240, help="no case is started after this")
     parser.add_argument("--no-engine", action="store_true", help="references and simulation only")
     parser.add_argument("--worker", nargs="*", help=argparse.SUPPRESS)
@@ -94,6 +94,7 @@ def run_all(options: argparse.Namespace) -> None:
 def machine(on_gpu: bool) -> dict[str, Any]:
     """Return what this was seen on, and what the parser says of each ONNX operator."""
     import onnx
+
     from validate.backends.gpu import local_gpu
     from validate.backends.tensorrt.library import find_builder
 
@@ -130,9 +131,17 @@ def measure(name: str, kind: str, engine: bool) -> dict[str, Any]:
     if engine:
         try:
             found, layers = run_engine(case, kind, feeds)
-            record |= {"builds": True, "engine": distance(found, truth, kind), "layers": layers}
+            record |= {
+                "builds": True,
+                "engine": distance(found, truth, kind),
+                "layers": layers,
+                "first": [found.ravel()[:8].tolist(), truth.ravel()[:8].tolist()],
+            }
         except Exception as error:  # noqa: BLE001
-            record |= {"builds": type(error).__name__ != "RefusedError", "error": f"{type(error).__name__}: {error}"[:300]}
+            record |= {
+                "builds": type(error).__name__ != "RefusedError",
+                "error": f"{type(error).__name__}: {error}"[:300],
+            }
             if record["builds"]:
                 record["builds"] = None
     return record
@@ -164,6 +173,7 @@ def simulate(case: Case, kind: str, feeds: dict[str, Any], per_node: bool) -> An
 def run_engine(case: Case, kind: str, feeds: dict[str, Any]) -> tuple[Any, list[str]]:
     """Return the engine's first output and the kinds of its layers."""
     import onnx
+
     from validate.backends.tensorrt.building import build_engine
     from validate.backends.tensorrt.engine import TensorRTEngine, deserialize
     from validate.backends.tensorrt.library import find_builder
@@ -200,7 +210,7 @@ def distance(found: Any, truth: Any, kind: str) -> dict[str, Any]:
     places = np.abs(found - truth) / 2.0 ** (exponent - MANTISSA_BITS[kind])
     return {
         "sqnr_db": None if noise == 0 or signal == 0 else round(10 * float(np.log10(signal / noise)), 1),
-        "exact": noise == 0,
+        "exact": noise == 0 and bool(finite.all()),
         "worst_ulp": round(float(places[normal].max()), 2) if normal.any() else None,
         "not_finite": round(float(1 - finite.mean()), 4) if finite.size else None,
         "counted": int(counts.sum()),
@@ -229,21 +239,21 @@ def table(folder: Path) -> str:
     for group in dict.fromkeys(case.group for case in CASES.values()):
         lines += [
             f"\n### {group}\n",
-            "| operator and operands | FP16 engine | worst, ulp | not finite | simulation | BF16 engine | worst, ulp |",
+            "| operator: operands | FP16 engine | worst, ulp | not finite | simulation | BF16 engine | FP32 engine |",
             "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]
         for name in (name for name, case in CASES.items() if case.group == group):
-            half, brain = by_case.get((name, "float16"), {}), by_case.get((name, "bfloat16"), {})
+            half, brain, single = (by_case.get((name, kind), {}) for kind in ("float16", "bfloat16", "float32"))
             mark = "**" if is_bad(half, "simulation") else ""
             label = f"{name}{': ' + CASES[name].note if CASES[name].note else ''}"
             cells = [
                 label,
                 f"{mark}{_db(half)}{mark}",
-                _value(half, "engine", "worst_ulp"),
+                _worst(half),
                 _share(half),
                 _db(half, "simulation"),
                 _db(brain),
-                _value(brain, "engine", "worst_ulp"),
+                _db(single),
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -252,15 +262,25 @@ def table(folder: Path) -> str:
 def _db(record: dict[str, Any], of: str = "engine") -> str:
     found = record.get(of)
     if not found:
-        return {False: "refused", None: "-"}.get(record.get("builds"), "-") if of == "engine" else "-"
+        return (
+            (
+                "crashed"
+                if "worker ended" in str(record.get("error"))
+                else "refused"
+                if record.get("builds") is False
+                else "-"
+            )
+            if of == "engine"
+            else "-"
+        )
     if found["exact"]:
         return "exact"
     return "none" if found["sqnr_db"] is None else f"{found['sqnr_db']:.1f} dB"
 
 
-def _value(record: dict[str, Any], of: str, key: str) -> str:
-    found = record.get(of)
-    return "-" if not found or found[key] is None else f"{found[key]:g}"
+def _worst(record: dict[str, Any]) -> str:
+    found = record.get("engine")
+    return "-" if not found or found["worst_ulp"] is None else f"{found['worst_ulp']:.6g}"
 
 
 def _share(record: dict[str, Any]) -> str:
