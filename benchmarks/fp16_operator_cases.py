@@ -98,9 +98,7 @@ def model_of(case: Case, kind: str, computed_in: str, round_nodes: bool = False)
 
 def not_arithmetic() -> set[str]:
     """Return operators that give no floating-point numbers, none from operands, or random ones."""
-    return set(
-        ["And", "Or", "Xor", "Not", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "IsNaN", "IsInf", "Shape", "Size", "NonZero", "ArgMax", "ArgMin", "Cast", "CastLike", "Constant", "ConstantOfShape", "EyeLike", "Range", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "If", "Loop", "Scan", "NonMaxSuppression", "OneHot", "QuantizeLinear", "DequantizeLinear", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot", "BitShift", "Unique", "Compress"]
-    )
+    return {"And", "Or", "Xor", "Not", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "IsNaN", "IsInf", "Shape", "Size", "NonZero", "ArgMax", "ArgMin", "Cast", "CastLike", "Constant", "ConstantOfShape", "EyeLike", "Range", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "If", "Loop", "Scan", "NonMaxSuppression", "OneHot", "QuantizeLinear", "DequantizeLinear", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot", "BitShift", "Unique", "Compress"}
 
 
 def _add(group: str, name: str, body: str, x: Any = None, note: str = "", **other: Any) -> None:

@@ -226,9 +226,10 @@ def is_bad(record: dict[str, Any], against: str) -> bool:
         return False
     if (engine["not_finite"] or 0) > (other["not_finite"] or 0):
         return True
-    if engine["exact"]:
+    expected = 100.0 if other["exact"] else other["sqnr_db"]
+    if engine["exact"] or expected is None:  # None: nothing is finite there either
         return False
-    return engine["sqnr_db"] is None or (100.0 if other["exact"] else other["sqnr_db"]) - engine["sqnr_db"] > FAR_BELOW
+    return engine["sqnr_db"] is None or expected - engine["sqnr_db"] > FAR_BELOW
 
 
 def table(folder: Path) -> str:
