@@ -4,7 +4,8 @@
 
 on a GPU. Per case a JSON file with what the inspector says and what each layer took, or why there is no engine, and an
 NPZ file with the outputs of the engine (``plain/``), and outputs and inner tensors of a second one that was built to
-show what fusion leaves (``unfused/``), by the names that the engine gives them.
+show what fusion leaves (``unfused/``), by the names that the engine gives them. Values of
+those that have no name of the ONNX graph and are finite are not kept; the JSON file names them.
 """
 
 from __future__ import annotations
@@ -39,10 +40,18 @@ def record(name: str, folder: Path) -> None:
         except JobError as error:
             facts[label] = {"error": str(error)}
             continue
-        arrays |= {f"{label}/{tensor}": array for tensor, array in found.items()}
+        kept = {tensor for tensor, array in found.items() if _tells(tensor, array, facts[label]["outputs"])}
+        arrays |= {f"{label}/{tensor}": found[tensor] for tensor in sorted(kept)}
+        facts[label]["finite"] = sorted(found.keys() - kept)
     (folder / f"{name}.json").write_text(json.dumps(facts, separators=(",", ":")) + "\n", encoding="utf-8")
     np.savez_compressed(folder / f"{name}.npz", **arrays)  # type: ignore[arg-type]
     print(name, {label: facts[label].get("error", "ran") for label in ("plain", "unfused")}, flush=True)
+
+
+def _tells(tensor: str, values: np.ndarray[Any, Any], outputs: list[str]) -> bool:
+    """Return whether values are kept: not of what is finite and has the engine's own name."""
+    own = tensor.startswith("__") or not re.fullmatch(r".+\.\d+_myl\d+", tensor)
+    return tensor in outputs or not own or not np.isfinite(values).all()
 
 
 def _run(models: Models, options: BuildOptions) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
@@ -68,7 +77,7 @@ def _run(models: Models, options: BuildOptions) -> tuple[dict[str, Any], dict[st
 
 
 def _showing(backend: TensorRTBackend, models: Models) -> tuple[TensorRTEngine, list[str]]:
-    """Return the engine with all tensors that it shows, and the names of those that it has and does not show."""
+    """Return the engine with all tensors that it shows, and the names of those that it does not show."""
     names = list(backend.tensors)
     try:
         backend.load(names).run(models.batches[0].inputs)

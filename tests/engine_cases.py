@@ -76,31 +76,25 @@ class Case:
         plan: ``fp32`` and ``fp16`` are the float model; ``int8`` its quantizable layers in INT8 and the rest in FP16,
             ``int8-wide`` the same with FP32 scales and a Cast behind each, ``int8-fp32`` with the rest in FP32.
         tf32: whether the engine may use TF32.
-        wrong: the engine is built with a scale of this layer's input 5 % off, so that it is not its simulation.
     """
 
     model: str
     plan: Literal["fp32", "fp16", "int8", "int8-wide", "int8-fp32"]
     tf32: bool = True
-    wrong: str | None = None
 
 
 CASES = {
     "encoder-int8": Case("encoder", "int8"),
     "encoder-int8-wide": Case("encoder", "int8-wide"),
     "encoder-int8-fp32": Case("encoder", "int8-fp32"),
-    "encoder-int8-fp32-no-tf32": Case("encoder", "int8-fp32", tf32=False),
-    "encoder-int8-wide-wrong": Case("encoder", "int8-wide", wrong="h"),
-    "encoder-int8-fp32-wrong": Case("encoder", "int8-fp32", wrong="flat"),
     "encoder-fp16": Case("encoder", "fp16"),
     "encoder-fp32": Case("encoder", "fp32", tf32=False),
     "encoder-tf32": Case("encoder", "fp32"),
     "cnn-fp16": Case("cnn", "fp16"),
-    "cnn-fp32": Case("cnn", "fp32", tf32=False),
     "cnn-tf32": Case("cnn", "fp32"),
     "cnn-int8": Case("cnn", "int8"),
     "logsoftmax-fp16": Case("logsoftmax", "fp16"),
-    "logsoftmax-fp32": Case("logsoftmax", "fp32", tf32=False),
+    "logsoftmax-tf32": Case("logsoftmax", "fp32"),
 }
 
 
@@ -126,14 +120,14 @@ def models_of(case: Case) -> Models:
         plan = plan.model_copy(update={"float_precision": "fp32"})
     wide = plan.int8_layers if case.plan == "int8-wide" else frozenset()
     plan = plan.model_copy(update={"wide_nodes": wide})
-    built = plan
-    if case.wrong:
-        built = plan.model_copy(update={"scales": plan.scales | {case.wrong: plan.scales[case.wrong] * 1.05}})
-    made = [
-        apply(one, quantized.model.prepared, quantized.model.placement, simulate=sim)
-        for one, sim in ((plan, True), (built, False))
-    ]
-    return Models(quantized.model.prepared, made[0], made[1], plan.int8_layers, list(_batches(samples[:SAMPLES])))
+    prepared, placement = quantized.model.prepared, quantized.model.placement
+    return Models(
+        prepared,
+        apply(plan, prepared, placement, simulate=True),
+        apply(plan, prepared, placement),
+        plan.int8_layers,
+        list(_batches(samples[:SAMPLES])),
+    )
 
 
 def _batches(samples: NDArray[np.float32]) -> Iterator[Batch]:

@@ -78,12 +78,12 @@ def int8_in_engine_rule(wanted: Int8Policy, candidate: Measured) -> Rule:
         return rule(outcome="not_measured", message=f"what the engine runs in INT8 is not known ({why}); {wish}")
     if (found := candidate.engine.int8) is None:
         return rule(outcome="fail", value=0.0, message=f"the engine has no INT8 layer, and {wish}")
-    left = ", ".join(found.not_run[:3]) + (", ..." if len(found.not_run) > 3 else "")
+    left = f" (not {', '.join(found.not_run[:3])}{', ...' if len(found.not_run) > 3 else ''})" if found.not_run else ""
     return rule(
         outcome="pass" if found.share >= wanted.at_least else "fail",
         value=found.share,
-        message=f"the engine runs {found.ran} of {found.planned} INT8 layers in INT8, {100 * found.share:.4g}% of "
-        f"their multiply-accumulates{f' (not {left})' if left else ''}; {wish}",
+        message=f"the engine runs {found.ran} of the {found.planned} planned INT8 layers in INT8{left}, "
+        f"{100 * found.share:.4g}% of their multiply-accumulates; {wish}",
     )
 
 
