@@ -85,8 +85,8 @@ _NO_BF16_IN_TENSORRT = frozenset(
         "Mish",
     }
 )
-"""Ops that the builder of TensorRT-RTX 1.7 does not take in bf16; it takes all of them in fp16. And Mean, of which 1.6.1
-makes zeros on an H200 (docs/fp16.md)."""
+"""Ops that the builder of TensorRT-RTX 1.7 does not take in bf16; it takes all of them in fp16. And Mean, which gives
+zeros with 1.6.1 on an H200 (docs/fp16.md)."""
 
 _KEEPS_ROUNDED = frozenset(
     {

@@ -22,7 +22,9 @@ from calibrate.observation.fp16_operators import nodes_inaccurate_in_fp16
         ("[a] p = Softmax(x) [r] q = Relu(p) [b] z = Log(p) [c] y = Add(z, q)", {"a", "b"}),
         ("[a] y = Mean(x, x, x)", {"a"}),
         ("[a] y = Sum(x, x, x, x)", {"a"}),
-        ("[a] y = Mean(x, x)", set()),
+        ("[a] y = Mean(x, x)", {"a"}),
+        ("[a] y = Sum(x, x)", set()),
+        ("[a] y = Elu(x)", {"a"}),
         ("[a] y = LayerNormalization(x, x)", set()),
     ],
 )
