@@ -50,10 +50,10 @@ def outcome(value: str) -> str:
 
 def basis(results: Results) -> str:
     """Return what gave the accuracy that was judged, in words; empty where results do not say it."""
-    judged, selected = results.verdict.basis, results.selected_candidate
+    judged = results.verdict.basis
     if judged is None:
         return ""
-    if judged == "simulation" and selected is not None and selected.integer_kernels is not None:
+    if judged == "simulation" and any(candidate.integer_kernels for candidate in results.candidates):
         return "by integer kernels and simulation"  # the CPU is the target: both are judged
     return _BASES[judged]
 
