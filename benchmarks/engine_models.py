@@ -1,4 +1,4 @@
-"""The models of engines_gpu.py: each becomes a folder that `python -m calibrate run FOLDER/config.yaml` judges anywhere.
+"""The models of engines_gpu.py: each becomes a folder that a machine with a GPU judges by its config.yaml.
 
     python benchmarks/engine_models.py OUT                   # all of them
     python benchmarks/engine_models.py OUT --only minilm vit
@@ -58,7 +58,9 @@ _CIFAR = (
 )
 
 
-def write(folder: Path, samples: dict[str, Any], prepare: str, task: dict[str, Any], labels: bool, **policy: Any) -> None:
+def write(
+    folder: Path, samples: dict[str, Any], prepare: str, task: dict[str, Any], labels: bool, **policy: Any
+) -> None:
     """Write all of a folder but its model.
 
     Args:
@@ -75,7 +77,10 @@ def write(folder: Path, samples: dict[str, Any], prepare: str, task: dict[str, A
         "name": folder.name,
         "model": {"onnx": "model.onnx"},
         "data": {
-            **{name: {"callable": "rows.py:rows", "arguments": {"split": name}} for name in ("calibration", "validation")},
+            **{
+                name: {"callable": "rows.py:rows", "arguments": {"split": name}}
+                for name in ("calibration", "validation")
+            },
             "label": "label" if labels else None,
             "batch_size": 8,
         },
@@ -90,7 +95,7 @@ def write(folder: Path, samples: dict[str, Any], prepare: str, task: dict[str, A
 def minilm(folder: Path) -> None:
     """Write all-MiniLM-L6-v2 as a retriever: which of 96 stored sentences is a query about?
 
-    Its vocabulary is cut to the tokens that occur, which changes no output and halves the file. Mean pooling and cosines,
+    Its vocabulary is cut to the tokens that occur, which changes no output and halves the file. Mean pooling, cosines,
     times 20 as in its training, are in the graph; the label is the stored sentence that the query was made from.
     """
     import transformers
@@ -138,7 +143,16 @@ def minilm(folder: Path) -> None:
 
 def sentences() -> tuple[list[str], list[str], Any]:
     """Return stored sentences, queries that put one of them in other words, and the number of that one."""
-    who = ["a man", "a woman", "the children", "two friends", "an old teacher", "my neighbour", "the doctor", "a tourist"]
+    who = [
+        "a man",
+        "a woman",
+        "the children",
+        "two friends",
+        "an old teacher",
+        "my neighbour",
+        "the doctor",
+        "a tourist",
+    ]
     what = {
         "is cooking dinner": ["prepares a meal", "is making food", "cooks something to eat"],
         "is playing the guitar": ["makes music on a guitar", "strums a guitar"],
@@ -159,7 +173,11 @@ def sentences() -> tuple[list[str], list[str], Any]:
         words = str(generator.choice(what[act]))
         form = int(generator.integers(3))
         start = str(generator.choice(starts))
-        text = start + (f"{person} {words} {place}", f"{place} {person} {words}", f"{person}, {place}, {words}")[form] + "."
+        text = (
+            start
+            + (f"{person} {words} {place}", f"{place} {person} {words}", f"{person}, {place}, {words}")[form]
+            + "."
+        )
         if text not in seen:
             seen.add(text)
             queries.append(text)
@@ -176,14 +194,16 @@ def pp_ocrv4(folder: Path) -> None:
     package = importlib.util.find_spec("rapidocr")
     if package is None or not package.submodule_search_locations:
         raise SystemExit("rapidocr is not installed; pip install it")
-    shutil.copy(Path(package.submodule_search_locations[0]) / "models/ch_PP-OCRv4_rec_mobile.onnx", folder / "model.onnx")
+    shutil.copy(
+        Path(package.submodule_search_locations[0]) / "models/ch_PP-OCRv4_rec_mobile.onnx", folder / "model.onnx"
+    )
     samples = {}
     for name, n, seed in (("calibration", 128, 1), ("validation", 256, 0)):
         rows = list(lines(n=n, seed=seed))
         given = [to_input(row) for row in rows]
         arrays = np.stack([next(iter(one.values())) if isinstance(one, dict) else one for one in given])
         pixels = np.rint((arrays + 1) * 127.5).astype(np.uint8)
-        assert np.abs(pixels / 127.5 - 1 - arrays).max() < 1e-5  # noqa: S101  the pixels are all there is in them
+        assert np.abs(pixels / 127.5 - 1 - arrays).max() < 1e-5
         samples |= {f"{name}.x": pixels, f"{name}.label": np.array([row["text"] for row in rows])}
     task = {"type": "text_recognition", "characters": "metadata:character", "append_space": True}
     write(folder, samples, _OCR, task, True, max_drop=0.03)

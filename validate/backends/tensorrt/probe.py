@@ -23,6 +23,7 @@ _SCALE = 2.0**-10
 """Of both sides of it: a power of two, so that FP16 holds scales and inputs, and the answer of 3.94."""
 # Here, since a network does not copy its constants.
 _SCALE_CONSTANT = np.array(_SCALE, np.float16)
+_SCALES = np.full(_ROWS, _SCALE, np.float16)
 _WEIGHT = np.full((_K, _ROWS), 127, np.int8)
 _NEEDS_FP32_SCALES: dict[Flavour, bool] = {
     # Seen: 1.6.1 on an H200 turns the accumulator into FP16 before it multiplies by FP16 scales.
@@ -109,13 +110,20 @@ def _sum(trt: Any, network: Any, x: Any) -> Any:
 
 
 def _int8_product(trt: Any, network: Any, x: Any) -> Any:
-    """Multiply an input in INT8 by a weight of 127 throughout, with scales and a product in FP16."""
+    """Multiply an input in INT8 by a weight of 127 throughout, with scales and a product in FP16.
+
+    The weight has a scale per column, as files have them. With one scale in all, 1.6.1 gives the right answer on an
+    H200: then both scales are one number, by which it multiplies the accumulator at once.
+    """
     scale = network.add_constant(_SCALE_CONSTANT.shape, _SCALE_CONSTANT).get_output(0)
     weight = network.add_constant(_WEIGHT.shape, _WEIGHT).get_output(0)
     half = network.add_cast(x, trt.float16).get_output(0)
     quantized = network.add_quantize(half, scale, trt.int8).get_output(0)
     left = network.add_dequantize(quantized, scale, trt.float16).get_output(0)
-    right = network.add_dequantize(weight, scale, trt.float16).get_output(0)
+    scales = network.add_constant(_SCALES.shape, _SCALES).get_output(0)
+    dequantize = network.add_dequantize(weight, scales, trt.float16)
+    dequantize.axis = 1
+    right = dequantize.get_output(0)
     none = trt.MatrixOperation.NONE
     product = network.add_matrix_multiply(left, none, right, none).get_output(0)
     return network.add_cast(product, trt.float32).get_output(0)
