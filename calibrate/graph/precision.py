@@ -81,10 +81,12 @@ _NO_BF16_IN_TENSORRT = frozenset(
         "HardSwish",
         "LpNormalization",
         "LpPool",
+        "Mean",
         "Mish",
     }
 )
-"""Ops that the builder of TensorRT-RTX 1.7 does not take in bf16; it takes all of them in fp16."""
+"""Ops that the builder of TensorRT-RTX 1.7 does not take in bf16; it takes all of them in fp16. And Mean, which gives
+zeros with 1.6.1 on an H200 (docs/fp16.md)."""
 
 _KEEPS_ROUNDED = frozenset(
     {

@@ -15,10 +15,13 @@ from calibrate.loading import Inputs
 from calibrate.measurement import EvaluationCache
 from calibrate.observation import CalibrationRun
 from calibrate.plan import QuantizationPlan
+from calibrate.search.single_samples import SingleSamples
 from calibrate.search.target import changed
 from validate.accuracy import evaluate, stored_scores
 from validate.backends import OnnxRuntimeModel, detach
 from validate.data import Batch
+from validate.exceptions import JobError
+from validate.number_formats import FloatPrecision
 from validate.results import Fp16Check
 from validate.tasks import Agreement, Metric, Task, with_or_without_labels
 
@@ -53,41 +56,48 @@ class FloatTypeBench:
     journal: Journal
 
     @cached_property
-    def task(self) -> Task | None:
-        """The task, or agreement with the float model where calibration has no labels; None where neither is there."""
-        task, stream = self.inputs.task, self.inputs.calibration
-        if isinstance(task, Agreement) or next(iter(stream.limited(1).batches())).labels[0] is not None:
-            return task
-        agreement = with_or_without_labels(task, labelled=False)
-        return agreement if isinstance(agreement, Agreement) else None
+    def _single(self) -> SingleSamples:
+        return SingleSamples(self.inputs, self.calibration)
 
-    def reference(self, task: Task) -> NDArray[np.float64]:
-        """Return the float model's scores, or records, on all calibration samples."""
-        return stored_scores(task, self.batches(), self.calibration.outputs)
+    @cached_property
+    def judged_by(self) -> tuple[Task, NDArray[np.float64]] | None:
+        """The task and the float model's scores, or records, on all calibration samples.
+
+        Without labels, or with labels that the task cannot use, the task is agreement with the float model; None where
+        it gives no answers to agree with.
+        """
+        task = self.inputs.task
+        first = next(iter(self.inputs.calibration.limited(1).batches()))
+        if isinstance(task, Agreement) or first.labels[0] is not None:
+            try:
+                return task, stored_scores(task, self.batches(), self.calibration.outputs)
+            except JobError:  # fallback says so, where it needs them
+                pass
+        task = with_or_without_labels(task, labelled=False)
+        if not isinstance(task, Agreement):
+            return None
+        return task, stored_scores(task, self.batches(), self.calibration.outputs)
 
     def batches(self) -> Iterable[Batch]:
         """Start a pass over the calibration samples."""
         return self.calibration.fingerprint.verify(self.inputs.calibration.batches())
 
-    def scores(
-        self, plan: QuantizationPlan, task: Task, batches: Iterable[Batch] | None = None, samples: Sequence[int] = ()
-    ) -> NDArray[np.float64]:
-        """Return the scores, or records, of a plan on all calibration samples, or on some batches of them.
+    def scores(self, plan: QuantizationPlan, task: Task, samples: Sequence[int] | None = None) -> NDArray[np.float64]:
+        """Return the scores, or records, of a plan on calibration samples, in simulation.
 
         Args:
-            plan: to run, in simulation.
+            plan: to run.
             task: that scores.
-            batches: to run; None: all.
-            samples: indices of the samples in them, for the key of the cache.
+            samples: their indices; None: all.
         """
 
         def compute() -> NDArray[np.float64]:
             model = self.inputs.model
             simulated = OnnxRuntimeModel(detach(apply(plan, model.prepared, model.placement, simulate=True)))
-            watched = self.journal.forward("fp16", self.batches() if batches is None else batches)
-            return evaluate(simulated, task, watched, on_batch=lambda done: None)
+            batches = self.batches() if samples is None else self._single.batches(samples)
+            return evaluate(simulated, task, self.journal.forward("fp16", batches), on_batch=lambda done: None)
 
-        key = {"plan": plan.hash, "metric": task.metric.name, "samples": list(samples)}
+        key = {"plan": plan.hash, "metric": task.metric.name, "samples": samples}
         return self.evaluations.get("fp16", compute, **key).values
 
 
@@ -107,21 +117,26 @@ def check_float_type(plan: QuantizationPlan, max_drop: float, bench: FloatTypeBe
     Returns:
         None where nothing was measured: the plan is FP32 throughout, or there are neither labels nor answers.
     """
-    kind, task = plan.float_precision, bench.task
-    if kind == "fp32" or task is None:
+    kind, judged_by = plan.float_precision, bench.judged_by
+    if kind == "fp32" or judged_by is None:
         return None
+    task, reference = judged_by
     whole, metric = plan.in_float(kind, kind), task.metric
-    reference = bench.reference(task)
     scores = bench.scores(whole, task)
     drop = metric.drop(reference, scores)
     one_sample = 1 / len(reference) if metric.is_rate and metric.is_mean else 0.0
     nodes: Sequence[str] = ()
     after, tried = drop, 1
     allowed = max(max_drop, one_sample)
-    if not drop <= allowed and kind == "fp16":
-        search = _Search(bench, whole, task, reference, changed(reference, scores), _SHARE_OF_FP16 * max_drop)
+    differing = changed(reference, scores)
+    if not drop <= allowed and kind == "fp16" and len(differing):
+        search = _Search(bench, whole, task, reference, differing, _SHARE_OF_FP16 * max_drop)
         nodes, after = search.run()
         tried += search.evaluations
+    misses = not after <= allowed
+    said = _sentence(kind, metric, (drop, after), nodes, len(reference))
+    if misses and kind == "bf16":
+        said += "; nodes go to FP32 beside FP16 only: take quantization.float_precision fp16 or fp32"
     return Fp16Check(
         precision=kind,
         metric=metric.name,
@@ -130,8 +145,8 @@ def check_float_type(plan: QuantizationPlan, max_drop: float, bench: FloatTypeBe
         samples=len(reference),
         fp32_nodes=list(nodes),
         evaluations=tried,
-        misses=not after <= allowed,
-        message=_sentence(kind.upper(), metric, drop, after, nodes, len(reference)),
+        misses=misses,
+        message=said,
     )
 
 
@@ -179,9 +194,9 @@ class _Search:
         aim: float,
     ) -> None:
         self._bench, self._whole, self._task, self._reference, self._aim = bench, whole, task, reference, aim
-        self._batches = _batches_with(differing, bench.batches())
-        self._samples = [batch.first + offset for batch in self._batches for offset in range(len(batch))]
-        self._weight = len(differing) / len(np.intersect1d(differing, self._samples))
+        number = min(len(differing), _SAMPLES)
+        self._samples = differing[np.linspace(0, len(differing) - 1, number).round().astype(int)].tolist()
+        self._weight = len(differing) / number
         self.evaluations = 0
         """Plans that were run."""
 
@@ -207,33 +222,20 @@ class _Search:
         """
         self.evaluations += 1
         scores = self._reference.copy()
-        scores[self._samples] = self._bench.scores(self._plan(wide), self._task, self._batches, self._samples)
+        scores[self._samples] = self._bench.scores(self._plan(wide), self._task, self._samples)
         return self._task.metric.drop(self._reference, scores) * self._weight <= self._aim
 
     def _plan(self, wide: Nodes) -> QuantizationPlan:
         return self._whole.model_copy(update={"wide_nodes": self._whole.wide_nodes | wide})
 
 
-def _batches_with(samples: NDArray[np.int64], batches: Iterable[Batch]) -> list[Batch]:
-    """Return the first batches that hold `_SAMPLES` of those samples, or all batches that hold one."""
-    found: list[Batch] = []
-    held = 0
-    for batch in batches:
-        inside = int(((samples >= batch.first) & (samples < batch.first + len(batch))).sum())
-        if inside:
-            found.append(batch)
-            held += inside
-        if held >= _SAMPLES:
-            break
-    return found
-
-
-def _sentence(kind: str, metric: Metric, drop: float, after: float, nodes: Sequence[str], samples: int) -> str:
-    def amount(value: float) -> str:
-        return f"{100 * value:.4g} percentage points" if metric.is_rate else f"{value:.4g}"
-
-    costs = f"{kind} alone, without INT8, costs {amount(drop)} of {metric.name} on {samples} calibration samples"
+def _sentence(
+    kind: FloatPrecision, metric: Metric, drops: tuple[float, float], nodes: Sequence[str], samples: int
+) -> str:
+    """Say what a float type costs alone, and with nodes in FP32."""
+    alone, after = (f"{100 * drop:.4g} percentage points" if metric.is_rate else f"{drop:.4g}" for drop in drops)
+    costs = f"{kind.upper()} alone, without INT8, costs {alone} of {metric.name} on {samples} calibration samples"
     if not nodes:
         return costs
     named = ", ".join(nodes[:3]) + (", ..." if len(nodes) > 3 else "")
-    return f"{costs}, and {amount(after)} with {len(nodes)} more nodes in FP32 ({named})"
+    return f"{costs}, and {after} with {len(nodes)} more {'node' if len(nodes) == 1 else 'nodes'} in FP32 ({named})"

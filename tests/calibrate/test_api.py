@@ -104,7 +104,10 @@ def test_results_are_gated_by_value_and_by_folder(finished: Job) -> None:
     by_value = gate(results, policy)
     assert by_value.decision == "INCONCLUSIVE"
     assert any("the folder of the results" in reason for reason in by_value.reasons)
-    assert "&lt;" not in results._repr_html_() and "<caption>GO</caption>" in results._repr_html_()
+    assert (
+        "&lt;" not in results._repr_html_()
+        and "<caption>GO, by simulation: no engine was run</caption>" in results._repr_html_()
+    )
     renamed = results.model_copy(update={"warnings": ["<b>"]})
     assert "&lt;b&gt;" in renamed._repr_html_()
     with pytest.raises(UsageError, match="cannot be judged"):

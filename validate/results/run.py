@@ -230,7 +230,9 @@ class Verdict(Record):
 
     def _repr_html_(self) -> str:
         rows = [(rule.outcome.replace("_", " "), rule.name, rule.message) for rule in self.rules]
-        return table(self.decision.value, ("outcome", "rule", "reason"), rows)
+        # The first reason is what it was judged on; see `decide`.
+        title = ", ".join([self.decision.value, *self.reasons[:1]]) if self.basis else self.decision.value
+        return table(title, ("outcome", "rule", "reason"), rows)
 
 
 class ForwardPasses(Record):

@@ -227,7 +227,8 @@ def test_no_go_exits_1(no_go: Run) -> None:
     assert no_go.code == 1
     verdict = no_go.results["verdict"]
     assert verdict["decision"] == "NO_GO"
-    assert "top1" in verdict["reasons"][0]
+    assert verdict["reasons"][0] == "by simulation: no engine was run"
+    assert "top1" in verdict["reasons"][1]
     assert no_go.selected["accuracy"]["value"] == pytest.approx(0.2, abs=0.1)  # five classes: it guesses
     assert {path.name for path in no_go.job.output.iterdir()} == FILES
 

@@ -109,16 +109,20 @@ def test_scales_that_fp16_holds_are_fp16(prepared: Prepared, make_plan: MakePlan
 
 
 def test_one_channel_is_enough_and_so_is_an_edit(prepared: Prepared, make_plan: MakePlan, normal: Normal) -> None:
-    w = normal(32, 16)
+    w = 1e-3 * normal(32, 16)
     model = prepared(TWO, w=w, v=normal(16, 8))
     plan = make_plan(place(model), float_precision="fp16")
     assert with_scales(plan, model).fp32_scales == frozenset()
     factors = np.ones((1, 16), np.float32)
-    factors[0, 3] = 1e-6
+    factors[0, 3] = 0.004
     edited = plan.with_weight_edits([WeightEdit("first", 1, "multiply", factors)])
     assert with_scales(edited, model).fp32_scales == {"first"}
     by_tensor = edited.model_copy(update={"weights": "per_tensor"})
     assert with_scales(by_tensor, model).fp32_scales == frozenset()
+    dead = plan.with_weight_edits([WeightEdit("first", 1, "multiply", np.where(factors < 1, 1e-5, factors))])
+    assert with_scales(dead, model).fp32_scales == frozenset()  # beside the others, it is nothing
+    with_zeros = plan.with_weight_edits([WeightEdit("first", 1, "multiply", np.where(factors < 1, 0, 1e-4))])
+    assert with_scales(with_zeros, model).fp32_scales == {"first"}
     itself = prepared(TWO, w=w * factors, v=normal(16, 8))
     assert with_scales(plan, itself).fp32_scales == {"first"}
 

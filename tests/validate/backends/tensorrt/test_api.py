@@ -86,6 +86,7 @@ USED = {
     "IBuilderConfig": {
         "add_optimization_profile",
         "builder_optimization_level",
+        "clear_flag",
         "create_timing_cache",
         "hardware_compatibility_level",
         "num_compute_capabilities",
@@ -151,6 +152,7 @@ USED = {
 
 STATIC = {
     "Builder",
+    "BuilderFlag.TF32",
     "BuilderFlag.VERSION_COMPATIBLE",
     "ComputeCapability.__members__",
     "ElementWiseOperation.SUM",
