@@ -12,7 +12,7 @@ import pytest
 from tests.engine_cases import CASES, Models, Recording, models_of
 from validate.backends import OnnxRuntimeBackend, with_shapes
 from validate.engines import compare_engine
-from validate.exceptions import NothingComparedError
+from validate.exceptions import JobError, NothingComparedError
 
 RIGHT = {
     "encoder-int8-fp32-scales": 2,
@@ -133,6 +133,19 @@ class TestBeyondTheFloor:
 def test_tf32_cannot_be_turned_off_in_tensorrt_rtx():
     with_tf32, without = Recording("encoder-tf32", "plain"), Recording("encoder-fp32", "plain")
     np.testing.assert_array_equal(with_tf32.values["logits"], without.values["logits"])
+
+
+def test_an_engine_that_does_not_show_what_its_inspector_names_is_judged_by_its_outputs():
+    class Silent(Recording):
+        def give(self, tensor, inputs):
+            raise JobError(f"TensorRT ran the engine and did not show tensor {tensor}; it may be fused")
+
+    models = made("encoder-int8")
+    plain, silent = Recording("encoder-int8", "plain"), Silent("encoder-int8", "unfused")
+    found = compare_engine(models.reference, models.simulated, plain, models.batches, unfused=silent)
+    assert found.inner_tensors == 0
+    assert found.departure is not None
+    assert found.departure.node == "head"
 
 
 class TestRefusals:
