@@ -103,7 +103,7 @@ def compare_engine(
 
     Raises:
         NothingComparedError: there is no sample, or the engine lacks an output.
-        JobError: a model cannot be loaded or run.
+        JobError: a model cannot be loaded or run, or an output has another shape from the engine.
     """
     names = [str(value.name) for value in simulated.graph.outputs]
     if missing := [name for name in names if name not in engine.output_names]:
@@ -113,7 +113,7 @@ def compare_engine(
     inner = {} if unfused is None else _named(unfused.layers, simulated, names)
     wanted = [*names, *inner.values()]
     known = [name for name in names if name in {value.name for value in reference.graph.outputs}]
-    floats, simulation = _loaded(reference, known), _loaded(simulated, wanted)
+    floats, simulation = _loaded(reference, known) if known else None, _loaded(simulated, wanted)
     others = [_loaded(model, wanted) for model in executions(simulated)]
     judged = engine.load(names)
     showing = unfused.load(list(inner)) if unfused is not None and inner else None
@@ -121,9 +121,15 @@ def compare_engine(
     seen = {name: TensorNoise() for name in inner.values()}
     samples, bad = 0, None
     for batch in batches:
-        expected, right, found = (model.run(batch.inputs) for model in (floats, simulation, judged))
+        expected = floats.run(batch.inputs) if floats is not None else {}
+        right, found = simulation.run(batch.inputs), judged.run(batch.inputs)
         again = [model.run(batch.inputs) for model in others]
         for name, output in outputs.items():
+            if found[name].shape != right[name].shape:
+                raise JobError(
+                    f"output {name} has shape {found[name].shape} from the engine and {right[name].shape} from its "
+                    "model, so that it is not the engine of this model; build it again"
+                )
             output.noise.add(*_comparable(right[name], found[name], [one[name] for one in again]), batch.first)
             if name in expected:
                 for errors, values in ((output.engine, found), (output.simulation, right)):

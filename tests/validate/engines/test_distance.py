@@ -160,6 +160,20 @@ class TestRefusals:
             other = OnnxRuntimeBackend(made("encoder-tf32").reference)
             compare_engine(models.reference, models.simulated, other, models.batches)
 
+    def test_an_output_of_another_shape(self):
+        models, engine = made("logsoftmax-tf32"), Recording("logsoftmax-tf32", "plain")
+        engine.values["y"] = engine.values["y"][:, :10]
+        with pytest.raises(JobError, match=r"output y has shape \(8, 10\) from the engine and \(8, 1000\)"):
+            compare_engine(models.reference, models.simulated, engine, models.batches)
+
+    def test_a_float_model_with_other_outputs_tells_nothing(self):
+        models, engine = made("logsoftmax-tf32"), Recording("logsoftmax-tf32", "plain")
+        other = models.reference.clone()
+        other.graph.outputs[0].name = "other"
+        found = compare_engine(other, models.simulated, engine, models.batches)
+        assert found.departure is None
+        assert np.isnan(found.outputs[0].to_float_db) and found.outputs[0].to_simulation_db > 70
+
     def test_one_sample_tells_no_rounding_from_an_error(self):
         models = made("encoder-tf32")
         batch = models.batches[0]
