@@ -6,6 +6,7 @@ output is not finite, the kernels of the engine say where that starts, whatever 
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ from validate.data import Batch
 from validate.engines.excess import TensorNoise
 from validate.engines.executions import executions
 from validate.engines.graph import REFORMATS, ancestors, depths, producer_of, source
-from validate.exceptions import NothingComparedError
+from validate.exceptions import JobError, NothingComparedError
 from validate.layerwise import RuntimeLimits, TensorErrors
 from validate.results import Departure, OutputDistance
 
@@ -33,6 +34,11 @@ _OWN_NAME = re.compile(r"(?P<tensor>.+)\.\d+_myl\d+")
 number more, is a buffer: `e/raw.1_5_myl0` held the output of another convolution, and `b/raw.1_4_myl0` an input."""
 _BEFORE = 5
 """Nodes that a departure names as what precedes it."""
+
+_FLOATS = ("Float", "Half", "BF16", "BFloat16")
+"""How the inspector calls types that can hold what is not finite."""
+
+log = logging.getLogger(__name__)
 
 Outputs = Mapping[str, NDArray[Any]]
 
@@ -97,7 +103,7 @@ def compare_engine(
 
     Raises:
         NothingComparedError: there is no sample, or the engine lacks an output.
-        JobError: a model cannot be loaded or run.
+        JobError: a model cannot be loaded or run, or an output has another shape from the engine.
     """
     names = [str(value.name) for value in simulated.graph.outputs]
     if missing := [name for name in names if name not in engine.output_names]:
@@ -107,7 +113,7 @@ def compare_engine(
     inner = {} if unfused is None else _named(unfused.layers, simulated, names)
     wanted = [*names, *inner.values()]
     known = [name for name in names if name in {value.name for value in reference.graph.outputs}]
-    floats, simulation = _loaded(reference, known), _loaded(simulated, wanted)
+    floats, simulation = _loaded(reference, known) if known else None, _loaded(simulated, wanted)
     others = [_loaded(model, wanted) for model in executions(simulated)]
     judged = engine.load(names)
     showing = unfused.load(list(inner)) if unfused is not None and inner else None
@@ -115,16 +121,23 @@ def compare_engine(
     seen = {name: TensorNoise() for name in inner.values()}
     samples, bad = 0, None
     for batch in batches:
-        expected, right, found = (model.run(batch.inputs) for model in (floats, simulation, judged))
+        expected = floats.run(batch.inputs) if floats is not None else {}
+        right, found = simulation.run(batch.inputs), judged.run(batch.inputs)
         again = [model.run(batch.inputs) for model in others]
         for name, output in outputs.items():
+            if found[name].shape != right[name].shape:
+                raise JobError(
+                    f"output {name} has shape {found[name].shape} from the engine and {right[name].shape} from its "
+                    "model, so that it is not the engine of this model; build it again"
+                )
             output.noise.add(*_comparable(right[name], found[name], [one[name] for one in again]), batch.first)
             if name in expected:
                 for errors, values in ((output.engine, found), (output.simulation, right)):
                     truth, value, _ = _comparable(expected[name], values[name], [])
                     errors.add(truth, value, batch.first)
-        if showing is not None:
-            shown = showing.run(batch.inputs)
+        if showing is not None and (shown := _shown(showing, batch)) is None:
+            showing, seen = None, {}
+        elif showing is not None and shown:
             for own, name in inner.items():
                 if name in seen and shown[own].shape != right[name].shape:
                     del seen[name]  # what TensorRT calls so is another tensor
@@ -149,6 +162,22 @@ def compare_engine(
 def _loaded(model: ir.Model, tensors: Sequence[str]) -> Runnable:
     """Return a model that gives any of its tensors, quantized ones too."""
     return OnnxRuntimeModel(detach(expose(model, tensors)), outputs=tensors)
+
+
+def _shown(unfused: Runnable, batch: Batch) -> Outputs | None:
+    """Return inner tensors of an engine; None where it does not give them.
+
+    TensorRT does not promise to show what its inspector names, and the outputs are judged without, too.
+    """
+    try:
+        return unfused.run(batch.inputs)
+    except JobError as error:
+        log.warning("inner tensors of the engine are not compared: %s", error)
+        return None
+
+
+def _float_outputs(layer: Layer) -> list[str]:
+    return [name for name, kind in zip(layer.outputs, layer.types, strict=True) if kind.startswith(_FLOATS)]
 
 
 def _named(layers: Sequence[Layer], simulated: ir.Model, outputs: Sequence[str]) -> dict[str, str]:
@@ -217,14 +246,11 @@ def _departure(simulated: ir.Model, name: str, noise: TensorNoise) -> Departure 
 def _first_not_finite(simulated: ir.Model, unfused: Showing, batch: Batch) -> Departure | None:
     """Return the first kernel that gives a value which is not finite, where the simulation of its nodes is finite."""
     nodes = {str(node.name): node for node in simulated.graph}
-    tensors = [name for layer in unfused.layers for name in layer.outputs if name in unfused.tensors]
-    shown = unfused.load(tensors).run(batch.inputs)
+    tensors = [name for layer in unfused.layers for name in _float_outputs(layer) if name in unfused.tensors]
+    shown = _shown(unfused.load(tensors), batch) or {}
     for layer in unfused.layers:
-        wrong = sum(
-            int(np.count_nonzero(~np.isfinite(shown[name])))
-            for name in layer.outputs
-            if name in shown and shown[name].dtype.kind == "f"
-        )
+        found = [shown[name] for name in _float_outputs(layer) if name in shown]
+        wrong = sum(int(np.count_nonzero(~np.isfinite(values))) for values in found)
         fused = [nodes[name] for name in dict.fromkeys(layer.nodes) if name in nodes]
         fused = [node for node in fused if node.op_type not in REFORMATS] or fused
         if not wrong or not fused or not _is_finite(simulated, fused, batch):

@@ -42,7 +42,11 @@ def executions(simulated: ir.Model) -> list[ir.Model]:
         ...     "{h = Exp(x) c = Cast<to = 10>(h) r = Cast<to = 1>(c) y = Neg(r)}"
         ... )
         >>> for model in executions(half):
-    XX
+        ...     print([node.op_type for node in model.graph])
+        ['Exp', 'Cast', 'Cast', 'Neg']
+        ['Exp', 'RandomUniformLike', 'Mul', 'Cast', 'Cast', 'Neg']
+        ['Exp', 'RandomUniformLike', 'Mul', 'Cast', 'Cast', 'Neg']
+        ['Exp', 'RandomUniformLike', 'Mul', 'Cast', 'Cast', 'Neg']
     """
     found = [_perturbed(simulated, seed) for seed in range(_SEEDS)]
     if any(_only_rounds(node) for node in simulated.graph):
@@ -92,11 +96,26 @@ def _size(node: ir.Node, index: int, value: ir.Value) -> float | None:
         return _unit(node)
     if value.dtype in _UNITS:
         return None if node.op_type in _MOVES or value.const_value is not None else _UNITS[value.dtype]
-    if node.op_type not in _PRODUCTS or index > 1:
-        return None
-    producer = value.producer()
-    # FP16 and INT8 times a scale are products of their own types.
-    return None if producer is not None and producer.op_type in {"Cast", "DequantizeLinear"} else _TF32
+    return _TF32 if node.op_type in _PRODUCTS and index < 2 and _is_of_float32(node) else None
+
+
+def _is_of_float32(product: ir.Node) -> bool:
+    """Return whether a product is of float32: not of what was rounded to FP16 or BF16, and not of INT8 times scales."""
+    producers = [_computing(value) for value in product.inputs[:2]]
+    rounded = (node is not None and node.op_type == "Cast" and _type_of(node.inputs[0]) in _UNITS for node in producers)
+    return not any(rounded) and not all(node is not None and node.op_type == "DequantizeLinear" for node in producers)
+
+
+def _computing(value: ir.Value | None) -> ir.Node | None:
+    """Return the node that computes a value, which others may have moved; None for inputs and constants."""
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in _MOVES and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node
+
+
+def _type_of(value: ir.Value | None) -> ir.DataType | None:
+    return None if value is None else value.dtype
 
 
 def _perturb(node: ir.Node, index: int, size: float, seed: int) -> None:
