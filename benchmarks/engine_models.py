@@ -58,7 +58,9 @@ _CIFAR = (
 )
 
 
-def write(folder: Path, samples: dict[str, Any], prepare: str, task: dict[str, Any], labels: bool, **policy: Any) -> None:
+def write(
+    folder: Path, samples: dict[str, Any], prepare: str, task: dict[str, Any], labels: bool, **policy: Any
+) -> None:
     """Write all of a folder but its model.
 
     Args:
@@ -75,14 +77,16 @@ def write(folder: Path, samples: dict[str, Any], prepare: str, task: dict[str, A
         "name": folder.name,
         "model": {"onnx": "model.onnx"},
         "data": {
-            **{name: {"callable": "rows.py:rows", "arguments": {"split": name}} for name in ("calibration", "validation")},
+            **{
+                name: {"callable": "rows.py:rows", "arguments": {"split": name}}
+                for name in ("calibration", "validation")
+            },
             "label": "label" if labels else None,
             "batch_size": 8,
         },
         "task": task,
         "policy": policy,
         "target": {"compute_capability": "9.0"},
-        "tracking": {"enabled": False},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
@@ -138,7 +142,16 @@ def minilm(folder: Path) -> None:
 
 def sentences() -> tuple[list[str], list[str], Any]:
     """Return stored sentences, queries that put one of them in other words, and the number of that one."""
-    who = ["a man", "a woman", "the children", "two friends", "an old teacher", "my neighbour", "the doctor", "a tourist"]
+    who = [
+        "a man",
+        "a woman",
+        "the children",
+        "two friends",
+        "an old teacher",
+        "my neighbour",
+        "the doctor",
+        "a tourist",
+    ]
     what = {
         "is cooking dinner": ["prepares a meal", "is making food", "cooks something to eat"],
         "is playing the guitar": ["makes music on a guitar", "strums a guitar"],
@@ -159,7 +172,11 @@ def sentences() -> tuple[list[str], list[str], Any]:
         words = str(generator.choice(what[act]))
         form = int(generator.integers(3))
         start = str(generator.choice(starts))
-        text = start + (f"{person} {words} {place}", f"{place} {person} {words}", f"{person}, {place}, {words}")[form] + "."
+        text = (
+            start
+            + (f"{person} {words} {place}", f"{place} {person} {words}", f"{person}, {place}, {words}")[form]
+            + "."
+        )
         if text not in seen:
             seen.add(text)
             queries.append(text)
@@ -176,14 +193,16 @@ def pp_ocrv4(folder: Path) -> None:
     package = importlib.util.find_spec("rapidocr")
     if package is None or not package.submodule_search_locations:
         raise SystemExit("rapidocr is not installed; pip install it")
-    shutil.copy(Path(package.submodule_search_locations[0]) / "models/ch_PP-OCRv4_rec_mobile.onnx", folder / "model.onnx")
+    shutil.copy(
+        Path(package.submodule_search_locations[0]) / "models/ch_PP-OCRv4_rec_mobile.onnx", folder / "model.onnx"
+    )
     samples = {}
     for name, n, seed in (("calibration", 128, 1), ("validation", 256, 0)):
         rows = list(lines(n=n, seed=seed))
         given = [to_input(row) for row in rows]
         arrays = np.stack([next(iter(one.values())) if isinstance(one, dict) else one for one in given])
         pixels = np.rint((arrays + 1) * 127.5).astype(np.uint8)
-        assert np.abs(pixels / 127.5 - 1 - arrays).max() < 1e-5  # noqa: S101  the pixels are all there is in them
+        assert np.abs(pixels / 127.5 - 1 - arrays).max() < 1e-5
         samples |= {f"{name}.x": pixels, f"{name}.label": np.array([row["text"] for row in rows])}
     task = {"type": "text_recognition", "characters": "metadata:character", "append_space": True}
     write(folder, samples, _OCR, task, True, max_drop=0.03)
