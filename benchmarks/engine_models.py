@@ -99,7 +99,7 @@ def minilm(folder: Path) -> None:
     """Write all-MiniLM-L6-v2 as a retriever: which of 96 stored sentences is a query about?
 
     Its vocabulary is cut to the tokens that occur, which changes no output and halves the file. Mean pooling and
-    cosines, times 20 as in its training, are in the graph; the label is the stored sentence that the query was made from.
+    cosines, times 20 as in its training, are in the graph; the label is that of its source.
     """
     import transformers
 
