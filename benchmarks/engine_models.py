@@ -1,4 +1,4 @@
-"""The models of engines_gpu.py: each becomes a folder that a machine with a GPU judges by its config.yaml.
+"""The models of engines_gpu.py: each becomes a folder with a config that `python -m calibrate run` judges anywhere.
 
     python benchmarks/engine_models.py OUT                   # all of them
     python benchmarks/engine_models.py OUT --only minilm vit
@@ -51,7 +51,11 @@ def rows(split):
 '''
 _AS_IT_IS = ""
 _EFFICIENTNET = '        row["image"] = (row["image"].astype(np.float32).transpose(2, 0, 1) - 127) / 128'
-_OCR = '        row["x"] = row["x"].astype(np.float32) / np.float32(127.5) - np.float32(1)'
+_OCR = (  # the padding on the right is 0, which no pixel becomes
+    '        width, pixels = row.pop("width"), row["x"].astype(np.float32)\n'
+    '        row["x"] = (pixels / 255 - 0.5) / 0.5\n'
+    '        row["x"][:, :, width:] = 0'
+)
 _CIFAR = (
     '        pixels = np.kron(row["image"], np.ones((7, 7, 1), np.uint8)).astype(np.float32)\n'
     '        row["image"] = (pixels.transpose(2, 0, 1) - 127) / 64'
@@ -59,7 +63,7 @@ _CIFAR = (
 
 
 def write(
-    folder: Path, samples: dict[str, Any], prepare: str, task: dict[str, Any], labels: bool, **policy: Any
+    folder: Path, samples: dict[str, Any], prepare: str, task: dict[str, Any], labels: bool, max_drop: float
 ) -> None:
     """Write all of a folder but its model.
 
@@ -69,7 +73,7 @@ def write(
         prepare: lines of Python that change `row`.
         task: the section of the config.
         labels: whether they are given to the job.
-        policy: the section of the config.
+        max_drop: of the policy.
     """
     np.savez_compressed(folder / "samples.npz", **samples)
     (folder / "rows.py").write_text(_ROWS.format(prepare=prepare))
@@ -85,9 +89,8 @@ def write(
             "batch_size": 8,
         },
         "task": task,
-        "policy": policy,
+        "policy": {"max_drop": max_drop},
         "target": {"compute_capability": "9.0"},
-        "tracking": {"enabled": False},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
@@ -95,8 +98,8 @@ def write(
 def minilm(folder: Path) -> None:
     """Write all-MiniLM-L6-v2 as a retriever: which of 96 stored sentences is a query about?
 
-    Its vocabulary is cut to the tokens that occur, which changes no output and halves the file. Mean pooling, cosines,
-    times 20 as in its training, are in the graph; the label is the stored sentence that the query was made from.
+    Its vocabulary is cut to the tokens that occur, which changes no output and halves the file. Mean pooling and
+    cosines, times 20 as in its training, are in the graph; the label is that of its source.
     """
     import transformers
 
@@ -202,9 +205,11 @@ def pp_ocrv4(folder: Path) -> None:
         rows = list(lines(n=n, seed=seed))
         given = [to_input(row) for row in rows]
         arrays = np.stack([next(iter(one.values())) if isinstance(one, dict) else one for one in given])
-        pixels = np.rint((arrays + 1) * 127.5).astype(np.uint8)
-        assert np.abs(pixels / 127.5 - 1 - arrays).max() < 1e-5
-        samples |= {f"{name}.x": pixels, f"{name}.label": np.array([row["text"] for row in rows])}
+        samples |= {
+            f"{name}.x": np.rint((arrays + 1) * 127.5).astype(np.uint8),
+            f"{name}.width": np.count_nonzero(arrays[:, 0, 0], axis=1),
+            f"{name}.label": np.array([row["text"] for row in rows]),
+        }
     task = {"type": "text_recognition", "characters": "metadata:character", "append_space": True}
     write(folder, samples, _OCR, task, True, max_drop=0.03)
 
