@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import Job, Run, finished
 from tests.validate.conftest import engine_run, speedup
+from validate.backends import local_gpu
 from validate.backends.tensorrt.fingerprint import Fingerprint, sha256
 from validate.backends.tensorrt.options import BuildOptions
-from validate.results import Accuracy, Candidate, Decision, Departure, Int8InEngine, IntegerKernels, Rule, Verdict
+from validate.results import (
+    Accuracy,
+    Candidate,
+    CandidateAccuracy,
+    Decision,
+    Departure,
+    Evaluation,
+    Int8InEngine,
+    IntegerKernels,
+    ModelEvaluation,
+    Results,
+    Rule,
+    Verdict,
+)
 from validate.verdict.decision import decide
 from validate.verdict.evidence import Engine, Evidence
 from validate.verdict.policy import Policy
+from validate.verdict.rejudging import gate
 
 GO, NO_GO, INCONCLUSIVE = Decision.GO, Decision.NO_GO, Decision.INCONCLUSIVE
 DECISIONS = {"pass": GO, "fail": NO_GO, "not_measured": INCONCLUSIVE}
@@ -266,3 +283,115 @@ class TestInt8InTheEngine:
 
     def test_it_is_there_only_where_it_is_asked_for(self, judged: Evidence) -> None:
         assert "INT8 in the engine" not in {rule.name for rule in judge(judged).rules}
+
+
+@pytest.fixture
+def evaluation() -> Evaluation:
+    """Return what `evaluate` finds of a float model and of an engine: 1,000 samples, of which the engine loses two."""
+    scores = [1.0] * 900 + [0.0] * 100
+    lost = [0.0, 0.0, *scores[2:]]
+    top1 = {"metric": "top1", "higher_is_better": True, "is_rate": True, "n": 1000}
+    drop = {"drop": 0.002, "ci_low": 0.0, "ci_high": 0.007, "confidence": 0.95, "method": "Tango score"}
+    reference = ModelEvaluation(
+        model="model.onnx",
+        runtime="onnxruntime",
+        device="CPU",
+        accuracy=Accuracy.model_validate({**top1, "value": 0.9}),
+        agreement=None,
+        scores=scores,
+    )
+    engine = ModelEvaluation(
+        model="model.engine",
+        runtime="tensorrt 11.0.0.114",
+        device="NVIDIA L4",
+        accuracy=CandidateAccuracy.model_validate({**top1, **drop, "value": 0.898, "basis": "engine"}),
+        agreement=0.998,
+        scores=lost,
+        engine=engine_run().file,
+    )
+    return Evaluation(
+        created="2026-11-30T07:00:00+00:00",
+        command="python -m validate evaluate model.onnx model.engine",
+        task="classification",
+        data={},
+        samples=[f"{i:064x}" for i in range(1000)],
+        models=[reference, engine],
+        warnings=[],
+        environment={},
+    )
+
+
+def test_an_engine_that_was_evaluated_is_judged_as_itself(evaluation: Evaluation, engine_file: Path) -> None:
+    policy = Policy(max_drop=0.02, require_tensorrt_build=False)
+    verdict = gate(evaluation, policy)
+    assert (verdict.decision, verdict.basis) == (GO, "engine")
+    assert verdict.reasons[0].endswith(f"SHA-256 {'5e' * 32}")
+    assert "it was not held against a simulation" in rule_of(verdict).message
+    assert gate(evaluation, policy, engine=engine_file).decision is NO_GO
+
+
+def test_a_file_that_was_evaluated_in_simulation_needs_the_waiver(evaluation: Evaluation) -> None:
+    first, second = evaluation.models
+    accuracy = second.accuracy.model_copy(update={"basis": "simulation"})
+    onnx = second.model_copy(update={"engine": None, "accuracy": accuracy, "model": "model.int8.onnx"})
+    simulated = evaluation.model_copy(update={"models": [first, onnx]})
+    open_verdict = gate(simulated, Policy(max_drop=0.02, require_tensorrt_build=False))
+    assert open_verdict.decision is INCONCLUSIVE
+    assert "the model that was evaluated is no engine" in rule_of(open_verdict).message
+    waived = gate(simulated, Policy(max_drop=0.02, require_tensorrt_build=False, optional=["engine"]))
+    assert (waived.decision, waived.reasons[0]) == (GO, "by simulation: no engine was run")
+
+
+@pytest.mark.skipif(local_gpu() is not None, reason="a GPU is here, so that the engine is run")
+def test_a_run_without_a_gpu_waits_for_the_engine(job: Job) -> None:
+    """A GPU target, no waiver: a real run measures all it can, and says what is missing and where to get it."""
+    del job.config["policy"]["optional"]
+    run = finished(job, "latency.runs=0")
+    said = " ".join(run.stdout.replace("│", " ").split())
+    assert run.code == 3
+    assert "INCONCLUSIVE" in said
+    assert "By simulation: The measurements do not decide whether minmax may be released." in said
+    assert "- by simulation: no engine was run" in said
+    assert "no engine was run (" in said
+    assert "run on the target what will run there" in said
+    verdict, selected = run.results["verdict"], run.selected
+    assert (verdict["decision"], verdict["basis"]) == ("INCONCLUSIVE", "simulation")
+    blocking = [rule["name"] for rule in verdict["rules"] if rule["outcome"] != "pass"]
+    assert blocking == ["engine"]
+    assert (selected["engine"], selected["simulated"], selected["accuracy"]["basis"]) == (None, None, "simulation")
+    assert selected["engine_reason"]
+    waived = gate(job.output, Policy(max_drop=0.1, optional=["engine"]))
+    assert (waived.decision, waived.reasons[0]) == (GO, "by simulation: no engine was run")
+
+
+def test_a_run_for_a_cpu_has_no_rule_on_engines(job: Job) -> None:
+    del job.config["policy"]["optional"]
+    run = finished(job, "target.device=cpu", "latency.runs=0")
+    verdict = run.results["verdict"]
+    assert "engine" not in [rule["name"] for rule in verdict["rules"]]
+    assert verdict["reasons"][0] == "by the CPU's integer kernels, and by simulation"
+    assert "By integer kernels and simulation: " in run.stdout
+
+
+def test_an_engine_in_the_runs_folder_that_was_replaced_fails(go: Run, engine_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    shutil.copyfile(go.job.output / "samples.parquet", folder / "samples.parquet")
+    shutil.copyfile(engine_file, folder / "model.engine")
+    results = Results.read(go.job.output)
+    ran = engine_run(file=engine_run().file.model_copy(update={"sha256": sha256(engine_file)}))
+    candidates = [
+        c.model_copy(update={"engine": ran, "accuracy": c.accuracy.model_copy(update={"basis": "engine"})})
+        for c in results.candidates
+    ]
+    results.model_copy(update={"candidates": candidates}).write(folder / "results.json")
+    policy = Policy(max_drop=0.1, optional=["engine"])  # which waives nothing that was measured
+    assert gate(folder, policy).basis == "engine"
+    assert rule_of(gate(folder, policy)).outcome == "pass"
+    (folder / "model.engine").write_bytes(b"an engine that nobody judged")
+    verdict = gate(folder, policy)
+    assert verdict.decision is NO_GO
+    assert "model.engine has SHA-256" in rule_of(verdict).message
+    assert gate(folder, policy, engine=engine_file).decision is GO  # what is deployed is the one that was judged
+    (folder / "model.engine").unlink()
+    assert gate(folder, policy).decision is GO  # it was run, and may be kept elsewhere
