@@ -349,9 +349,9 @@ def _chains() -> None:
     _add(group, "chain of Mean", "a = Mean(t0, t1, t2)\nb = Mean(a, t3, t0)\nc = Mean(b, t2, t1)\ny = Mean(c, a, b)", feeds=chain, note="-60 to 60")
     _add(group, "chain of Mean and Sum", "a = Mean(t0, t1, t2)\nb = Sum(a, t3, t0)\nc = Mean(b, t2, t1)\ny = Sum(c, a, b)", feeds=chain, note="-60 to 60")
     _add(group, "chain of Add", "a = Add(t0, t1)\nb = Add(a, t2)\nc = Add(b, t3)\nd = Add(c, a)\ny = Add(d, b)", feeds=chain, note="-60 to 60")
-    _add(group, "Mul after Mul", "a = Mul(x, c)\ny = Mul(a, d)", _uniform(20, 200), "400 x, then / 400; between them beyond FP16", weights={"c": np.array(400.0), "d": np.array(1 / 512)})
+    _add(group, "Mul after Mul", "a = Mul(x, c)\ny = Mul(a, d)", _uniform(20, 200), "times 400, then times 1/512; between them beyond FP16", weights={"c": np.array(400.0), "d": np.array(1 / 512)})
     _add(group, "attention in pieces", "s = MatMul(x, k)\nz = Mul(s, c)\np = Softmax<axis=-1>(z)\ny = MatMul(p, v)", _normal(2, 4, 64, 64), feeds={"k": _normal(2, 4, 64, 64), "v": _normal(2, 4, 64, 64)}, weights={"c": np.array(0.125)})
-    _add(group, "attention in pieces, scores beyond FP16", "s = MatMul(x, k)\nz = Mul(s, c)\np = Softmax<axis=-1>(z)\ny = MatMul(p, v)", _normal(2, 4, 64, 64, scale=120), "scores to 1e5, then times 1/65536", feeds={"k": _normal(2, 4, 64, 64, scale=120), "v": _normal(2, 4, 64, 64)}, weights={"c": np.array(2.0**-14)})
+    _add(group, "attention in pieces, scores beyond FP16", "s = MatMul(x, k)\nz = Mul(s, c)\np = Softmax<axis=-1>(z)\ny = MatMul(p, v)", _normal(2, 4, 64, 64, scale=120), "scores to 5e5, then times 1/16384", feeds={"k": _normal(2, 4, 64, 64, scale=120), "v": _normal(2, 4, 64, 64)}, weights={"c": np.array(2.0**-14)})
     _add(group, "Conv, HardSwish", "a = Conv<kernel_shape=[1,1]>(x, w)\ny = HardSwish(a)", _normal(1, 256, 14, 14), weights={"w": _normal(64, 256, 1, 1)})
     _add(group, "MatMul, Add, Gelu", "a = MatMul(x, w)\nc = Add(a, b)\ny = Gelu(c)", _normal(64, 768), weights={"w": _normal(768, 256), "b": _normal(256)})
 
