@@ -12,14 +12,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calibrate.cost import Pricing, TargetConfig
-from calibrate.graph import apply, layer_precisions
+from calibrate.graph import apply
 from calibrate.journal import Journal
 from calibrate.loading import Inputs
 from calibrate.measurement.evaluation_cache import EvaluationCache
 from calibrate.measurement.reference import ReferenceRun
 from calibrate.plan import QuantizationPlan
-from validate.accuracy import batch_scores, candidate_accuracy, evaluate
-from validate.backends import Gpu, Runnable, local_gpu, write_onnx
+from validate.accuracy import batch_scores, candidate_accuracy
+from validate.backends import Gpu, OnnxRuntimeModel, Runnable, detach, local_gpu, read_onnx, write_onnx
 from validate.backends.tensorrt import (
     BuildOptions,
     Profile,
@@ -31,7 +31,7 @@ from validate.backends.tensorrt import (
     why_not_running,
 )
 from validate.data import Batch
-from validate.engines import compare_engine, int8_in_engine
+from validate.engines import compare_engine, int8_in_engine, reformat_nodes
 from validate.exceptions import JobError
 from validate.number_formats import FloatPrecision
 from validate.results import Baseline, BuildResult, EngineRun, Int8InEngine
@@ -43,7 +43,6 @@ ENGINE = "model.engine"
 """Name of the engine file in a candidate's folder, and in the run's."""
 _PROFILED = 10
 """Inferences by which the kernels of an engine are timed."""
-_QDQ = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast"})
 _FIRST_WITH_BF16 = (8, 0)
 """Compute capability of Ampere, the first that computes in BF16."""
 
@@ -168,15 +167,14 @@ class EngineBench:
         prepared = self.inputs.model.prepared
         batches = self.inputs.calibration.limited(self.compare_samples).batches()
         found = compare_engine(
-            reference=prepared,
-            simulation=simulated,
-            unrounded=apply(_unrounded(plan), prepared, self.inputs.model.placement, simulate=True),
-            engine=engine,
-            inner=self._with_inner_tensors(model),
-            batches=self.journal.forward("compare_engine", batches, models=4),
+            prepared,
+            simulated,
+            engine,
+            self.journal.forward("compare_engine", batches),
+            unfused=self._with_inner_tensors(model, engine.fingerprint.options),
         )
         return EngineRun(
-            file=engine.file().model_copy(update={"path": ENGINE}),
+            file=engine.file(),
             agreement=agreement,
             compared=found.samples,
             outputs=found.outputs,
@@ -204,59 +202,46 @@ class EngineBench:
         return [self._baseline(name, plan.in_float(kind, name), tf32, confidence) for name, kind, tf32 in kinds]
 
     def _baseline(self, name: str, plan: QuantizationPlan, tf32: bool, confidence: float) -> Baseline:
-        path = self.folder / "baselines" / f"{name.replace(' ', '-')}.onnx"
-        path.parent.mkdir(exist_ok=True)
-        write_onnx(apply(plan, self.inputs.model.prepared, self.inputs.model.placement), path)
-        engine = path.with_suffix(".engine")
+        path = self.folder / name.replace(" ", "-") / "model.onnx"
+        path.parent.mkdir()
+        model = self.inputs.model
+        write_onnx(apply(plan, model.prepared, model.placement), path)
+        simulated = apply(plan, model.prepared, model.placement, simulate=True)
         try:
-            build_engine(path, engine, self.profile, BuildOptions(tf32=tf32))
-            backend = TensorRTBackend(engine)
-            scores = self._engine_scores(backend)
+            build_engine(path, path.with_name(ENGINE), self.profile, BuildOptions(tf32=tf32))
+            engine = TensorRTBackend(path.with_name(ENGINE))
+            scores = self.score(engine, lambda: OnnxRuntimeModel(detach(simulated)), lambda samples: None)
+            run = self.compare(engine, path, plan, simulated, scores.agreement)
         except JobError as error:  # a type that this GPU or library cannot compute in is no reason to give up
-            return Baseline(name=name, file=None, reason=str(error))
-        self.files[name] = engine
-        metric = self.inputs.task.metric
-        accuracy = candidate_accuracy(metric, self.reference.scores, scores, confidence, "engine")
-        return Baseline(name=name, file=backend.file(), accuracy=accuracy)
-
-    def _engine_scores(self, engine: TensorRTBackend) -> Scores:
-        def compute() -> Scores:
-            batches = self.journal.forward("baselines", self._validation())
-            return evaluate(engine.load(), self.inputs.task, batches, lambda samples: None)
-
-        return self.evaluations.get("baseline", compute, engine=engine.fingerprint.engine_sha256).values
+            return Baseline(name=name, engine=None, reason=str(error))
+        self.files[name] = path.with_name(ENGINE)
+        found = partial(candidate_accuracy, self.inputs.task.metric, self.reference.scores, confidence=confidence)
+        return Baseline(
+            name=name, engine=run, accuracy=found(scores.engine, basis="engine"), simulated=found(scores.simulated)
+        )
 
     def _validation(self) -> Iterator[Batch]:
         return self.reference.fingerprint.verify(self.inputs.validation.batches())
 
-    def _with_inner_tensors(self, model: Path) -> TensorRTBackend | None:
+    def _with_inner_tensors(self, model: Path, options: BuildOptions) -> TensorRTBackend | None:
         """Return another engine of the file, which shows the tensors that fusion leaves; None where there is none."""
         engine = model.with_name("inner-tensors") / ENGINE
         engine.parent.mkdir(exist_ok=True)
         try:
-            build_engine(model, engine, self.profile, BuildOptions(debug="unfused"))
+            build_engine(model, engine, self.profile, options.model_copy(update={"debug": "unfused"}))
             return TensorRTBackend(engine)
         except JobError as error:
             self.journal.warn(f"the inner tensors of {model.parent.name} cannot be looked at: {error}")
             return None
 
     def _int8(self, engine: TensorRTBackend, model: Path, plan: QuantizationPlan) -> Int8InEngine | None:
-        prepared = self.inputs.model.prepared
-        planned = [name for name, kind in layer_precisions(prepared, plan).items() if kind == plan.number_format.name]
+        planned = plan.int8_layers
         if not planned:
             return None
-        deployed = apply(plan, prepared, self.inputs.model.placement)
-        reformats = [str(node.name) for node in deployed.graph if node.op_type in _QDQ]
         batch = next(iter(self.inputs.calibration.limited(self.compare_samples).batches()))
         times = engine.load().layer_times(batch.inputs, _PROFILED)
-        return int8_in_engine(engine.layers, planned, self.pricing.macs, reformats, times)
+        return int8_in_engine(engine.layers, planned, self.pricing.macs, reformat_nodes(read_onnx(model)), times)
 
 
 def _capability(gpu: Gpu) -> tuple[int, ...]:
     return tuple(int(part) for part in gpu.compute_capability.split("."))
-
-
-def _unrounded(plan: QuantizationPlan) -> QuantizationPlan:
-    """Return the plan whose float nodes are not rounded: what an engine computes that fuses all of them."""
-    layers = {name: "fp32" if kind in {"fp16", "bf16"} else kind for name, kind in plan.layers.items()}
-    return plan.model_copy(update={"float_precision": "fp32", "layers": layers})

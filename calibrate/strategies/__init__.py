@@ -11,6 +11,7 @@ from calibrate.strategies.mse import mse
 from calibrate.strategies.percentile import PercentileStrategy, percentile
 from calibrate.strategies.planning import make_plan, make_plans, plan_of_scales
 from calibrate.strategies.registry import STRATEGIES, ThresholdFunction
+from calibrate.strategies.scale_types import with_fp32_scales
 from calibrate.strategies.settings import QuantizationConfig
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "mse",
     "percentile",
     "plan_of_scales",
+    "with_fp32_scales",
 ]

@@ -21,6 +21,7 @@ from calibrate.plan import QuantizationPlan
 from tests.conftest import Job
 from tests.tiny_model import Models
 from validate import Classification, JobError, Policy, Results, Samples, UsageError, evaluate, gate
+from validate.backends.tensorrt import needs_fp32_scales
 
 FIVE_LINES = """
 from calibrate import quantize; from validate import Classification, Policy, evaluate, gate
@@ -256,3 +257,18 @@ def test_quantized_is_what_validate_expects(models: Models, images: list[Any]) -
 
     made = quantize(models.good, images, "minmax", progress=False)
     assert isinstance(made, Quantized) and isinstance(made, Deployable)
+
+
+def test_float32_scales_are_a_setting(models: Models, images: list[Any]) -> None:
+    layers = {"stem", "block", "last", "head"}
+    plans = {
+        setting: quantize(models.good, images, "minmax", fp32_scales=setting, progress=False).plan
+        for setting in ("auto", "always", "never")
+    }
+    assert plans["never"].fp32_scales == frozenset()
+    assert plans["always"].fp32_scales == layers | {"residual"}
+    assert plans["auto"].fp32_scales == (plans["always"] if needs_fp32_scales() else plans["never"]).fp32_scales
+    whole = quantize(models.good, images, "minmax", fp32_scales="always", float_precision="fp32", progress=False).plan
+    assert whole.fp32_scales == frozenset()
+    with pytest.raises(UsageError, match="fp32_scales 'sometimes'"):
+        quantize(models.good, images, fp32_scales="sometimes", progress=False)  # type: ignore[arg-type]

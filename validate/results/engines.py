@@ -30,9 +30,11 @@ class OutputDistance(Record):
     tensor: str
     to_float_db: Number = Field(description="engine against the float model; NaN where either is not finite")
     simulation_to_float_db: Number = Field(description="simulation against the float model")
-    to_simulation_db: Number = Field(description="engine against its simulation")
+    to_simulation_db: Number = Field(
+        description="engine against its simulation; of labels and other integers, elements over those that differ"
+    )
     floor_db: Number = Field(description="two legitimate executions of that graph against each other; inf if equal")
-    excess_db: Number = Field(description="mean over samples of the engine's noise over the floor's, in dB")
+    excess_db: Number = Field(description="the engine's noise over the floor's, each summed over samples, in dB")
     excess_low_db: Number = Field(description="lower confidence bound of it; NaN of one sample")
     not_finite: int = Field(ge=0, description="values of the engine that are NaN or infinite, and finite in simulation")
 
@@ -79,7 +81,8 @@ class Baseline(Record):
     """The float model as an engine, which a candidate has to beat: in FP32 with and without TF32, FP16 and BF16."""
 
     name: str = Field(description="e.g. TensorRT FP16")
-    file: EngineFile | None
-    reason: str | None = Field(default=None, description="why there is no engine, or why it was not run")
-    accuracy: CandidateAccuracy | None = Field(default=None, description="against the float reference")
+    engine: EngineRun | None
+    reason: str | None = Field(default=None, description="why there is no engine, or why it was not timed")
+    accuracy: CandidateAccuracy | None = Field(default=None, description="of the engine, against the float model")
+    simulated: CandidateAccuracy | None = Field(default=None, description="of its simulation")
     latency: Latency | None = None

@@ -18,6 +18,7 @@ from validate.passwords import Published
 from validate.records import FileKind, Number, Record
 from validate.results.accuracy import Accuracy, Basis, CandidateAccuracy, IntegerKernels
 from validate.results.engines import Baseline, EngineFile, EngineRun
+from validate.results.fp16 import Fp16Check
 from validate.results.speed import Cost, Latency, Speedup
 
 __all__ = [
@@ -141,6 +142,13 @@ class Candidate(Record):
         """The engine that was run."""
         return None if self.engine is None else self.engine.file
 
+    def with_engine_kept(self, path: str) -> Candidate:
+        """Return the candidate with its engine, where it has one, at a path relative to results.json."""
+        if self.engine is None:
+            return self
+        file = self.engine.file.model_copy(update={"path": path})
+        return self.model_copy(update={"engine": self.engine.model_copy(update={"file": file})})
+
 
 class Reference(Record):
     """The float model, as given."""
@@ -256,6 +264,7 @@ class Results(Record):
     candidates: list[Candidate]
     selected: str | None = Field(description="name of the candidate that the verdict is about")
     search: Search | None = Field(description="null where no layers were put back")
+    fp16: Fp16Check | None = Field(default=None, description="FP16 without INT8; null where it was not measured")
     samples_sha256: str | None = Field(
         default=None, description="SHA-256 of the samples.parquet beside it; null in results of older versions"
     )

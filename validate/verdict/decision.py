@@ -15,7 +15,7 @@ from validate.results import (
 )
 from validate.stats import POWER, samples_to_settle
 from validate.verdict import rules
-from validate.verdict.engine_rules import engine_rule, engine_rules
+from validate.verdict.engine_rules import engine_rule, engine_rules, int8_in_engine_rule
 from validate.verdict.evidence import Champion, Evidence
 from validate.verdict.groups import champion_rule, group_rule
 from validate.verdict.policy import Policy, RuleKey
@@ -63,11 +63,20 @@ def decide(policy: Policy, evidence: Evidence) -> Verdict:
         decision = Decision.GO
     basis = evidence.candidate.accuracy.basis
     deciding = [rule for rule in found if decision is Decision.GO or rule.blocks_release]
-    notes = [rules.not_faster_than_fp16(evidence.candidate)]
+    notes = [_cost_of_fp16(evidence), rules.not_faster_than_fp16(evidence.candidate)]
     if decision is Decision.GO and "FP16" not in policy.speedup:  # whose rule says it otherwise
         notes.append(rules.fp16_not_known(evidence.candidate))
     reasons = [_basis(evidence), *(rule.message for rule in deciding), *notes]
     return Verdict(decision=decision, basis=basis, reasons=[reason for reason in reasons if reason], rules=found)
+
+
+def _cost_of_fp16(evidence: Evidence) -> str | None:
+    """Return a sentence that says what of the drop is FP16's, and what INT8's; None where that was not measured."""
+    fp16 = next((baseline.accuracy for baseline in evidence.baselines if baseline.name.endswith("FP16")), None)
+    if fp16 is None:
+        return None
+    drop, show = evidence.candidate.accuracy.drop, score(fp16.is_rate)
+    return f"FP16 alone costs {show(fp16.drop)} of {fp16.metric}, and INT8 {show(drop - fp16.drop)} beyond that"
 
 
 def _basis(evidence: Evidence) -> str | None:
@@ -118,6 +127,8 @@ def _named_rules(policy: Policy, evidence: Evidence) -> Iterator[tuple[RuleKey, 
     if policy.engine:
         for rule in engine_rules(policy.engine, evidence):
             yield "engine", rule
+    if policy.int8_in_engine:
+        yield "int8_in_engine", int8_in_engine_rule(policy.int8_in_engine, candidate)
 
 
 def _optional(policy: Policy, key: RuleKey, rule: Rule, evidence: Evidence) -> Rule:

@@ -11,6 +11,7 @@ from validate.backends.tensorrt import Fingerprint, sha256
 from validate.exceptions import JobError
 from validate.results import (
     Accuracy,
+    Baseline,
     BuildResult,
     CandidateAccuracy,
     Clipping,
@@ -183,6 +184,7 @@ class Evidence:
         no_samples: why they are not.
         champion: the live model to compare it with; None where that is not asked for.
         engine: built from the candidate's file; None where none was given.
+        baselines: the float model's engines.
     """
 
     reference: Accuracy
@@ -194,3 +196,4 @@ class Evidence:
     no_samples: str = "there is no samples.parquet beside the results"
     champion: Champion | None = None
     engine: Engine | None = None
+    baselines: Sequence[Baseline] = ()

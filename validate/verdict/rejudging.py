@@ -139,6 +139,7 @@ def judge_again(
         no_samples=no_samples,
         champion=champion,
         engine=_engine(engine or _kept_engine(candidate, folder)),
+        baselines=results.baselines,
     )
     return results.model_copy(update={"verdict": decide(policy, evidence)})
 

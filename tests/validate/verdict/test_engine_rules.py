@@ -21,6 +21,7 @@ from validate.results import (
     Decision,
     Departure,
     Evaluation,
+    Int8InEngine,
     IntegerKernels,
     ModelEvaluation,
     Results,
@@ -70,7 +71,7 @@ def test_what_no_engine_ran_is_no_go(simulated: Evidence) -> None:
     rule = rule_of(verdict)
     assert (verdict.decision, verdict.basis, rule.outcome) == (INCONCLUSIVE, "simulation", "not_measured")
     assert verdict.reasons[0] == "by simulation: no engine was run"
-    for said in ("no NVIDIA GPU is found here", "run on the target", "policy.optional: [engine]"):
+    for said in ("no NVIDIA GPU is found here", "the target's GPU", "policy.optional: [engine]"):
         assert said in rule.message
 
 
@@ -251,6 +252,37 @@ def test_the_size_of_the_engine(evidence: Evidence, judged: Evidence, most: int,
     assert (rule.outcome, rule.value, rule.threshold) == (outcome, 9, most)
     unknown = judge(evidence, engine={"max_bytes": most})
     assert [rule.outcome for rule in unknown.rules[-2:]] == ["not_measured", "not_measured"]
+
+
+INT8: dict[str, Any] = {"int8_in_engine": {"at_least": 0.9}}
+
+
+class TestInt8InTheEngine:
+    @staticmethod
+    def ran(evidence: Evidence, share: float, not_run: list[str]) -> Evidence:
+        assert isinstance(evidence.candidate, Candidate) and evidence.candidate.engine is not None
+        found = Int8InEngine(planned=4, ran=4 - len(not_run), share=share, not_run=not_run, stray_kernels=0)
+        return with_candidate(evidence, engine=evidence.candidate.engine.model_copy(update={"int8": found}))
+
+    @pytest.mark.parametrize(("share", "outcome"), [(1.0, "pass"), (0.9, "pass"), (0.899, "fail"), (0.0, "fail")])
+    def test_the_share_decides(self, judged: Evidence, share: float, outcome: str) -> None:
+        rule = rule_of(judge(self.ran(judged, share, []), **INT8), "INT8 in the engine")
+        assert (rule.outcome, rule.value, rule.threshold) == (outcome, share, 0.9)
+
+    def test_layers_that_did_not_are_named(self, judged: Evidence) -> None:
+        four = ["down", "up", "q", "k"]
+        rule = rule_of(judge(self.ran(judged, 0.0, four), **INT8), "INT8 in the engine")
+        assert "0 of the 4 planned INT8 layers in INT8 (not down, up, q, ...)" in rule.message
+
+    def test_what_no_engine_ran_is_not_known(self, simulated: Evidence) -> None:
+        verdict = judge(simulated, **INT8, optional=["engine"])
+        rule = rule_of(verdict, "INT8 in the engine")
+        assert rule.outcome == "not_measured"
+        assert "no NVIDIA GPU is found here" in rule.message
+        assert judge(simulated, **INT8, optional=["engine", "int8_in_engine"]).decision is GO
+
+    def test_it_is_there_only_where_it_is_asked_for(self, judged: Evidence) -> None:
+        assert "INT8 in the engine" not in {rule.name for rule in judge(judged).rules}
 
 
 @pytest.fixture
