@@ -353,7 +353,7 @@ def test_a_run_without_a_gpu_waits_for_the_engine(job: Job) -> None:
     assert "By simulation: The measurements do not decide whether minmax may be released." in said
     assert "- by simulation: no engine was run" in said
     assert "no engine was run (" in said
-    assert "run on the target what will run there" in said
+    assert "run this on a machine with the target's GPU" in said
     verdict, selected = run.results["verdict"], run.selected
     assert (verdict["decision"], verdict["basis"]) == ("INCONCLUSIVE", "simulation")
     blocking = [rule["name"] for rule in verdict["rules"] if rule["outcome"] != "pass"]
