@@ -441,9 +441,9 @@ def engines(results: Results) -> Results:
         candidates.append(candidate.model_copy(update=changes))
     file = _engine(None, 0.0).file
     baselines = [
-        Baseline(name="TensorRT TF32", file=file, accuracy=_accuracy(0.0, 0.001), latency=_on_gpu(0.41)),
-        Baseline(name="TensorRT FP16", file=file, accuracy=_accuracy(0.0025, 0.003), latency=_on_gpu(0.299)),
-        Baseline(name="TensorRT BF16", file=None, reason="TensorRT refuses it: no kernel for Conv"),
+        Baseline(name="TensorRT TF32", engine=file, accuracy=_accuracy(0.0, 0.001), latency=_on_gpu(0.41)),
+        Baseline(name="TensorRT FP16", engine=file, accuracy=_accuracy(0.0025, 0.003), latency=_on_gpu(0.299)),
+        Baseline(name="TensorRT BF16", engine=None, reason="TensorRT refuses it: no kernel for Conv"),
     ]
     verdict = results.verdict.model_copy(
         update={"basis": "engine", "reasons": ["by the engine: that one", *results.verdict.reasons]}
