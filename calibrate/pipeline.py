@@ -90,7 +90,7 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         searched = search(job, benches, measured)
         baselines = run_baselines(job, benches, searched)
         timed = time(job, benches, searched)
-        judged = judge(job, benches, observed, searched, baselines, timed)
+        judged = judge(job, benches, observed, fp16, searched, baselines, timed)
         return write(job, benches, observed, fp16, searched, judged)
 
 
@@ -280,6 +280,7 @@ def judge(
     job: Job,
     benches: Benches,
     observed: Observed,
+    fp16: Fp16Check | None,
     searched: Selection,
     baselines: Sequence[Baseline],
     times: Times,
@@ -303,6 +304,7 @@ def judge(
         observed.overlap,
         samples,
         baselines=baselines,
+        fp16=fp16,
     )
     verdict = decide(policy.of_a_run(), evidence)
     if searched.search is None and job.config.fallback.evaluations:

@@ -28,18 +28,21 @@ def _engines(results: Results) -> Table:
         table.add_column(Text(text), justify="right", no_wrap=True)
     notes = []
     for baseline in results.baselines:
-        accuracy, latency = baseline.accuracy, baseline.latency
+        accuracy, simulated, latency = baseline.accuracy, baseline.simulated, baseline.latency
+        agreement = baseline.engine.agreement if baseline.engine else None
         table.add_row(
             _text(baseline.name),
             "-" if accuracy is None else fmt.metric_value(accuracy.value, rate),
-            "",
-            "",
+            "-" if simulated is None else fmt.metric_value(simulated.value, rate),
+            "-" if agreement is None else fmt.significant(agreement),
             "-" if accuracy is None else fmt.drop(accuracy.drop, rate),
             "",
             "-" if latency is None else fmt.milliseconds(latency.p50_ms),
         )
         if baseline.reason:
             notes.append(f"{baseline.name}: {baseline.reason}")
+        if baseline.engine is not None and baseline.engine.departure is not None:
+            notes.append(f"{baseline.name} is not its simulation: {fmt.departure(baseline.engine.departure)}")
     for candidate in results.candidates:
         if (ran := candidate.engine) is None:
             continue

@@ -88,7 +88,6 @@ def run_summary(results: Results, output: Path, tracking_hint: str | None) -> Re
     return Group(
         candidates_table(results),
         *_search(results),
-        *([Text(""), _text(results.fp16.message)] if results.fp16 else []),
         *(Padding(table, (1, 0, 0, 0)) for table in engine_tables(results)),
         Text(""),
         verdict_panel(results),

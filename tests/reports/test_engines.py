@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ def test_a_notebook_says_the_basis(engines: Results) -> None:
 def test_the_terminal_shows_engines_beside_their_simulation(engines: Results) -> None:
     text = printed(terminal.run_summary(engines, Path("runs/x"), None))
     assert f"{PASSING} 94.00% 93.12% 0.985 +0.25 81.25% 0.520" in text
-    assert "TensorRT FP16 94.00% +0.25 0.299" in text
+    assert "TensorRT FP16 94.00% - 0.985 +0.25 0.299" in text
     assert "TensorRT BF16: TensorRT refuses it: no kernel for Conv" in text
     assert DEPARTURE in text
     assert f"Outputs of {PASSING}, SQNR in dB" in text

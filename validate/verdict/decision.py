@@ -71,10 +71,13 @@ def decide(policy: Policy, evidence: Evidence) -> Verdict:
 
 
 def _cost_of_fp16(evidence: Evidence) -> str | None:
-    """Return a sentence that says what of the drop is FP16's, and what INT8's; None where that was not measured."""
+    """Return a sentence that says what FP16 costs alone, and INT8 beyond that; None where that was not measured.
+
+    Engines are asked before simulations.
+    """
     fp16 = next((baseline.accuracy for baseline in evidence.baselines if baseline.name.endswith("FP16")), None)
     if fp16 is None:
-        return None
+        return None if evidence.fp16 is None else evidence.fp16.message
     drop, show = evidence.candidate.accuracy.drop, score(fp16.is_rate)
     return f"FP16 alone costs {show(fp16.drop)} of {fp16.metric}, and INT8 {show(drop - fp16.drop)} beyond that"
 

@@ -12,7 +12,6 @@ from rich.console import Console, RenderableType
 from reports import format as fmt
 from reports.terminal import run as terminal
 from validate.results import Decision, Results, Verdict
-from validate.results.fp16 import Fp16Check
 
 HINT = "mlflow ui --backend-store-uri sqlite:///mlflow.db"
 
@@ -45,22 +44,6 @@ def test_summary_says_where_to_look_next(results: Results) -> None:
     assert str(Path("runs/ppocr/report.html")) in text
     assert "2 warnings" in text
     assert HINT in text
-
-
-def test_summary_says_what_fp16_costs_alone(results: Results) -> None:
-    check = Fp16Check(
-        precision="fp16",
-        metric="top1",
-        drop=0.0,
-        drop_after=0.0,
-        samples=64,
-        fp32_nodes=[],
-        evaluations=1,
-        misses=False,
-        message="FP16 alone costs [b]nothing[/b]",
-    )
-    summary = terminal.run_summary(results.model_copy(update={"fp16": check}), Path("out"), None)
-    assert "FP16 alone costs [b]nothing[/b]" in _print(summary, 80)
 
 
 def test_summary_without_tracking_names_no_runs(results: Results) -> None:

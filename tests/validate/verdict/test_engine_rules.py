@@ -16,11 +16,13 @@ from validate.backends.tensorrt.fingerprint import Fingerprint, sha256
 from validate.backends.tensorrt.options import BuildOptions
 from validate.results import (
     Accuracy,
+    Baseline,
     Candidate,
     CandidateAccuracy,
     Decision,
     Departure,
     Evaluation,
+    Fp16Check,
     Int8InEngine,
     IntegerKernels,
     ModelEvaluation,
@@ -395,3 +397,29 @@ def test_an_engine_in_the_runs_folder_that_was_replaced_fails(go: Run, engine_fi
     assert gate(folder, policy, engine=engine_file).decision is GO  # what is deployed is the one that was judged
     (folder / "model.engine").unlink()
     assert gate(folder, policy).decision is GO  # it was run, and may be kept elsewhere
+
+
+FP16_CHECK = Fp16Check(
+    precision="fp16",
+    metric="top1",
+    drop=0.001,
+    drop_after=0.001,
+    samples=64,
+    fp32_nodes=[],
+    evaluations=1,
+    misses=False,
+    message="FP16 alone costs 0.1 percentage points of top1 on 64 calibration samples",
+)
+
+
+def test_the_verdict_says_what_fp16_costs_and_what_int8(evidence: Evidence) -> None:
+    """By the engines where they were run, and else by the simulation."""
+    drop = evidence.candidate.accuracy.drop
+    assert FP16_CHECK.message in judge(replace(evidence, fp16=FP16_CHECK)).reasons
+    fp16 = evidence.candidate.accuracy.model_copy(update={"drop": drop - 0.002})
+    baseline = Baseline(name="TensorRT FP16", engine=None, accuracy=fp16)
+    reasons = judge(replace(evidence, fp16=FP16_CHECK, baselines=[baseline])).reasons
+    assert FP16_CHECK.message not in reasons
+    assert any(
+        f"FP16 alone costs {100 * (drop - 0.002):.2f}%" in reason and "INT8 0.20%" in reason for reason in reasons
+    )
