@@ -225,9 +225,7 @@ def set_up(
         job.journal.warn(f"no engine is run, so that the verdict is by simulation: {no_engines}")
     if not no_engines:
         profile = engine_profile(config.latency, inputs, [reference.fingerprint, calibration.fingerprint])
-        engines = EngineBench(
-            inputs, reference, evaluations, pricing, profile, config.compare_samples, job.folder, job.journal
-        )
+        engines = EngineBench(inputs, reference, evaluations, pricing, profile, job.folder, job.journal)
     return Benches(
         CandidateBench(
             inputs=inputs,

@@ -123,7 +123,7 @@ class CandidateBench:
                     both = self.engines.score(engine, model, advance)
                     scores, in_simulation = both.engine, self._accuracy(both.simulated, confidence)
                     found = self._accuracy(scores, confidence, "engine")
-                    engine_run = self.engines.compare(engine, path, plan, simulated, both.agreement)
+                    engine_run = self.engines.compare(engine, path, plan, simulated, both)
                 if integer:
                     runs_integers = OnnxRuntimeModel(path, "integer")
                     kernel_scores = self._scores(plan, lambda: runs_integers, "integer_kernels", advance)

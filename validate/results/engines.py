@@ -70,6 +70,11 @@ class EngineRun(Record):
         description="share of samples with the answer of the simulation, or the task's metric with these answers as "
         "labels; null where the task gives no answers"
     )
+    not_finite_samples: int = Field(
+        default=0,
+        ge=0,
+        description="validation samples of which it gives a value that is not finite, unlike simulation",
+    )
     compared: int = Field(ge=0, description="calibration samples on which outputs and inner tensors were compared")
     outputs: list[OutputDistance]
     departure: Departure | None = Field(description="null where the engine is its simulation, as far as was looked")

@@ -52,6 +52,11 @@ def engine_rule(candidate: Measured, given: Engine | None) -> Rule:
             message=f"{ran} is not its simulation: {departure.detail}, first at {departure.node} ({departure.op_type})"
             f"{after}",
         )
+    if wrong := candidate.engine.not_finite_samples:
+        return rule(
+            outcome="fail",
+            message=f"{ran} is not its simulation: of {wrong} validation samples it gives values that are not finite",
+        )
     looked = f"{len(candidate.engine.outputs)} outputs and {candidate.engine.inner_tensors} inner tensors"
     if not candidate.engine.compared:
         return rule(outcome="not_measured", message=f"{ran} was run, and was compared with its simulation on no sample")

@@ -423,3 +423,12 @@ def test_the_verdict_says_what_fp16_costs_and_what_int8(evidence: Evidence) -> N
     assert any(
         f"FP16 alone costs {100 * (drop - 0.002):.2f}%" in reason and "INT8 0.20%" in reason for reason in reasons
     )
+
+
+def test_one_sample_that_is_not_finite_is_one_too_many(judged: Evidence) -> None:
+    assert isinstance(judged.candidate, Candidate)
+    assert judged.candidate.engine is not None
+    engine = judged.candidate.engine.model_copy(update={"not_finite_samples": 1})
+    verdict = judge(with_candidate(judged, engine=engine))
+    assert verdict.decision is NO_GO
+    assert "of 1 validation samples it gives values that are not finite" in rule_of(verdict).message
