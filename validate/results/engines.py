@@ -73,7 +73,7 @@ class EngineRun(Record):
     not_finite_samples: int = Field(
         default=0,
         ge=0,
-        description="validation samples of which it gives a value that is not finite, unlike simulation",
+        description="validation samples with a value that is not finite, unlike in simulation",
     )
     compared: int = Field(ge=0, description="calibration samples on which outputs and inner tensors were compared")
     outputs: list[OutputDistance]
