@@ -100,7 +100,9 @@ def _rules(policy: Policy, evidence: Evidence) -> Iterator[Rule]:
         yield _accuracy_rule("accuracy with integer kernels", policy, reference, candidate.integer_kernels.accuracy)
     yield _build_rule(policy, candidate.tensorrt_build)
     if candidate.integer_kernels is None:  # else the CPU is the target, and what runs there
-        yield _optional(policy, "engine", engine_rule(candidate, evidence.engine), evidence)
+        yield _optional(
+            policy, "engine", engine_rule(candidate, evidence.engine, "engine" in policy.optional), evidence
+        )
     yield from (_optional(policy, key, rule, evidence) for key, rule in _named_rules(policy, evidence))
 
 

@@ -17,25 +17,26 @@ _DIGITS = 12
 """Digits of a SHA-256 that a sentence shows."""
 
 
-def engine_rule(candidate: Measured, given: Engine | None) -> Rule:
+def engine_rule(candidate: Measured, given: Engine | None, is_waived: bool) -> Rule:
     """Judge whether the engine was run, whether it computes what its simulation does, and whether it is the one given.
 
     Args:
         candidate: with the engine that was run, where one was.
         given: the engine file that is to be deployed; None where none was named.
+        is_waived: the policy lets it go unmeasured.
 
     Examples:
         >>> from validate.results import Candidate
-        >>> engine_rule(Candidate.model_construct(engine=None, engine_reason="no GPU is found here"), None).outcome
-        'not_measured'
+        >>> candidate = Candidate.model_construct(engine=None, engine_reason="no GPU is found here")
+        >>> engine_rule(candidate, given=None, is_waived=True).message
+        'no engine was run (no GPU is found here), and the policy leaves it at a simulation'
     """
     rule = partial(Rule, name="engine")
     if (file := candidate.engine_file) is None:
-        return rule(
-            outcome="not_measured",
-            message=f"no engine was run ({candidate.engine_reason or 'no reason is known'}); run this on a "
-            "machine with the target's GPU, or waive it with policy.optional: [engine]",
-        )
+        advice = "; run this on a machine with the target's GPU, or waive it with policy.optional: [engine]"
+        message = f"no engine was run ({candidate.engine_reason or 'no reason is known'})"
+        message += ", and the policy leaves it at a simulation" if is_waived else advice
+        return rule(outcome="not_measured", message=message)
     ran = f"the engine (SHA-256 {file.sha256[:_DIGITS]}, {file.library} on {file.gpu})"
     if given is not None and given.sha256 != file.sha256:
         return rule(
