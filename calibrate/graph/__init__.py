@@ -32,6 +32,7 @@ from calibrate.graph.precision import is_always_fp32, layer_precisions
 from calibrate.graph.preparation import prepare
 from calibrate.graph.switch import SWITCHES, switchable
 from calibrate.graph.torch_export import export_module, export_torch
+from calibrate.graph.weights import edited
 
 __all__ = [
     "SWITCHES",
@@ -41,6 +42,7 @@ __all__ = [
     "apply_checked",
     "check",
     "count_nodes",
+    "edited",
     "export_module",
     "export_torch",
     "is_always_fp32",
