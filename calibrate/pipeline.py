@@ -40,7 +40,7 @@ from calibrate.output_folder import write_folder
 from calibrate.plan import Origin, QuantizationPlan
 from calibrate.recovery import RecoveryInputs, recover
 from calibrate.search import Selection, TrialBench, put_layers_back, select, verdict_confidences
-from calibrate.strategies import ScaleHistory, make_plans
+from calibrate.strategies import ScaleHistory, make_plans, threshold_function
 from validate.backends import cpu_name
 from validate.backends.tensorrt import ShapeRanges
 from validate.data import Batch, SampleStream
@@ -162,10 +162,11 @@ def recover_accuracy(
     def batches() -> Iterator[Batch]:
         return job.journal.forward("recover", calibration.fingerprint.verify(inputs.calibration.batches()))
 
-    given = RecoveryInputs(inputs.model, calibration.statistics, batches)
     with job.journal.stage("recover", "recover accuracy", len(plans)) as advance:
         recovered = []
-        for made in plans:
+        for made, strategy in zip(plans, job.config.quantization.strategies, strict=True):
+            threshold = threshold_function(strategy, made.number_format)
+            given = RecoveryInputs(inputs.model, calibration.statistics, batches, threshold)
             recovered.append(recover(made, steps, given))
             advance(1)
     return recovered

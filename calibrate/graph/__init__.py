@@ -30,6 +30,7 @@ from calibrate.graph.checker import check
 from calibrate.graph.placement import Layer, Placement, place
 from calibrate.graph.precision import is_always_fp32, layer_precisions
 from calibrate.graph.preparation import prepare
+from calibrate.graph.qdq import quantize_weight
 from calibrate.graph.switch import SWITCHES, switchable
 from calibrate.graph.torch_export import export_module, export_torch
 from calibrate.graph.weights import edited
@@ -49,5 +50,6 @@ __all__ = [
     "layer_precisions",
     "place",
     "prepare",
+    "quantize_weight",
     "switchable",
 ]
