@@ -3,8 +3,8 @@
     python benchmarks/recovery.py examples/quickstart.yaml --set data.validation.arguments.n=768
     python benchmarks/recovery.py datasets/imagenet_sample/efficientnet_lite0.yaml --set quantization.weights=per_tensor
 
-The config is that of a run. Each plan has all its layers in INT8, and is judged as a run judges it: by its simulation, on
-the validation samples, which no plan was made from. CPU seconds are those of the steps alone, over all threads.
+The config is that of a run. Each plan has all its layers in INT8, and is judged as a run judges it: by its simulation,
+on the validation samples, which no plan was made from. CPU seconds are those of the steps alone, over all threads.
 TensorRT-RTX builds the file of every plan, where it is installed.
 """
 
@@ -29,6 +29,8 @@ STEPS = {
 
 def main() -> None:
     """Print one row per strategy and list of steps, as Markdown."""
+    from rich.console import Console
+
     from calibrate.config import load
     from calibrate.graph import apply, apply_checked
     from calibrate.journal import Journal
@@ -39,7 +41,6 @@ def main() -> None:
     from validate.accuracy import evaluate
     from validate.backends import OnnxRuntimeModel, detach, write_onnx
     from validate.backends.tensorrt import build
-    from rich.console import Console
     from validate.data import Batch
     from validate.stats import drop_interval
 
@@ -61,7 +62,9 @@ def main() -> None:
             config.quantization, observed.observation, inputs.model.placement, observed.origin(inputs), journal
         )
         metric = inputs.task.metric
-        print(f"float: {metric.value(scores):.4f} on {len(scores)} samples; {len(plans[0].layers)} layers, all in INT8\n")
+        print(
+            f"float: {metric.value(scores):.4f} on {len(scores)} samples; {len(plans[0].layers)} layers, all in INT8\n"
+        )
         print("| scales | recovery | drop, points | 95 % interval | CPU s | passes | TensorRT-RTX |")
         print("| --- | --- | ---: | ---: | ---: | ---: | --- |")
         for plan, strategy in zip(plans, config.quantization.strategies, strict=True):
@@ -86,16 +89,13 @@ def main() -> None:
                 built = "-"
                 if not arguments.no_build:
                     path = Path(folder) / "deployed.onnx"
-                    write_onnx(
-                        apply_checked(recovered, inputs.model.prepared, inputs.model.placement, plan.name), path
-                    )
+                    write_onnx(apply_checked(recovered, inputs.model.prepared, inputs.model.placement, plan.name), path)
                     profile = observed.fingerprint.profile(inputs.reference.fixed_batch)
                     built = "builds" if build(path, profile, config.target.compute_capability).ok else "refuses it"
-                print(
-                    f"| {plan.name} | {name or '-'} | {100 * metric.drop(scores, theirs):.2f} | {100 * interval.low:.2f} to "
-                    f"{100 * interval.high:.2f} | {seconds:.1f} | {seen[0] / observed.samples:.1f} | {built} |",
-                    flush=True,
-                )
+                drop, low, high = (100 * x for x in (metric.drop(scores, theirs), interval.low, interval.high))
+                passes = seen[0] / observed.samples
+                row = f"{drop:.2f} | {low:.2f} to {high:.2f} | {seconds:.1f} | {passes:.1f} | {built}"
+                print(f"| {plan.name} | {name or '-'} | {row} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Bias correction: the mean error that rounding makes in a channel of a layer's output is taken out of its bias.
 
-Inputs behind a hardswish or a ReLU are one-sided, so that rounded weights shift the mean of the output; the shift is most
-of the error that rounding weights makes, and a bias costs nothing. After Nagel et al. 2019, with measured means.
+Inputs behind a hardswish or a ReLU are one-sided, so that rounded weights shift the mean of the output. The shift is
+most of the error that rounding weights makes, and a bias costs nothing. After Nagel et al. 2019, with measured means.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def _equal(link: Link, axes: Mapping[str, int], ids: Mapping[str, Indices]) -> l
 
 
 def _fixed(model: ir.Model, relations: list[tuple[ir.Node, Relation]], axes: Mapping[str, int]) -> set[str]:
-    """Return the tensors that must stay as they are: what the model gives and takes, and what a node cannot have scaled."""
+    """Return the tensors that stay as they are: what the model gives and takes, and what a node cannot have scaled."""
     fixed = {str(value.name) for value in (*model.graph.inputs, *model.graph.outputs)}
     for node, relation in relations:
         named = [str(value.name) for value in (*node.inputs, *node.outputs) if value is not None and value.name]

@@ -69,7 +69,8 @@ def _check_unchanged(
     """Compare the outputs and all tensors with factors on a batch; JobError where one is another."""
     found = {name: channels.factors_of(name, factors) for name in channels.classes}
     scaled = {name: factor for name, factor in found.items() if factor is not None}
-    ours, theirs = (OnnxRuntimeModel(detach(expose(model, list(scaled)))).run(batch.inputs) for model in (before, after))
+    exposed = [detach(expose(model, list(scaled))) for model in (before, after)]
+    ours, theirs = (OnnxRuntimeModel(model).run(batch.inputs) for model in exposed)
     for name, expected in ours.items():
         values = theirs[name]
         if name in scaled:

@@ -77,9 +77,9 @@ def choose_factors(
 ) -> Factors:
     """Return the factor of every number in `channels`, shape (channels.count,); number 0 has 1.
 
-    The factors of a group, which is all channels of the same tensors, are those of five exponents with which the outputs
-    of the layers that read it, with weights and inputs rounded, have the least error relative to their power. Where
-    weights have one scale per tensor, the rounding of the layers that make it counts too.
+    A group is all channels of the same tensors. Its factors are those of five exponents with which the outputs of the
+    layers that read it, with weights and inputs rounded, have the least error relative to their power. Where weights
+    have one scale per tensor, the rounding of the layers that make the tensors counts too.
 
     Args:
         model: float, prepared, with the plan's edits so far.

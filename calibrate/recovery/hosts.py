@@ -1,4 +1,4 @@
-"""Writes factors of channels into the constants of a model: the one place that knows which constant takes which factor."""
+"""Writes factors of channels into the constants of a model, and knows which constant takes which factor."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def weight_factors(node: ir.Node, taken: Factors | None, given: Factors | None) 
     """
     weight = node.inputs[1]
     assert weight is not None and weight.const_value is not None
-    shape = [int(size) for size in weight.const_value.shape]
+    shape = weight.const_value.numpy().shape
     if node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)):
         rows, columns = np.ones(shape[0]) if taken is None else taken, np.ones(shape[1]) if given is None else given
         return rows[:, None] / columns

@@ -11,7 +11,7 @@ import onnx_ir as ir
 __all__ = ["Link", "Relation", "Shapes", "is_constant", "layer_axes", "relation_of"]
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""The shape of every float tensor, by name, as it was when the model ran; what a file says of inner tensors may be wrong."""
+"""The shape of every float tensor, by name, as it was when the model ran; what files say of inner ones may be wrong."""
 
 _HOMOGENEOUS = frozenset({"Identity", "LeakyRelu", "PRelu", "Relu"})
 """Ops with f(s x) = s f(x) for every s > 0, element by element."""

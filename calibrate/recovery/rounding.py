@@ -50,17 +50,18 @@ def rounded(values: NDArray[np.float32], threshold: float, largest: float) -> ND
     if threshold == 0:
         return values
     scale = np.float32(threshold / largest)
-    return np.clip(np.rint(values / scale), -largest, largest).astype(np.float32) * scale
+    codes: NDArray[np.float32] = np.clip(np.rint(values / scale), -largest, largest).astype(np.float32)
+    return codes * scale
 
 
 @numba.njit(cache=True)
 def _thresholds(values: NDArray[np.float32], fractions: NDArray[np.float64], largest: float) -> NDArray[np.float64]:
     found = np.zeros(values.shape[0])
     for row in range(values.shape[0]):
-        top = 0.0
+        top = np.float32(0)
         for value in values[row]:
-            top = max(top, abs(value))
-        least = np.inf
+            top = max(top, np.abs(value))
+        least = np.float32(np.inf)
         for fraction in fractions:
             scale = np.float32(top * fraction / largest)
             if scale == 0:

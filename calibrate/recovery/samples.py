@@ -19,7 +19,7 @@ __all__ = ["as_matrices", "observed_shapes", "sample_columns", "some"]
 SAMPLES = 64
 """How many calibration samples are looked at: more changed no result that was measured."""
 
-_COLUMNS, _VALUES = 4096, 1 << 22
+_COLUMNS, _VALUES = 4096, 1 << 21
 """Most columns of a layer, and most values of all of them together."""
 
 Array = NDArray[np.float32]
@@ -63,7 +63,8 @@ def sample_columns(
         float32 (channels, positions of the kernel, columns), by node.
     """
     nodes = {str(node.name): node for node in model.graph}
-    runnable = OnnxRuntimeModel(detach(expose(model, list(layers.values()))), outputs=list(dict.fromkeys(layers.values())))
+    tensors = list(dict.fromkeys(layers.values()))
+    runnable = OnnxRuntimeModel(detach(expose(model, tensors)), outputs=tensors)
     rng = np.random.default_rng(seed)
     found: dict[str, list[Array]] = {name: [] for name in layers}
     for batch in batches:
@@ -85,7 +86,7 @@ def as_matrices(node: ir.Node, weight: NDArray[np.floating]) -> NDArray[np.float
         return weight.reshape(groups, weight.shape[0] // groups, -1)
     if node.op_type == "ConvTranspose":
         return weight.reshape(groups, weight.shape[0] // groups, -1).swapaxes(1, 2)
-    transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0)
+    transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
     return (weight if transposed else weight.T)[None]
 
 
@@ -97,7 +98,7 @@ def _kernel(node: ir.Node) -> tuple[int, ...]:
     """Return the positions of the input that a position of the output is computed from."""
     weight = node.inputs[1]
     assert weight is not None and weight.const_value is not None
-    return tuple(int(size) for size in weight.const_value.shape[2:]) if node.op_type == "Conv" else ()
+    return weight.const_value.numpy().shape[2:] if node.op_type == "Conv" else ()
 
 
 def _columns(node: ir.Node, x: Array, count: int, kernel: tuple[int, ...], rng: np.random.Generator) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,19 +24,19 @@ class Segment:
         end: name of its last node.
         output: name of that node's output.
         spent: tensors that no later segment reads.
+        model: the nodes, from what they need to what later segments read.
     """
 
     end: str
     output: str
     spent: frozenset[str]
-    _needs: tuple[str, ...]
-    _model: ir.Model
+    model: ir.Model
 
     def run(self, batches: Sequence[dict[str, Array]]) -> None:
         """Add what the segment computes to the tensors of each batch, and take away what is spent."""
-        runnable = OnnxRuntimeModel(detach(self._model))
+        runnable = OnnxRuntimeModel(detach(self.model))
         for tensors in batches:
-            tensors |= runnable.run({name: tensors[name] for name in self._needs})
+            tensors.update(runnable.run({name: tensors[name] for name in runnable.input_names}))
             for name in self.spent:
                 tensors.pop(name, None)
 
@@ -77,7 +77,8 @@ def segments(model: ir.Model, ends: Sequence[str]) -> Iterator[Segment]:
         end = nodes[position].outputs[0]
         given = [v for node in piece for v in node.outputs if readers.get(v, -1) > position or v is end]
         spent = frozenset(str(v.name) for v in computed if readers.get(v, -1) <= position and v is not end)
-        yield Segment(str(nodes[position].name), str(end.name), spent, tuple(str(v.name) for v in needs), _piece(model, list(needs), given))
+        piece_model = _piece(model, list(needs), given)
+        yield Segment(str(nodes[position].name), str(end.name), spent, piece_model)
         start = position + 1
 
 
@@ -92,9 +93,9 @@ def _read(node: ir.Node) -> Iterator[ir.Value]:
             yield from (value for graph in graphs for value in graph.outputs)
 
 
-def _piece(model: ir.Model, needs: Mapping[ir.Value, Any] | Sequence[ir.Value], given: Sequence[ir.Value]) -> ir.Model:
+def _piece(model: ir.Model, needs: Sequence[ir.Value], given: Sequence[ir.Value]) -> ir.Model:
     """Return the part of a model between given tensors, as a model; it says nothing of the shapes of those."""
-    graph = ir.convenience.extract(model.graph, list(needs), list(given))
+    graph = ir.convenience.extract(model.graph, needs, given)
     for value in (*graph.inputs, *graph.outputs):
         value.shape = None
-    return ir.Model(graph, ir_version=model.ir_version, functions=model.functions.values())
+    return ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
