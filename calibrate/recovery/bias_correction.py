@@ -57,6 +57,8 @@ def correct_bias(plan: QuantizationPlan, inputs: RecoveryInputs) -> Quantization
     nodes = {str(node.name): node for node in float_model.graph}
     found = {layer: _bias_of(nodes[layer]) for layer in plan.layers if layer in plan.int8_layers}
     biases = {layer: bias for layer, bias in found.items() if bias is not None}
+    if not biases:
+        return plan
     batches = some(inputs.batches())
     outputs = {layer: str(nodes[layer].outputs[0].name) for layer in biases}
     means = _means(float_model, {outputs[layer]: bias.axis for layer, bias in biases.items()}, batches)

@@ -52,7 +52,10 @@ def equalize(plan: QuantizationPlan, inputs: RecoveryInputs) -> QuantizationPlan
     batches = some(inputs.batches())
     shapes = observed_shapes(model, batches[0])
     channels = find_channels(model, shapes)
+    # All that read what can be scaled, and all that make it.
     reached = [layer for layer in layers if channels.classes.get(layer.activation, np.zeros(1)).any()]
+    if not reached:
+        return plan
     hosting = [layer for layer in layers if channels.classes.get(layer.output, np.zeros(1)).any()]
     sampled = [layer for layer in layers if layer in reached or layer in hosting]
     columns = sample_columns(model, {layer.node: layer.activation for layer in sampled}, batches)

@@ -148,11 +148,11 @@ def _candidates(
     factors: Factors,
 ) -> Iterator[Factors]:
     """Yield factors of a group: SmoothQuant's, and with weights per tensor those that make weight ranges equal too."""
-    threshold, weight = np.zeros(channels.count), np.zeros(channels.count)
+    threshold, weight, peak = (np.zeros(channels.count) for _ in range(3))
     for reader in readers:
-        classes, activation = channels.classes[reader.layer.activation], reader.columns
-        found = channel_thresholds(activation.reshape(len(activation), -1), plan.number_format.largest)
-        np.maximum.at(threshold, classes, found)
+        classes, values = channels.classes[reader.layer.activation], reader.columns.reshape(len(reader.columns), -1)
+        np.maximum.at(threshold, classes, channel_thresholds(values, plan.number_format.largest))
+        np.maximum.at(peak, classes, np.abs(values).max(axis=1))
         if not (reader.is_depthwise and plan.weights == "per_channel"):
             given = weight_factors(reader.node, None, channels.factors_of(reader.layer.output, factors))
             np.maximum.at(weight, classes, np.abs(reader.by_input(reader.weight * given)).max(axis=1))
@@ -163,17 +163,18 @@ def _candidates(
     floor = _LEAST_OF_DEPTHWISE if exact else _LEAST
     t = np.maximum(t, t.max() * _LEAST_OF_DEPTHWISE)
     w = np.ones_like(t) if exact else np.maximum(w, w.max() * _LEAST)
-    for alpha in _ALPHAS:
-        found = t**alpha / w ** (1 - alpha)
-        yield np.maximum(found / found.max(), floor)
+    families = [t**alpha / w ** (1 - alpha) for alpha in _ALPHAS]
     if hosts:
         made = np.zeros(channels.count)
         for host in hosts:
             taken = weight_factors(host.node, channels.factors_of(host.layer.activation, factors), None)
             rows = host.by_output(as_matrices(host.node, host.weight * taken))
             np.maximum.at(made, channels.classes[host.layer.output], np.abs(rows).max(axis=1))
-        found = np.sqrt(np.maximum(made[group], made[group].max() * _LEAST_OF_DEPTHWISE) / w)
-        yield np.maximum(found / found.max(), floor)
+        families.append(np.sqrt(np.maximum(made[group], made[group].max() * _LEAST_OF_DEPTHWISE) / w))
+    for found in families:
+        bounded = np.maximum(found / found.max(), floor)
+        # INT8 is indifferent to what all factors have in common; FP16 is not: no value becomes larger than all were.
+        yield bounded * (peak[group] / bounded).max() / peak[group].max()
 
 
 def _quantized_weight(sampled: _Sampled, weight: NDArray[np.float32], plan: QuantizationPlan) -> NDArray[np.float32]:

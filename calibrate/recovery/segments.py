@@ -45,18 +45,19 @@ def segments(model: ir.Model, ends: Sequence[str]) -> Iterator[Segment]:
     """Yield the pieces of a model that end at those nodes, in topological order; what is behind the last is left out.
 
     Args:
-        model: its nodes in topological order.
+        model: prepared, or made from one: its nodes in topological order, its values with their types.
         ends: names of nodes.
 
     Examples:
         >>> import numpy as np
-        >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
-        ...     net (float[N] x) => (float[N] y) { [first] a = Neg(x) [second] b = Abs(a) [last] y = Add(a, b) }''')
+        >>> from calibrate.graph import prepare
+        >>> model = prepare(ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+        ...     net (float[N] x) => (float[N] y) { [first] a = Neg(x) [second] b = Abs(a) [last] y = Add(a, b) }'''))
         >>> tensors = {"x": np.float32([1, -2])}
         >>> for segment in segments(model, ["second", "last"]):
         ...     segment.run([tensors])
         ...     print(segment.end, sorted(tensors))
-        second ['a', 'b', 'x']
+        second ['a', 'b']
         last ['y']
     """
     nodes = list(model.graph)
