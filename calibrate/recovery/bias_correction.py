@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calibrate.graph import apply, edited
-from calibrate.plan import QuantizationPlan, WeightEdit
+from calibrate.plan import QuantizationPlan, WeightEdit, WeightEdits
 from calibrate.recovery.relations import is_constant
 from calibrate.recovery.samples import some
 from calibrate.recovery.segments import segments
@@ -47,18 +47,21 @@ def correct_bias(plan: QuantizationPlan, inputs: RecoveryInputs) -> Quantization
 
     One layer after another, each with all layers before it quantized and corrected, as they will be when the model
     runs. A layer that has no bias gets one; a MatMul's is the constant that is added behind it, if there is one.
+    What was added to biases before is taken out first, so that a plan can be corrected again after layers of it went
+    back to float.
 
     Args:
         plan: to improve.
         inputs: model and calibration samples.
     """
-    float_model = edited(inputs.model.prepared, plan)
-    quantized = apply(plan, inputs.model.prepared, inputs.model.placement, simulate=True)
-    nodes = {str(node.name): node for node in float_model.graph}
-    found = {layer: _bias_of(nodes[layer]) for layer in plan.layers if layer in plan.int8_layers}
-    biases = {layer: bias for layer, bias in found.items() if bias is not None}
+    nodes = {str(node.name): node for node in inputs.model.prepared.graph}
+    found = {layer: _bias_of(nodes[layer]) for layer in plan.layers}
+    plan = _without_corrections(plan, [bias for bias in found.values() if bias is not None])
+    biases = {layer: bias for layer, bias in found.items() if bias is not None and layer in plan.int8_layers}
     if not biases:
         return plan
+    float_model = edited(inputs.model.prepared, plan)
+    quantized = apply(plan, inputs.model.prepared, inputs.model.placement, simulate=True)
     batches = some(inputs.batches())
     outputs = {layer: str(nodes[layer].outputs[0].name) for layer in biases}
     means = _means(float_model, {outputs[layer]: bias.axis for layer, bias in biases.items()}, batches)
@@ -77,6 +80,13 @@ def correct_bias(plan: QuantizationPlan, inputs: RecoveryInputs) -> Quantization
         if change.any():
             edits.append(WeightEdit(bias.node, bias.input, "add", change))
     return plan.with_weight_edits(edits)
+
+
+def _without_corrections(plan: QuantizationPlan, biases: Iterable[_Bias]) -> QuantizationPlan:
+    """Return the plan without what it adds to biases."""
+    places = {(bias.node, bias.input) for bias in biases}
+    kept = [e for e in plan.weight_edits if e.operation != "add" or (e.node, e.input) not in places]
+    return plan.model_copy(update={"weight_edits": WeightEdits(tuple(kept))})
 
 
 def _bias_of(layer: ir.Node) -> _Bias | None:

@@ -132,6 +132,20 @@ def test_layers_in_float_keep_their_bias_and_those_without_one_get_one() -> None
     assert second in edits
 
 
+def test_a_plan_is_corrected_again_after_layers_of_it_went_back_to_float() -> None:
+    plan, inputs = planned(uneven(0))
+    first, *_ = plan.layers
+    corrected = recover(plan, ["equalize", "bias_correction"], inputs)
+    assert recover(corrected, ["bias_correction"], inputs).hash == corrected.hash
+    partly = recover(corrected.with_layers(frozenset({first}), "fp32", "partly"), ["bias_correction"], inputs)
+    at_once = recover(
+        recover(plan, ["equalize"], inputs).with_layers(frozenset({first}), "fp32", "partly"),
+        ["bias_correction"],
+        inputs,
+    )
+    assert partly.hash == at_once.hash
+
+
 def test_both_steps_together_are_better_than_either_and_the_plan_survives_its_file(tmp_path: Path) -> None:
     plan, inputs = planned(uneven(4))
     errors = [
