@@ -8,7 +8,8 @@ widest one's no longer loses three of its eight bits. After NVIDIA's and others'
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -21,10 +22,9 @@ from calibrate.recovery.channels import Channels, find_channels
 from calibrate.recovery.factors import choose_factors
 from calibrate.recovery.hosts import edits_of
 from calibrate.recovery.relations import Shapes
-from calibrate.recovery.samples import observed_shapes, sample_columns, some
+from calibrate.recovery.samples import few, observed_shapes, sample_columns, some
 from calibrate.recovery.step import RecoveryInputs
 from validate.backends import OnnxRuntimeModel, detach, expose
-from validate.data import Batch
 from validate.exceptions import JobError
 from validate.layerwise import TensorErrors
 
@@ -50,7 +50,8 @@ def equalize(plan: QuantizationPlan, inputs: RecoveryInputs) -> QuantizationPlan
     model, placement = edited(inputs.model.prepared, plan), inputs.model.placement
     layers = [layer for layer in placement.layers if layer.node in plan.int8_layers and layer.axis is not None]
     batches = some(inputs.batches())
-    shapes = observed_shapes(model, batches[0])
+    looked_at = few(model, batches[0])
+    shapes = observed_shapes(model, looked_at)
     channels = find_channels(model, shapes)
     # All that read what can be scaled, and all that make it.
     reached = [layer for layer in layers if channels.classes.get(layer.activation, np.zeros(1)).any()]
@@ -62,18 +63,23 @@ def equalize(plan: QuantizationPlan, inputs: RecoveryInputs) -> QuantizationPlan
     factors = choose_factors(model, plan, sampled, columns, channels)
     equalized = plan.with_weight_edits(edits_of(model, channels, factors, shapes))
     changed = edited(inputs.model.prepared, equalized)
-    _check_unchanged(model, changed, channels, factors, shapes, batches[0])
+    _check_unchanged(model, changed, channels, factors, shapes, looked_at)
     return _with_new_scales(equalized, changed, inputs)
 
 
 def _check_unchanged(
-    before: ir.Model, after: ir.Model, channels: Channels, factors: NDArray[np.float64], shapes: Shapes, batch: Batch
+    before: ir.Model,
+    after: ir.Model,
+    channels: Channels,
+    factors: NDArray[np.float64],
+    shapes: Shapes,
+    inputs: Mapping[str, NDArray[Any]],
 ) -> None:
-    """Compare the outputs and all tensors with factors on a batch; JobError where one is another."""
+    """Compare the outputs and all tensors with factors on a few samples; JobError where one is another."""
     found = {name: channels.factors_of(name, factors) for name in channels.classes}
     scaled = {name: factor for name, factor in found.items() if factor is not None}
     exposed = [detach(expose(model, list(scaled))) for model in (before, after)]
-    ours, theirs = (OnnxRuntimeModel(model).run(batch.inputs) for model in exposed)
+    ours, theirs = (OnnxRuntimeModel(model).run(inputs) for model in exposed)
     for name, expected in ours.items():
         values = theirs[name]
         if name in scaled:

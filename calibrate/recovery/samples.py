@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +15,7 @@ from calibrate.recovery.relations import Shapes
 from validate.backends import OnnxRuntimeModel, detach, expose
 from validate.data import Batch
 
-__all__ = ["as_matrices", "observed_shapes", "sample_columns", "some"]
+__all__ = ["as_matrices", "few", "observed_shapes", "sample_columns", "some"]
 
 SAMPLES = 64
 """How many calibration samples are looked at: more changed no result that was measured."""
@@ -35,16 +36,27 @@ def some(batches: Iterable[Batch], samples: int = SAMPLES) -> list[Batch]:
     return found
 
 
-def observed_shapes(model: ir.Model, batch: Batch) -> Shapes:
-    """Return the shapes that the float tensors of a model, and its inputs, have when it runs on a batch.
+def few(model: ir.Model, batch: Batch) -> dict[str, NDArray[Any]]:
+    """Return inputs of a batch for a run that gives out all tensors, which would take much memory for a whole batch.
+
+    That is two rows, where the model is not fixed to a batch size, and all inputs have the batch as their axis 0.
+    """
+    first_axes = [value.shape[0] for value in model.graph.inputs if value.shape is not None and len(value.shape)]
+    lengths = {len(array) if array.ndim else 0 for array in batch.inputs.values()}
+    if len(lengths) > 1 or any(isinstance(size, int) for size in first_axes):
+        return batch.inputs
+    return {name: array[:2] for name, array in batch.inputs.items()}
+
+
+def observed_shapes(model: ir.Model, inputs: Mapping[str, NDArray[Any]]) -> Shapes:
+    """Return the shapes that the float tensors of a model, and its inputs, have when it runs.
 
     Args:
         model: prepared.
-        batch: of two samples or more, or an axis that is the batch may be taken for another.
+        inputs: of two samples or more, or an axis that is the batch may be taken for another.
     """
     names = [v.name for node in model.graph for v in node.outputs if v.name and v.dtype == ir.DataType.FLOAT]
-    computed = OnnxRuntimeModel(detach(expose(model, names))).run(batch.inputs)
-    arrays = {**batch.inputs, **computed}
+    arrays = {**inputs, **OnnxRuntimeModel(detach(expose(model, names))).run(inputs)}
     return {name: array.shape for name, array in arrays.items() if array.dtype.kind == "f"}
 
 

@@ -13,15 +13,13 @@ from calibrate.recovery.hosts import edits_of
 from calibrate.recovery.samples import observed_shapes
 from tests.calibrate.recovery.random_graphs import CHANNELS, SIDE, STEPS, random_graph
 from validate.backends import OnnxRuntimeModel, detach, expose
-from validate.data import Batch
 
 PLAN = QuantizationPlan(name="none", strategy="none", origin=Origin(model_sha256="0" * 64), scales={}, layers={})
 X = np.random.default_rng(0).normal(size=(3, CHANNELS, SIDE, SIDE)).astype(np.float32)
-BATCH = Batch({"x": X}, labels=[None] * 3, contents=[b""] * 3, first=0)
 
 
 def found_in(model: ir.Model) -> Channels:
-    return find_channels(model, observed_shapes(model, BATCH))
+    return find_channels(model, observed_shapes(model, {"x": X}))
 
 
 def run(model: ir.Model, tensors: list[str]) -> dict[str, np.ndarray]:
@@ -33,7 +31,7 @@ def run(model: ir.Model, tensors: list[str]) -> dict[str, np.ndarray]:
 def test_any_factors_leave_the_float_model_as_it_was(steps: list[str], seed: int) -> None:
     """Against ONNX Runtime on the unedited graph: outputs are as they were, scaled tensors divided by the factors."""
     model = random_graph(steps, seed)
-    shapes = observed_shapes(model, BATCH)
+    shapes = observed_shapes(model, {"x": X})
     channels = find_channels(model, shapes)
     factors = np.exp(np.random.default_rng(seed).normal(size=channels.count))
     factors[0] = 1
