@@ -24,6 +24,9 @@ from validate.data import Batch
 
 __all__ = ["correct_bias"]
 
+_SAMPLES = 64
+"""How many calibration samples means are taken over. 128 were no better for PP-OCRv4."""
+
 Array = NDArray[np.floating]
 
 
@@ -62,7 +65,7 @@ def correct_bias(plan: QuantizationPlan, inputs: RecoveryInputs) -> Quantization
         return plan
     float_model = edited(inputs.model.prepared, plan)
     quantized = apply(plan, inputs.model.prepared, inputs.model.placement, simulate=True)
-    batches = some(inputs.batches())
+    batches = some(inputs.batches(), _SAMPLES)
     outputs = {layer: str(nodes[layer].outputs[0].name) for layer in biases}
     means = _means(float_model, {outputs[layer]: bias.axis for layer, bias in biases.items()}, batches)
     tensors = [dict(batch.inputs) for batch in batches]

@@ -30,6 +30,9 @@ from validate.layerwise import TensorErrors
 
 __all__ = ["equalize"]
 
+_SAMPLES = 128
+"""How many calibration samples factors are chosen on. With 64, PP-OCRv4 had twice the error, with bias corrected."""
+
 _SAME_DB = 60.0
 """Least SQNR, in dB, of a tensor of the equalized float model, times its factors, against the original. The rounding of
 float32 leaves over 100; what a factor changes that it must not leaves far less."""
@@ -49,7 +52,7 @@ def equalize(plan: QuantizationPlan, inputs: RecoveryInputs) -> QuantizationPlan
     """
     model, placement = edited(inputs.model.prepared, plan), inputs.model.placement
     layers = [layer for layer in placement.layers if layer.node in plan.int8_layers and layer.axis is not None]
-    batches = some(inputs.batches())
+    batches = some(inputs.batches(), _SAMPLES)
     looked_at = few(model, batches[0])
     shapes = observed_shapes(model, looked_at)
     channels = find_channels(model, shapes)
@@ -59,8 +62,10 @@ def equalize(plan: QuantizationPlan, inputs: RecoveryInputs) -> QuantizationPlan
         return plan
     hosting = [layer for layer in layers if channels.classes.get(layer.output, np.zeros(1)).any()]
     sampled = [layer for layer in layers if layer in reached or layer in hosting]
-    columns = sample_columns(model, {layer.node: layer.activation for layer in sampled}, batches)
-    factors = choose_factors(model, plan, sampled, columns, channels)
+    alternating = [*batches[::2], *batches[1::2]]  # one half is held out, and data may be sorted
+    columns = sample_columns(model, {layer.node: layer.activation for layer in sampled}, alternating)
+    residuals = {residual.tensor for residual in placement.residual_inputs(plan.int8_layers)}
+    factors = choose_factors(model, plan, sampled, columns, channels, residuals)
     equalized = plan.with_weight_edits(edits_of(model, channels, factors, shapes))
     changed = edited(inputs.model.prepared, equalized)
     _check_unchanged(model, changed, channels, factors, shapes, looked_at)

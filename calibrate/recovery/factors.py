@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,12 +31,17 @@ Factors = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class _Sampled:
-    """A layer with samples of what it reads, in float and without factors."""
+    """A layer with samples of what it reads, in float and without factors.
+
+    Factors and thresholds are made from `columns`, and judged on `held_out`: a channel that is 0 most of the time has a
+    threshold that fits only the samples that it was found on.
+    """
 
     layer: Layer
     node: ir.Node
     weight: NDArray[np.float32]
     columns: NDArray[np.float32]
+    held_out: NDArray[np.float32]
 
     @property
     def groups(self) -> int:
@@ -48,8 +53,8 @@ class _Sampled:
 
     @cached_property
     def output(self) -> NDArray[np.floating]:
-        """What the layer gives in float without bias, by channel of the output."""
-        return self.by_output(self.product(self.weight, self.columns))
+        """What the layer gives in float without bias for what is held out, by channel of the output."""
+        return self.by_output(self.product(self.weight, self.held_out))
 
     def product(self, weight: NDArray[np.floating], columns: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return the output without bias, (groups, rows of a group, columns)."""
@@ -74,6 +79,7 @@ def choose_factors(
     layers: Sequence[Layer],
     columns: Mapping[str, NDArray[np.float32]],
     channels: Channels,
+    residuals: Collection[str],
 ) -> Factors:
     """Return the factor of every number in `channels`, shape (channels.count,); number 0 has 1.
 
@@ -85,20 +91,24 @@ def choose_factors(
         model: float, prepared, with the plan's edits so far.
         plan: what is quantized.
         layers: that the plan quantizes, with constant weights.
-        columns: samples of what each reads; see `sample_columns`.
+        columns: samples of what each reads, from every second batch before those from the others; see `sample_columns`.
         channels: of the model.
+        residuals: tensors that are quantized for a residual Add, too. What rounding does to them goes into the sum as
+            it is, so that their own error counts as a layer's does.
     """
     nodes = {str(node.name): node for node in model.graph}
     sampled = []
     for layer in layers:
         weight = nodes[layer.node].inputs[1]
         assert weight is not None and weight.const_value is not None
-        sampled.append(_Sampled(layer, nodes[layer.node], weight.const_value.numpy(), columns[layer.node]))
+        found = columns[layer.node]
+        halves = np.array_split(found, 2, axis=2) if found.shape[2] > 1 else (found, found)
+        sampled.append(_Sampled(layer, nodes[layer.node], weight.const_value.numpy(), *halves))
     factors = np.ones(channels.count)
     sweeps = 1 if plan.weights == "per_channel" else 2  # there, what a group's hosts lose depends on its neighbours
     for _ in range(sweeps):
         for group in _groups(channels, layers):
-            _choose(group, sampled, plan, channels, factors)
+            _choose(group, sampled, plan, channels, factors, residuals)
     return factors
 
 
@@ -121,18 +131,25 @@ def _groups(channels: Channels, layers: Sequence[Layer]) -> Iterator[NDArray[np.
 
 
 def _choose(
-    group: NDArray[np.int64], sampled: Sequence[_Sampled], plan: QuantizationPlan, channels: Channels, factors: Factors
+    group: NDArray[np.int64],
+    sampled: Sequence[_Sampled],
+    plan: QuantizationPlan,
+    channels: Channels,
+    factors: Factors,
+    residuals: Collection[str],
 ) -> None:
     """Set the factors of a group to the best of the candidates, in place."""
     readers = [s for s in sampled if np.isin(channels.classes.get(s.layer.activation, 0), group).any()]
     hosts = [s for s in sampled if np.isin(channels.classes.get(s.layer.output, 0), group).any()]
     if plan.weights == "per_channel":
         hosts = []  # a scale of its own makes up for the factor of an output channel
+    added = {s.layer.activation: s for s in readers if s.layer.activation in residuals}
     best, least = factors[group], np.inf
     for candidate in (factors[group], *_candidates(group, readers, hosts, plan, channels, factors)):
         tried = factors.copy()
         tried[group] = candidate
         error = sum(_error(reader, plan, channels, tried) for reader in readers)
+        error += sum(_error_added(reader, plan, channels, tried) for reader in added.values())
         error += sum(_error_made(host, group, readers, plan, channels, tried) for host in hosts)
         if error < least:
             best, least = candidate, error
@@ -198,14 +215,28 @@ def _scaled_weight(
 def _error(reader: _Sampled, plan: QuantizationPlan, channels: Channels, factors: Factors) -> float:
     """Return the error of a layer's output, with its input and weight rounded, relative to the output's power."""
     weight, taken, given = _scaled_weight(reader, channels, factors)
-    columns = reader.columns if taken is None else (reader.columns / taken[:, None, None]).astype(np.float32)
-    largest = plan.number_format.largest
-    coarse = rounded(columns, tensor_threshold(columns, largest), largest)
+    coarse = _rounded_input(reader, plan, taken)
     expected = reader.output
     found = reader.by_output(reader.product(_quantized_weight(reader, weight, plan), coarse))
     if given is not None:
         found = found * given[:, None]
     return float(np.square(found - expected).mean() / max(float(np.square(expected).mean()), 1e-30))
+
+
+def _error_added(reader: _Sampled, plan: QuantizationPlan, channels: Channels, factors: Factors) -> float:
+    """Return the error of what a layer reads, rounded, relative to its power."""
+    taken, expected = channels.factors_of(reader.layer.activation, factors), reader.held_out
+    found = _rounded_input(reader, plan, taken)
+    if taken is not None:
+        found = found * taken[:, None, None]
+    return float(np.square(found - expected).mean() / max(float(np.square(expected).mean()), 1e-30))
+
+
+def _rounded_input(reader: _Sampled, plan: QuantizationPlan, taken: Factors | None) -> NDArray[np.floating]:
+    """Return what is held out of a layer's input, divided by factors and rounded by the threshold of all the rest."""
+    shaped = np.float32(1) if taken is None else taken[:, None, None].astype(np.float32)
+    largest = plan.number_format.largest
+    return rounded(reader.held_out / shaped, tensor_threshold(reader.columns / shaped, largest), largest)
 
 
 def _error_made(

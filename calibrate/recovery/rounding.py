@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 
 __all__ = ["channel_thresholds", "rounded", "tensor_threshold"]
 
-_FRACTIONS = np.linspace(0.1, 1, 37)
+_FRACTIONS = np.linspace(0.1, 1, 31)
 """Thresholds that are tried, as shares of the largest |x|."""
 
 _VALUES = 1 << 17
 """How many values of a tensor its threshold is found on."""
 
-_VALUES_OF_A_CHANNEL = 1 << 11
+_VALUES_OF_A_CHANNEL = 1 << 13
 
 
 def channel_thresholds(values: NDArray[np.float32], largest: float) -> NDArray[np.float64]:

@@ -17,16 +17,13 @@ from validate.data import Batch
 
 __all__ = ["as_matrices", "few", "observed_shapes", "sample_columns", "some"]
 
-SAMPLES = 64
-"""How many calibration samples are looked at: more changed no result that was measured."""
-
-_COLUMNS, _VALUES = 4096, 1 << 21
-"""Most columns of a layer, and most values of all of them together."""
+_COLUMNS, _VALUES, _ALL_VALUES = 8192, 1 << 22, 1 << 27
+"""Most columns of a layer, most values of all of them together, and most values of all layers."""
 
 Array = NDArray[np.float32]
 
 
-def some(batches: Iterable[Batch], samples: int = SAMPLES) -> list[Batch]:
+def some(batches: Iterable[Batch], samples: int) -> list[Batch]:
     """Return the first batches, of so many samples together, and one batch at least."""
     found: list[Batch] = []
     for batch in batches:
@@ -77,13 +74,14 @@ def sample_columns(
     nodes = {str(node.name): node for node in model.graph}
     tensors = list(dict.fromkeys(layers.values()))
     runnable = OnnxRuntimeModel(detach(expose(model, tensors)), outputs=tensors)
+    values = min(_VALUES, _ALL_VALUES // len(layers))
     rng = np.random.default_rng(seed)
     found: dict[str, list[Array]] = {name: [] for name in layers}
     for batch in batches:
         computed = runnable.run(batch.inputs)
         for name, tensor in layers.items():
             kernel, channels = _kernel(nodes[name]), computed[tensor].shape[1 if _spatial(nodes[name]) else -1]
-            most = min(_COLUMNS, max(1, _VALUES // (math.prod(kernel) * channels)))
+            most = min(_COLUMNS, max(1, values // (math.prod(kernel) * channels)))
             found[name].append(_columns(nodes[name], computed[tensor], -(-most // len(batches)), kernel, rng))
     return {name: np.concatenate(columns, axis=2) for name, columns in found.items()}
 
