@@ -63,8 +63,10 @@ def equalize(plan: QuantizationPlan, inputs: RecoveryInputs) -> QuantizationPlan
     hosting = [layer for layer in layers if channels.classes.get(layer.output, np.zeros(1)).any()]
     sampled = [layer for layer in layers if layer in reached or layer in hosting]
     alternating = [*batches[::2], *batches[1::2]]  # one half is held out, and data may be sorted
-    columns = sample_columns(model, {layer.node: layer.activation for layer in sampled}, alternating)
-    residuals = {residual.tensor for residual in placement.residual_inputs(plan.int8_layers)}
+    activations = {layer.node: layer.activation for layer in sampled}
+    added = {residual.tensor for residual in placement.residual_inputs(plan.int8_layers)} & channels.axes.keys()
+    axes = {tensor: channels.axes[tensor] for tensor in sorted(added)}
+    columns, residuals = sample_columns(model, activations, axes, alternating)
     factors = choose_factors(model, plan, sampled, columns, channels, residuals)
     equalized = plan.with_weight_edits(edits_of(model, channels, factors, shapes))
     changed = edited(inputs.model.prepared, equalized)

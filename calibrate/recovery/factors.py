@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -79,7 +79,7 @@ def choose_factors(
     layers: Sequence[Layer],
     columns: Mapping[str, NDArray[np.float32]],
     channels: Channels,
-    residuals: Collection[str],
+    residuals: Mapping[str, NDArray[np.float32]],
 ) -> Factors:
     """Return the factor of every number in `channels`, shape (channels.count,); number 0 has 1.
 
@@ -93,23 +93,30 @@ def choose_factors(
         layers: that the plan quantizes, with constant weights.
         columns: samples of what each reads, from every second batch before those from the others; see `sample_columns`.
         channels: of the model.
-        residuals: tensors that are quantized for a residual Add, too. What rounding does to them goes into the sum as
-            it is, so that their own error counts as a layer's does.
+        residuals: samples of the tensors that are quantized for a residual Add, in the same order. What rounding does
+            to them goes into the sum as it is, so that their own error counts as a layer's does.
     """
     nodes = {str(node.name): node for node in model.graph}
     sampled = []
     for layer in layers:
         weight = nodes[layer.node].inputs[1]
         assert weight is not None and weight.const_value is not None
-        found = columns[layer.node]
-        halves = np.array_split(found, 2, axis=2) if found.shape[2] > 1 else (found, found)
-        sampled.append(_Sampled(layer, nodes[layer.node], weight.const_value.numpy(), *halves))
+        sampled.append(_Sampled(layer, nodes[layer.node], weight.const_value.numpy(), *_halves(columns[layer.node])))
+    added = {tensor: _halves(found) for tensor, found in residuals.items()}
     factors = np.ones(channels.count)
     sweeps = 1 if plan.weights == "per_channel" else 2  # there, what a group's hosts lose depends on its neighbours
     for _ in range(sweeps):
         for group in _groups(channels, layers):
-            _choose(group, sampled, plan, channels, factors, residuals)
+            _choose(group, sampled, added, plan, channels, factors)
     return factors
+
+
+def _halves(columns: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the columns that factors are made from, and those that they are judged on."""
+    if columns.shape[2] == 1:
+        return columns, columns
+    first, second = np.array_split(columns, 2, axis=2)
+    return first, second
 
 
 def _groups(channels: Channels, layers: Sequence[Layer]) -> Iterator[NDArray[np.int64]]:
@@ -133,23 +140,23 @@ def _groups(channels: Channels, layers: Sequence[Layer]) -> Iterator[NDArray[np.
 def _choose(
     group: NDArray[np.int64],
     sampled: Sequence[_Sampled],
+    residuals: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]],
     plan: QuantizationPlan,
     channels: Channels,
     factors: Factors,
-    residuals: Collection[str],
 ) -> None:
     """Set the factors of a group to the best of the candidates, in place."""
     readers = [s for s in sampled if np.isin(channels.classes.get(s.layer.activation, 0), group).any()]
     hosts = [s for s in sampled if np.isin(channels.classes.get(s.layer.output, 0), group).any()]
     if plan.weights == "per_channel":
         hosts = []  # a scale of its own makes up for the factor of an output channel
-    added = {s.layer.activation: s for s in readers if s.layer.activation in residuals}
+    added = [tensor for tensor in residuals if np.isin(channels.classes.get(tensor, 0), group).any()]
     best, least = factors[group], np.inf
     for candidate in (factors[group], *_candidates(group, readers, hosts, plan, channels, factors)):
         tried = factors.copy()
         tried[group] = candidate
         error = sum(_error(reader, plan, channels, tried) for reader in readers)
-        error += sum(_error_added(reader, plan, channels, tried) for reader in added.values())
+        error += sum(_error_added(*residuals[name], plan, channels.factors_of(name, tried)) for name in added)
         error += sum(_error_made(host, group, readers, plan, channels, tried) for host in hosts)
         if error < least:
             best, least = candidate, error
@@ -215,7 +222,7 @@ def _scaled_weight(
 def _error(reader: _Sampled, plan: QuantizationPlan, channels: Channels, factors: Factors) -> float:
     """Return the error of a layer's output, with its input and weight rounded, relative to the output's power."""
     weight, taken, given = _scaled_weight(reader, channels, factors)
-    coarse = _rounded_input(reader, plan, taken)
+    coarse = _rounded(reader.columns, reader.held_out, plan, taken)
     expected = reader.output
     found = reader.by_output(reader.product(_quantized_weight(reader, weight, plan), coarse))
     if given is not None:
@@ -223,20 +230,23 @@ def _error(reader: _Sampled, plan: QuantizationPlan, channels: Channels, factors
     return float(np.square(found - expected).mean() / max(float(np.square(expected).mean()), 1e-30))
 
 
-def _error_added(reader: _Sampled, plan: QuantizationPlan, channels: Channels, factors: Factors) -> float:
-    """Return the error of what a layer reads, rounded, relative to its power."""
-    taken, expected = channels.factors_of(reader.layer.activation, factors), reader.held_out
-    found = _rounded_input(reader, plan, taken)
-    if taken is not None:
-        found = found * taken[:, None, None]
-    return float(np.square(found - expected).mean() / max(float(np.square(expected).mean()), 1e-30))
+def _error_added(
+    columns: NDArray[np.float32], held_out: NDArray[np.float32], plan: QuantizationPlan, factor: Factors | None
+) -> float:
+    """Return the error of a tensor that is rounded with its channels divided by factors, relative to its power."""
+    found = _rounded(columns, held_out, plan, factor)
+    if factor is not None:
+        found = found * factor[:, None, None]
+    return float(np.square(found - held_out).mean() / max(float(np.square(held_out).mean()), 1e-30))
 
 
-def _rounded_input(reader: _Sampled, plan: QuantizationPlan, taken: Factors | None) -> NDArray[np.floating]:
-    """Return what is held out of a layer's input, divided by factors and rounded by the threshold of all the rest."""
-    shaped = np.float32(1) if taken is None else taken[:, None, None].astype(np.float32)
+def _rounded(
+    columns: NDArray[np.float32], held_out: NDArray[np.float32], plan: QuantizationPlan, factor: Factors | None
+) -> NDArray[np.floating]:
+    """Return what is held out, divided by factors and rounded by the threshold of all the rest."""
+    shaped = np.float32(1) if factor is None else factor[:, None, None].astype(np.float32)
     largest = plan.number_format.largest
-    return rounded(reader.held_out / shaped, tensor_threshold(reader.columns / shaped, largest), largest)
+    return rounded(held_out / shaped, tensor_threshold(columns / shaped, largest), largest)
 
 
 def _error_made(

@@ -58,32 +58,41 @@ def observed_shapes(model: ir.Model, inputs: Mapping[str, NDArray[Any]]) -> Shap
 
 
 def sample_columns(
-    model: ir.Model, layers: Mapping[str, str], batches: Sequence[Batch], seed: int = 0
-) -> dict[str, Array]:
+    model: ir.Model, layers: Mapping[str, str], axes: Mapping[str, int], batches: Sequence[Batch], seed: int = 0
+) -> tuple[dict[str, Array], dict[str, Array]]:
     """Return random columns of what layers read: all that one position of the output is computed from.
+
+    And random positions of other tensors.
 
     Args:
         model: prepared.
         layers: name of the activation by the layer's node: Conv, ConvTranspose, Gemm or MatMul.
+        axes: axis of the channels of the other tensors, by name.
         batches: calibration samples.
         seed: of the choice of positions.
 
     Returns:
-        float32 (channels, positions of the kernel, columns), by node.
+        float32 (channels, positions of the kernel, columns), by node, and (channels, 1, positions), by tensor.
     """
     nodes = {str(node.name): node for node in model.graph}
-    tensors = list(dict.fromkeys(layers.values()))
+    tensors = list(dict.fromkeys([*layers.values(), *axes]))
     runnable = OnnxRuntimeModel(detach(expose(model, tensors)), outputs=tensors)
-    values = min(_VALUES, _ALL_VALUES // len(layers))
+    values = min(_VALUES, _ALL_VALUES // (len(layers) + len(axes)))
     rng = np.random.default_rng(seed)
     found: dict[str, list[Array]] = {name: [] for name in layers}
+    others: dict[str, list[Array]] = {name: [] for name in axes}
     for batch in batches:
         computed = runnable.run(batch.inputs)
         for name, tensor in layers.items():
             kernel, channels = _kernel(nodes[name]), computed[tensor].shape[1 if _spatial(nodes[name]) else -1]
             most = min(_COLUMNS, max(1, values // (math.prod(kernel) * channels)))
             found[name].append(_columns(nodes[name], computed[tensor], -(-most // len(batches)), kernel, rng))
-    return {name: np.concatenate(columns, axis=2) for name, columns in found.items()}
+        for name, axis in axes.items():
+            rows = np.moveaxis(computed[name], axis, -1)
+            most = min(_COLUMNS, values // rows.shape[-1])
+            others[name].append(_rows(rows, -(-most // len(batches)), rng))
+    joined = ({name: np.concatenate(columns, axis=2) for name, columns in x.items()} for x in (found, others))
+    return next(joined), next(joined)
 
 
 def as_matrices(node: ir.Node, weight: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -114,8 +123,7 @@ def _kernel(node: ir.Node) -> tuple[int, ...]:
 def _columns(node: ir.Node, x: Array, count: int, kernel: tuple[int, ...], rng: np.random.Generator) -> Array:
     """Return random columns of one batch, (channels, positions of the kernel, count or fewer where there are fewer)."""
     if not _spatial(node):
-        rows = x.reshape(-1, x.shape[-1])
-        return rows[rng.integers(len(rows), size=min(count, len(rows)))].T[:, None]
+        return _rows(x, count, rng)
     sizes = np.array(x.shape[2:])
     dimensions = len(sizes)
     kernel = kernel or (1,) * dimensions
@@ -131,6 +139,12 @@ def _columns(node: ir.Node, x: Array, count: int, kernel: tuple[int, ...], rng: 
         place = np.clip(place, 0, sizes - 1)
         found[:, index] = (x[(sample, slice(None), *place.T)] * inside[:, None]).T
     return found
+
+
+def _rows(x: Array, count: int, rng: np.random.Generator) -> Array:
+    """Return random rows of an array along its last axis, (channels, 1, count or fewer)."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows[rng.integers(len(rows), size=min(count, len(rows)))].T[:, None]
 
 
 def _steps(

@@ -42,7 +42,7 @@ def test_a_convolution_is_its_weight_times_its_columns(attributes: str, shape: t
     value.const_value = ir.tensor(weight, name="w")
     model.graph.register_initializer(value)
     (expected,) = onnxruntime.InferenceSession(serialize(model)).run(None, {"x": X})
-    columns = sample_columns(model, {"layer": "r"}, [BATCH])["layer"]
+    columns = sample_columns(model, {"layer": "r"}, {}, [BATCH])[0]["layer"]
     matrices = as_matrices(model.graph[1], weight)
     found = matrices @ columns.reshape(len(matrices), -1, columns.shape[2])
     found = found.reshape(shape[0], -1).T
