@@ -1,7 +1,8 @@
 """Engines of real models on a GPU: accuracy of engine and simulation, their distance, INT8 that ran, and time.
 
-    python benchmarks/engines_gpu.py                          # on a machine with an NVIDIA GPU and a TensorRT that runs
-    python benchmarks/engines_gpu.py --model minilm --output out
+    python benchmarks/engine_models.py models                 # anywhere: writes the models, their samples and configs
+    python benchmarks/engines_gpu.py models/*                 # on a machine with an NVIDIA GPU and a TensorRT that runs
+    python benchmarks/engines_gpu.py models/minilm --set quantization.fp32_scales=never
 
 Every model goes through the whole job of `python -m calibrate run` (MLflow left out), and the table is made of its
 results.json alone. The tables of the last run stand in docs/engines.md.
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,10 +21,11 @@ from rich.console import Console
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.engine_models import MODELS, write_model  # noqa: E402
+
 from calibrate import pipeline  # noqa: E402
 from calibrate.config import load  # noqa: E402
 from calibrate.journal import Journal  # noqa: E402
+from calibrate.output_folder import start_folder  # noqa: E402
 from validate.exceptions import JobError  # noqa: E402
 from validate.results import Baseline, Candidate, EngineRun, Latency, Results  # noqa: E402
 
@@ -44,30 +45,25 @@ HEADINGS = (
 
 
 def main() -> None:
-    """Run every model's job, and print a table for each."""
+    """Run the job of every folder, and print a table for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", action="append", choices=sorted(MODELS), help="default: all")
-    parser.add_argument("--output", type=Path, help="folder that keeps the runs; default: a temporary one")
+    parser.add_argument("folders", nargs="+", type=Path, help="with a config.yaml each")
     parser.add_argument("--set", action="append", default=[], help="dotted.key=value, of every config")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.output or Path(temporary)
-        for name in options.model or MODELS:
-            print(f"\n## {name}\n", flush=True)
-            try:
-                print("\n".join(table(run(name, folder / name, options.set))), flush=True)
-            except JobError as error:
-                print(f"The job failed: {error}", flush=True)
+    for folder in options.folders:
+        print(f"\n## {' '.join([folder.name, *options.set])}\n", flush=True)
+        try:
+            print("\n".join(table(run(folder, options.set))), flush=True)
+        except JobError as error:
+            print(f"The job failed: {error}", flush=True)
 
 
-def run(name: str, folder: Path, overrides: list[str]) -> Results:
-    """Write a model with its config into a folder, and run its job there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = load(write_model(name, folder), overrides)
+def run(folder: Path, overrides: list[str]) -> Results:
+    """Run the job of a folder, and write its output into the folder `run` in it."""
     output = folder / "run"
-    output.mkdir(exist_ok=True)
+    start_folder(output)
     with Journal(Console(stderr=True), progress=False) as journal:
-        return pipeline.run(config, output, f"benchmarks/engines_gpu.py --model {name}", journal)
+        return pipeline.run(load(folder / "config.yaml", overrides), output, " ".join(sys.argv), journal)
 
 
 def table(results: Results) -> Iterator[str]:

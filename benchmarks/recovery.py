@@ -37,7 +37,7 @@ def main() -> None:
     from calibrate.loading import load_inputs
     from calibrate.observation import nodes_beyond_fp16, observe_calibration_set
     from calibrate.recovery import RecoveryInputs, recover
-    from calibrate.strategies import make_plans, threshold_function
+    from calibrate.strategies import make_plans, threshold_function, with_fp32_scales
     from validate.accuracy import evaluate
     from validate.backends import OnnxRuntimeModel, detach, write_onnx
     from validate.backends.tensorrt import build
@@ -82,6 +82,7 @@ def main() -> None:
                 before = time.process_time()
                 recovered = recover(plain, steps, given)
                 seconds = time.process_time() - before
+                recovered = with_fp32_scales(recovered, config.quantization, inputs.model)
                 simulated = apply(recovered, inputs.model.prepared, inputs.model.placement, simulate=True)
                 runnable = OnnxRuntimeModel(detach(simulated))
                 theirs = evaluate(runnable, inputs.task, inputs.validation.batches(), lambda n: None)

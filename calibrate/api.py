@@ -26,7 +26,7 @@ from calibrate.loading import CalibrationInputs, FloatModel, load_model
 from calibrate.observation import StoredStatistics, nodes_beyond_fp16, observe_calibration_set, write_statistics
 from calibrate.output_folder import started_folder
 from calibrate.plan import Exclusion, QuantizationPlan
-from calibrate.strategies import PercentileStrategy, QuantizationConfig, make_plans
+from calibrate.strategies import PercentileStrategy, QuantizationConfig, make_plans, with_fp32_scales
 from reports import tracking
 from validate.backends import OnnxRuntimeModel, kind_of, model_name, module_of, parameter_names, read_onnx, write_onnx
 from validate.data import Samples, SampleStream, repeats
@@ -126,6 +126,7 @@ def quantize(
     float_precision: FloatPrecision = "fp16",
     weights: Literal["per_channel", "per_tensor"] = "per_channel",
     attention: bool = False,
+    fp32_scales: Literal["auto", "always", "never"] = "auto",
     exclude: Exclusion | None = None,
     input_names: Sequence[str] | None = None,
     progress: bool = True,
@@ -140,6 +141,8 @@ def quantize(
         float_precision: type of all that is not INT8. Nodes whose values FP16 cannot hold are found, and stay in FP32.
         weights: one scale per output channel, or one in all.
         attention: quantize products of two activations too.
+        fp32_scales: keep scales in float32 where the rest is FP16; auto: where the TensorRT that is installed needs it,
+            and where FP16 does not hold them to 1 %.
         exclude: nodes that stay in float.
         input_names: of a module, in the order of forward(); by default the names of its parameters.
         progress: show progress bars.
@@ -168,6 +171,7 @@ def quantize(
         float_precision=float_precision,
         weights=weights,
         attention=attention,
+        fp32_scales=fp32_scales,
         exclude=exclude or Exclusion(),
     )
     files = tempfile.TemporaryDirectory(prefix="calibrate-")
@@ -182,7 +186,7 @@ def quantize(
             (plan,) = make_plans(settings, calibration.observation, placement, origin, journal)
         wide = nodes_beyond_fp16(inputs, calibration.statistics, journal)
     return Quantized(
-        plan.model_copy(update={"wide_nodes": wide}),
+        with_fp32_scales(plan.model_copy(update={"wide_nodes": wide}), settings, inputs.model),
         inputs.model,
         StoredStatistics(calibration.observation, origin, calibration.samples),
         tuple(journal.warnings),

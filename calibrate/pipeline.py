@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
-
 from calibrate.config import Config
-from calibrate.cost import Pricing, price
+from calibrate.cost import price
 from calibrate.journal import Journal
-from calibrate.loading import Inputs, SplitFingerprint, load_inputs, task_hash
+from calibrate.loading import Inputs, SplitFingerprint, load_inputs
 from calibrate.measurement import (
     ENGINE,
     CandidateBench,
@@ -23,10 +21,11 @@ from calibrate.measurement import (
     MeasuredCandidate,
     ReferenceRun,
     Times,
+    engine_profile,
     evaluate_reference,
+    evaluation_context,
     illustrate,
     time_models,
-    timed_batches,
     why_no_engine,
 )
 from calibrate.observation import (
@@ -39,13 +38,29 @@ from calibrate.observation import (
 from calibrate.output_folder import write_folder
 from calibrate.plan import Origin, QuantizationPlan
 from calibrate.recovery import RecoveryInputs, recover
-from calibrate.search import Selection, TrialBench, put_layers_back, select, verdict_confidences
-from calibrate.strategies import ScaleHistory, make_plans, threshold_function
-from validate.backends import cpu_name
-from validate.backends.tensorrt import ShapeRanges
+from calibrate.search import (
+    FloatTypeBench,
+    Selection,
+    TrialBench,
+    check_float_type,
+    put_layers_back,
+    select,
+    verdict_confidences,
+)
+from calibrate.strategies import ScaleHistory, make_plans, threshold_function, with_fp32_scales
 from validate.data import Batch, SampleStream
 from validate.environment import environment
-from validate.results import SAMPLES_FILE, Baseline, Candidate, Reference, Results, SampleTable, Verdict, pareto_points
+from validate.results import (
+    SAMPLES_FILE,
+    Baseline,
+    Candidate,
+    Fp16Check,
+    Reference,
+    Results,
+    SampleTable,
+    Verdict,
+    pareto_points,
+)
 from validate.verdict import Evidence, decide
 
 __all__ = ["run"]
@@ -68,14 +83,15 @@ def run(config: Config, output: Path, command: str, journal: Journal) -> Results
         inputs = load(job)
         reference = evaluate_reference(config, inputs, journal)
         observed = observe(job, inputs, reference)
-        plans = recover_accuracy(job, inputs, observed, plan(job, inputs, observed))
+        plans, fp16 = judge_fp16(job, inputs, reference, observed, plan(job, inputs, observed))
+        plans = recover_accuracy(job, inputs, observed, plans)
         benches = set_up(job, inputs, reference, observed, plans)
         measured = measure(job, benches, plans)
         searched = search(job, benches, measured)
         baselines = run_baselines(job, benches, searched)
         timed = time(job, benches, searched)
-        judged = judge(job, benches, observed, searched, baselines, timed)
-        return write(job, benches, observed, searched, judged)
+        judged = judge(job, benches, observed, fp16, searched, baselines, timed)
+        return write(job, benches, observed, fp16, searched, judged)
 
 
 @dataclass(frozen=True)
@@ -148,7 +164,24 @@ def plan(job: Job, inputs: Inputs, observed: Observed) -> list[QuantizationPlan]
         plans = make_plans(settings, calibration.observation, inputs.model.placement, observed.origin, job.journal)
     # Also where the rest is not FP16: layers may go back to it, and the FP16 model that INT8 has to beat is.
     wide = nodes_beyond_fp16(inputs, calibration.statistics, job.journal)
-    return [made.model_copy(update={"wide_nodes": wide}) for made in plans]
+    return [with_fp32_scales(made.model_copy(update={"wide_nodes": wide}), settings, inputs.model) for made in plans]
+
+
+def judge_fp16(
+    job: Job, inputs: Inputs, reference: ReferenceRun, observed: Observed, plans: list[QuantizationPlan]
+) -> tuple[list[QuantizationPlan], Fp16Check | None]:
+    """Measure what FP16 costs without INT8; where that alone misses the policy, nodes go to FP32 in all plans."""
+    if plans[0].float_precision == "fp32":
+        return plans, None
+    bench = FloatTypeBench(inputs, observed.calibration, _evaluation_cache(job, reference, observed), job.journal)
+    with job.journal.stage("fp16", "judge FP16 without INT8"):
+        check = check_float_type(plans[0], job.config.policy.max_drop, bench)
+    if check is None:
+        return plans, None
+    if check.fp32_nodes or check.misses:
+        job.journal.warn(check.message)
+    more = frozenset(check.fp32_nodes)
+    return [made.model_copy(update={"wide_nodes": made.wide_nodes | more}) for made in plans], check
 
 
 def recover_accuracy(
@@ -167,7 +200,8 @@ def recover_accuracy(
         for made, strategy in zip(plans, job.config.quantization.strategies, strict=True):
             threshold = threshold_function(strategy, made.number_format)
             given = RecoveryInputs(inputs.model, calibration.statistics, batches, threshold)
-            recovered.append(recover(made, steps, given))
+            edited = recover(made, steps, given)
+            recovered.append(with_fp32_scales(edited, job.config.quantization, inputs.model))
             advance(1)
     return recovered
 
@@ -175,10 +209,9 @@ def recover_accuracy(
 def set_up(
     job: Job, inputs: Inputs, reference: ReferenceRun, observed: Observed, plans: Sequence[QuantizationPlan]
 ) -> Benches:
-    """Set up the benches that measure plans, with the cache of evaluations, so that an interrupted run resumes."""
+    """Set up the benches that measure plans, which share the cache of evaluations."""
     config, calibration = job.config, observed.calibration
-    context = evaluation_context(config, observed.origin, reference.fingerprint, calibration.fingerprint)
-    evaluations = EvaluationCache(job.output / "evaluations", context)
+    evaluations = _evaluation_cache(job, reference, observed)
     pricing = price(
         config.target,
         config.latency.batch_size,
@@ -188,9 +221,12 @@ def set_up(
         job.folder,
         job.journal,
     )
-    no_engines = why_no_engine(config.target)
-    if no_engines and config.target.device == "gpu":
+    no_engines, engines = why_no_engine(config.target), None
+    if no_engines and config.target.device == "gpu" and "engine" not in config.policy.optional:
         job.journal.warn(f"no engine is run, so that the verdict is by simulation: {no_engines}")
+    if not no_engines:
+        profile = engine_profile(config.latency, inputs, [reference.fingerprint, calibration.fingerprint])
+        engines = EngineBench(inputs, reference, evaluations, pricing, profile, job.folder, job.journal)
     return Benches(
         CandidateBench(
             inputs=inputs,
@@ -202,7 +238,7 @@ def set_up(
             compare_samples=config.compare_samples,
             folder=job.folder,
             journal=job.journal,
-            engines=None if no_engines else _engines(job, inputs, reference, observed, evaluations, pricing),
+            engines=engines,
             no_engines=no_engines,
         ),
         TrialBench(inputs, calibration, evaluations, pricing, job.journal),
@@ -243,6 +279,7 @@ def judge(
     job: Job,
     benches: Benches,
     observed: Observed,
+    fp16: Fp16Check | None,
     searched: Selection,
     baselines: Sequence[Baseline],
     times: Times,
@@ -266,6 +303,7 @@ def judge(
         observed.overlap,
         samples,
         baselines=baselines,
+        fp16=fp16,
     )
     verdict = decide(policy.of_a_run(), evidence)
     if searched.search is None and job.config.fallback.evaluations:
@@ -274,7 +312,9 @@ def judge(
     return Judged(reference, timed, candidates, samples, verdict)
 
 
-def write(job: Job, benches: Benches, observed: Observed, searched: Selection, judged: Judged) -> Results:
+def write(
+    job: Job, benches: Benches, observed: Observed, fp16: Fp16Check | None, searched: Selection, judged: Judged
+) -> Results:
     """Write all files, the results last."""
     bench, inputs = benches.candidates, benches.candidates.inputs
     plans = [candidate.plan for candidate in searched.candidates]
@@ -293,6 +333,7 @@ def write(job: Job, benches: Benches, observed: Observed, searched: Selection, j
         candidates=list(judged.candidates),
         selected=searched.selected,
         search=searched.search,
+        fp16=fp16,
         samples_sha256=judged.samples.write(job.output / SAMPLES_FILE),
         pareto=pareto_points(
             judged.reference, bench.pricing.float32, judged.candidates, inputs.model.path.stat().st_size
@@ -310,42 +351,12 @@ def write(job: Job, benches: Benches, observed: Observed, searched: Selection, j
     return results
 
 
-def _engines(
-    job: Job,
-    inputs: Inputs,
-    reference: ReferenceRun,
-    observed: Observed,
-    evaluations: EvaluationCache,
-    pricing: Pricing,
-) -> EngineBench:
-    """Return the bench of engines, which take the shapes of all samples, and of the calls that are timed."""
-    shapes = [reference.fingerprint.shapes, observed.calibration.fingerprint.shapes]
-    if job.config.latency.runs:
-        shapes.append(ShapeRanges.of(timed_batches(job.config.latency.batch_size, inputs)))
-    return EngineBench(
-        inputs=inputs,
-        reference=reference,
-        evaluations=evaluations,
-        pricing=pricing,
-        profile=ShapeRanges.union(shapes).profile(inputs.reference.fixed_batch),
-        compare_samples=job.config.compare_samples,
-        folder=job.folder,
-        journal=job.journal,
+def _evaluation_cache(job: Job, reference: ReferenceRun, observed: Observed) -> EvaluationCache:
+    """Return the cache of evaluations in the output folder, so that an interrupted run resumes."""
+    context = evaluation_context(
+        job.config.task, observed.origin, reference.fingerprint, observed.calibration.fingerprint
     )
-
-
-def evaluation_context(
-    config: Config, origin: Origin, validation: SplitFingerprint, calibration: SplitFingerprint
-) -> Mapping[str, str]:
-    """Return all that evaluations depend on besides the plan: the cache's context."""
-    return {
-        **origin.model_dump(mode="json"),
-        "validation_sha256": validation.digest(),
-        "task": config.task.model_dump_json(),
-        "labels_sha256": f"{validation.labels_digest()} {calibration.labels_digest()}",
-        "task_sha256": task_hash(config.task),
-        "runtime": f"{onnxruntime.__version__} on {cpu_name()}",
-    }
+    return EvaluationCache(job.output / "evaluations", context)
 
 
 def _sample_table(reference: ReferenceRun, candidates: Sequence[MeasuredCandidate]) -> SampleTable:

@@ -18,7 +18,7 @@ from calibrate.journal import Journal
 from calibrate.loading import FloatModel, load_inputs, load_model, onnx_file
 from calibrate.observation import StoredStatistics, merged, observe_calibration_set, write_statistics
 from calibrate.plan import Origin, QuantizationPlan, QuantizationRules, companion, read_cache, write_cache
-from calibrate.strategies import make_plans, plan_of_scales
+from calibrate.strategies import make_plans, plan_of_scales, with_fp32_scales
 from validate.backends import write_onnx
 from validate.exceptions import JobError, UsageError
 
@@ -61,7 +61,7 @@ def plan(config: Config, statistics: Sequence[Path], output: Path, console: Cons
             )
         plans = make_plans(config.quantization, stored.observation, model.placement, stored.origin, journal)
     output.mkdir(parents=True, exist_ok=True)
-    for made in plans:
+    for made in [with_fp32_scales(one, config.quantization, model) for one in plans]:
         path = output / f"{made.name}.json"
         made.write(path)
         console.print(f"{path}: {len(made.int8_layers)} of {len(made.layers)} layers in int8", highlight=False)

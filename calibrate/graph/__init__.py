@@ -28,9 +28,10 @@ from __future__ import annotations
 from calibrate.graph.application import apply, apply_checked, count_nodes
 from calibrate.graph.checker import check
 from calibrate.graph.placement import Layer, Placement, place
-from calibrate.graph.precision import is_always_fp32, layer_precisions
+from calibrate.graph.precision import is_always_fp32, layer_precisions, nodes_in
 from calibrate.graph.preparation import prepare
 from calibrate.graph.qdq import quantize_weight
+from calibrate.graph.scales import nodes_with_fp32_scales, scales_in_file
 from calibrate.graph.switch import SWITCHES, switchable
 from calibrate.graph.torch_export import export_module, export_torch
 from calibrate.graph.weights import edited
@@ -48,8 +49,11 @@ __all__ = [
     "export_torch",
     "is_always_fp32",
     "layer_precisions",
+    "nodes_in",
+    "nodes_with_fp32_scales",
     "place",
     "prepare",
     "quantize_weight",
+    "scales_in_file",
     "switchable",
 ]

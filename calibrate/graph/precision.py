@@ -17,6 +17,7 @@ __all__ = [
     "float_precision",
     "is_always_fp32",
     "layer_precisions",
+    "nodes_in",
     "precision_of",
 ]
 
@@ -80,10 +81,12 @@ _NO_BF16_IN_TENSORRT = frozenset(
         "HardSwish",
         "LpNormalization",
         "LpPool",
+        "Mean",
         "Mish",
     }
 )
-"""Ops that the builder of TensorRT-RTX 1.7 does not take in bf16; it takes all of them in fp16."""
+"""Ops that the builder of TensorRT-RTX 1.7 does not take in bf16; it takes all of them in fp16. And Mean, which gives
+zeros with 1.6.1 on an H200 (docs/fp16.md)."""
 
 _KEEPS_ROUNDED = frozenset(
     {
@@ -175,7 +178,8 @@ def float_precision(node: ir.Node, plan: QuantizationPlan) -> FloatPrecision:
     """Return the float type in which a node takes and gives its tensors; an int8 layer has one too.
 
     A node that cannot have the type that the plan names is fp32: its values leave FP16's range
-    (`QuantizationPlan.wide_nodes`), or ONNX or TensorRT has no bf16 there.
+    (`QuantizationPlan.wide_nodes`), its scales are float32 (`QuantizationPlan.fp32_scales`), or ONNX or TensorRT has no
+    bf16 there.
 
     Examples:
         >>> from calibrate.plan import Origin
@@ -191,6 +195,8 @@ def float_precision(node: ir.Node, plan: QuantizationPlan) -> FloatPrecision:
     wanted = plan.layers.get(str(node.name), plan.float_precision)
     precision = plan.float_precision if NUMBER_FORMATS[wanted].scaled else cast("FloatPrecision", wanted)
     if precision == "fp16" and node.name in plan.wide_nodes:
+        return "fp32"
+    if node.name in plan.fp32_scales and _reads_scales(node, plan):
         return "fp32"
     if precision == "bf16" and node.op_type in _NO_BF16_IN_ONNX | _NO_BF16_IN_TENSORRT:
         return "fp32"
@@ -225,6 +231,34 @@ def layer_precisions(model: ir.Model, plan: QuantizationPlan) -> dict[str, Preci
     return {str(node.name): precision_of(node, plan) for node in model.graph if node.name in plan.layers}
 
 
+def nodes_in(precision: Precision, model: ir.Model, plan: QuantizationPlan) -> list[str]:
+    """Return the names of the nodes that a plan computes in a precision, in topological order.
+
+    Nodes without a float tensor (shape arithmetic) are not among them.
+
+    Args:
+        precision: int8, or a float type.
+        model: what `prepare` returned; not changed.
+        plan: for this model.
+
+    Examples:
+        >>> import onnx_ir as ir
+        >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+        ...     net (float[2] x) => (float[2] z) { [square] y = Mul(x, x) [turn] z = Neg(y) }''')
+        >>> from calibrate.plan import Origin
+        >>> plan = QuantizationPlan(name="p", strategy="none", origin=Origin(model_sha256="0" * 64), scales={},
+        ...                         layers={}, float_precision="fp16", wide_nodes={"square"})
+        >>> nodes_in("fp16", model, plan)
+        ['turn']
+    """
+    return [
+        str(node.name)
+        for node in model.graph
+        if precision_of(node, plan) == precision
+        and any(value is not None and value.dtype == ir.DataType.FLOAT for value in (*node.inputs, *node.outputs))
+    ]
+
+
 def is_always_fp32(node: ir.Node) -> bool:
     """Return whether a node's float tensors are float32 in every plan.
 
@@ -233,6 +267,14 @@ def is_always_fp32(node: ir.Node) -> bool:
         (True, False)
     """
     return node.op_type in _FP32_ONLY or any(attribute.type in _GRAPHS for attribute in node.attributes.values())
+
+
+def _reads_scales(node: ir.Node, plan: QuantizationPlan) -> bool:
+    """Return whether a node is an int8 layer, or no layer and behind one, as a residual Add is."""
+    makers = [value.producer() for value in node.inputs if value is not None]
+    readers = [node] if node.name in plan.layers else [maker for maker in makers if maker is not None]
+    precisions = [plan.layers.get(str(reader.name)) for reader in readers]
+    return any(precision is not None and NUMBER_FORMATS[precision].scaled for precision in precisions)
 
 
 def _rounded_constant(graph: ir.Graph, value: ir.Value, precision: FloatPrecision, simulate: bool) -> ir.Value:

@@ -13,7 +13,7 @@ from calibrate.graph.precision import float_precision
 from calibrate.plan import QuantizationPlan
 from validate.number_formats import NUMBER_FORMATS, FloatPrecision, NumberFormat
 
-__all__ = ["insert_qdq", "quantize_weight", "representable"]
+__all__ = ["insert_qdq", "quantize_weight", "representable", "weight_scales"]
 
 
 def insert_qdq(model: ir.Model, placement: Placement, plan: QuantizationPlan) -> None:
@@ -24,7 +24,7 @@ def insert_qdq(model: ir.Model, placement: Placement, plan: QuantizationPlan) ->
     layers that read one QuantizeLinear, and fails where they give different types. Only the consumers that the plan
     names are rewired: all others, graph outputs and subgraphs keep the float tensor. Weights become int8 initializers
     behind a DequantizeLinear; biases stay float.
-    All scales are float32, holding values that `plan.float_precision` can represent.
+    All scales are float32 here, holding values that the float type of their layer can represent.
     """
     nodes = {node.name: node for node in model.graph}
     number_format = plan.number_format
@@ -32,8 +32,8 @@ def insert_qdq(model: ir.Model, placement: Placement, plan: QuantizationPlan) ->
     quantized: dict[tuple[str, FloatPrecision], ir.Value] = {}
 
     def dequantized(tensor: str, consumer: ir.Node) -> ir.Value:
-        scale = representable(np.asarray(plan.scales[tensor]), plan)
         kind = float_precision(consumer, plan)
+        scale = representable(np.asarray(plan.scales[tensor]), kind)
         if (tensor, kind) not in quantized:
             suffix = "" if kind == plan.float_precision else f"/{kind}"
             quantized[tensor, kind] = _quantize(model.graph, values[tensor], scale, number_format, suffix)
@@ -54,7 +54,7 @@ def insert_qdq(model: ir.Model, placement: Placement, plan: QuantizationPlan) ->
 
 
 def quantize_weight(
-    weight: NDArray[np.float32], axis: int, plan: QuantizationPlan
+    weight: NDArray[np.float32], axis: int, plan: QuantizationPlan, precision: FloatPrecision
 ) -> tuple[NDArray[Any], NDArray[np.float32]]:
     """Return the quantized weight and its scales along `axis`, shape (weight.shape[axis],), or its one scale, shape ().
 
@@ -64,35 +64,38 @@ def quantize_weight(
     Args:
         weight: any shape.
         axis: of the output channels.
-        plan: says if weights have scales per channel, and which float type has to hold them.
+        plan: says if weights have scales per channel.
+        precision: float type of the layer, which has to hold the scales.
 
     Examples:
         >>> from calibrate.plan import Origin
         >>> plan = QuantizationPlan(name="p", strategy="minmax", origin=Origin(model_sha256="0" * 64), scales={},
         ...                         layers={})
-        >>> array, scales = quantize_weight(np.array([[127.0, -1.0], [508.0, 4.0]], np.float32), 0, plan)
+        >>> array, scales = quantize_weight(np.array([[127.0, -1.0], [508.0, 4.0]], np.float32), 0, plan, "fp16")
         >>> array.tolist(), scales.tolist()
         ([[127, -1], [127, 1]], [1.0, 4.0])
     """
-    per_channel = plan.weights == "per_channel"
-    reduced = tuple(i for i in range(weight.ndim) if i != axis or not per_channel)
-    amax = np.abs(weight).max(axis=reduced)
-    scales = representable(np.where(amax > 0, amax / np.float32(plan.number_format.largest), np.float32(1)), plan)
-    shape = [-1 if i == axis else 1 for i in range(weight.ndim)] if per_channel else []
+    scales = representable(weight_scales(weight, axis, plan), precision)
+    shape = [-1 if i == axis else 1 for i in range(weight.ndim)] if scales.ndim else []
     return plan.number_format.encode(weight / scales.reshape(shape)), scales
 
 
-def representable(scale: NDArray[np.floating[Any]], plan: QuantizationPlan) -> NDArray[np.float32]:
-    """Return scales rounded to the plan's float type, as float32; never 0 and never infinite.
+def weight_scales(weight: NDArray[np.float32], axis: int, plan: QuantizationPlan) -> NDArray[np.float32]:
+    """Return the scales of a weight before they are rounded to the float type of the layer; see `quantize_weight`."""
+    per_channel = plan.weights == "per_channel"
+    reduced = tuple(i for i in range(weight.ndim) if i != axis or not per_channel)
+    amax = np.abs(weight).max(axis=reduced)
+    return np.where(amax > 0, amax / np.float32(plan.number_format.largest), np.float32(1))
+
+
+def representable(scale: NDArray[np.floating[Any]], precision: FloatPrecision) -> NDArray[np.float32]:
+    """Return scales rounded to a float type, as float32; never 0 and never infinite.
 
     Examples:
-        >>> from calibrate.plan import Origin
-        >>> plan = QuantizationPlan(name="p", strategy="minmax", origin=Origin(model_sha256="0" * 64), scales={},
-        ...                         layers={}, float_precision="fp16")
-        >>> representable(np.array([0.5, 1e6]), plan).tolist()
+        >>> representable(np.array([0.5, 1e6]), "fp16").tolist()
         [0.5, 65504.0]
     """
-    kind = NUMBER_FORMATS[plan.float_precision]
+    kind = NUMBER_FORMATS[precision]
     bounded: NDArray[np.floating[Any]] = np.clip(scale, kind.smallest, kind.largest)
     return bounded.astype(kind.numpy).astype(np.float32)
 
@@ -135,7 +138,7 @@ def _dequantized_weight(graph: ir.Graph, node: ir.Node, axis: int, plan: Quantiz
     weight = node.inputs[1]  # not always the layer's own: the plan may have edited it
     assert weight is not None and weight.const_value is not None
     name = f"{weight.name}/axis{axis}"  # a shared weight may be used along either axis
-    array, scales = quantize_weight(weight.const_value.numpy(), axis, plan)
+    array, scales = quantize_weight(weight.const_value.numpy(), axis, plan, float_precision(node, plan))
     quantized = _constant(graph, f"{name}/quantized", ir.tensor(array, ir.DataType[plan.number_format.onnx]))
     return _dequantize(node, quantized, name, ir.tensor(scales), plan.number_format, axis if scales.ndim else None)
 

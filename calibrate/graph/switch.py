@@ -7,9 +7,11 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from calibrate.graph.placement import Layer, Placement
+from calibrate.graph.precision import float_precision
 from calibrate.graph.qdq import quantize_weight, representable
 from calibrate.graph.weights import edit_weights
 from calibrate.plan import QuantizationPlan
+from validate.number_formats import FloatPrecision
 
 __all__ = ["SWITCHES", "switchable"]
 
@@ -48,6 +50,7 @@ def switchable(model: ir.Model, placement: Placement, plan: QuantizationPlan) ->
     switches = ir.Value(name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape(["layers"]))
     graph.inputs.append(switches)
     nodes = {node.name: node for node in graph}
+    kinds = {node.name: float_precision(node, plan) for node in graph}
     on = {
         layer.node: _switch(graph, switches, index)
         for index, layer in enumerate(placement.layers)
@@ -55,7 +58,7 @@ def switchable(model: ir.Model, placement: Placement, plan: QuantizationPlan) ->
     }
     for layer in placement.layers:
         if layer.node in on:
-            _switch_layer(nodes[layer.node], layer, on[layer.node], plan)
+            _switch_layer(nodes[layer.node], layer, on[layer.node], plan, kinds[layer.node])
     for residual_node in dict.fromkeys(residual.node for residual in placement.residuals):
         taken: ir.Value | None = None
         for residual in (r for r in placement.residuals if r.node == residual_node and r.fused_into in on):
@@ -63,7 +66,8 @@ def switchable(model: ir.Model, placement: Placement, plan: QuantizationPlan) ->
             if taken is not None:  # only one input of an Add is quantized: the first whose layer is on
                 free = _before(nodes[residual_node], "Not", [taken])
                 condition = _before(nodes[residual_node], "And", [condition, free])
-            _switch_residual(nodes[residual_node], residual.index, residual.tensor, condition, plan)
+            pair = _quantized(nodes[residual_node], residual.index, residual.tensor, plan, kinds[residual_node])
+            _switch_residual(nodes[residual_node], residual.index, condition, pair)
             taken = on[residual.fused_into]
     RemoveUnusedNodesPass()(result)
     return result
@@ -78,7 +82,7 @@ def _switch(graph: ir.Graph, switches: ir.Value, index: int) -> ir.Value:
     return gather.outputs[0]
 
 
-def _switch_layer(node: ir.Node, layer: Layer, on: ir.Value, plan: QuantizationPlan) -> None:
+def _switch_layer(node: ir.Node, layer: Layer, on: ir.Value, plan: QuantizationPlan, kind: FloatPrecision) -> None:
     """Put `node` into an If, by itself or with its inputs quantized."""
     graph = node.graph
     assert isinstance(graph, ir.Graph)
@@ -86,29 +90,28 @@ def _switch_layer(node: ir.Node, layer: Layer, on: ir.Value, plan: QuantizationP
     quantized: dict[str, list[ir.Node]] = {}  # by tensor: a product with itself quantizes it once
     for index, tensor in enumerate(layer.activations):
         if tensor not in quantized:
-            quantized[tensor] = _quantized(node, inputs[index], plan.scales[tensor], plan)
+            quantized[tensor] = _quantized(node, index, tensor, plan, kind)
         inputs[index] = quantized[tensor][-1].outputs[0]
     if layer.axis is not None:
-        inputs[1] = _quantized_weight(graph, node, layer.axis, plan)
+        inputs[1] = _quantized_weight(graph, node, layer.axis, plan, kind)
     int8 = ir.node(node.op_type, inputs, dict(node.attributes), name=f"{node.name}/int8", version=node.version)
     float32 = ir.node(node.op_type, node.inputs, dict(node.attributes), name=f"{node.name}/fp32", version=node.version)
     _replace(node, on, [*(quantizer for pair in quantized.values() for quantizer in pair), int8], [float32])
 
 
-def _switch_residual(add: ir.Node, index: int, tensor: str, on: ir.Value, plan: QuantizationPlan) -> None:
-    """Put an If before an input of an Add: quantized, or as it is."""
+def _switch_residual(add: ir.Node, index: int, on: ir.Value, quantizers: list[ir.Node]) -> None:
+    """Put an If before an input of an Add: quantized by a Q/DQ pair, or as it is."""
     value = add.inputs[index]
     assert value is not None
-    quantizers = _quantized(add, value, plan.scales[tensor], plan)
     passed = ir.node("Identity", [value], name=f"{add.name}/{index}/fp32")
     add.replace_input_with(index, _if(add, f"{add.name}/{index}", on, quantizers, [passed], value))
 
 
-def _quantized(node: ir.Node, value: ir.Value | None, scale: float, plan: QuantizationPlan) -> list[ir.Node]:
-    """Return the Q/DQ pair of an activation."""
-    graph = node.graph
+def _quantized(node: ir.Node, index: int, tensor: str, plan: QuantizationPlan, kind: FloatPrecision) -> list[ir.Node]:
+    """Return the Q/DQ pair of an input of a node, whose float type is `kind`; `tensor` names it in the plan."""
+    graph, value = node.graph, node.inputs[index]
     assert isinstance(graph, ir.Graph) and value is not None
-    amount = representable(np.asarray(scale), plan)
+    amount = representable(np.asarray(plan.scales[tensor]), kind)
     constants = [
         _initializer(graph, f"{value.name}/{node.name}/scale", ir.tensor(amount)),
         _initializer(graph, f"{value.name}/{node.name}/zero_point", ir.tensor(np.zeros((), plan.number_format.numpy))),
@@ -117,11 +120,13 @@ def _quantized(node: ir.Node, value: ir.Value | None, scale: float, plan: Quanti
     return [quantize, ir.node("DequantizeLinear", [quantize.outputs[0], *constants])]
 
 
-def _quantized_weight(graph: ir.Graph, node: ir.Node, axis: int, plan: QuantizationPlan) -> ir.Value:
+def _quantized_weight(
+    graph: ir.Graph, node: ir.Node, axis: int, plan: QuantizationPlan, kind: FloatPrecision
+) -> ir.Value:
     """Return the weight as it is after quantization, in float32, which needs no kernel at run time."""
     weight = node.inputs[1]
     assert weight is not None and weight.const_value is not None
-    array, scales = quantize_weight(weight.const_value.numpy(), axis, plan)
+    array, scales = quantize_weight(weight.const_value.numpy(), axis, plan, kind)
     shape = [-1 if i == axis else 1 for i in range(array.ndim)] if scales.ndim else []
     return _initializer(graph, f"{node.name}/weight/dequantized", ir.tensor(array * scales.reshape(shape)))
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from calibrate.measurement.candidates import CandidateBench, MeasuredCandidate
 from calibrate.measurement.engines import ENGINE, EngineBench, why_no_engine
-from calibrate.measurement.evaluation_cache import EvaluationCache, TimedScores
+from calibrate.measurement.evaluation_cache import EvaluationCache, TimedScores, evaluation_context
 from calibrate.measurement.pictures import illustrate
 from calibrate.measurement.reference import ReferenceRun, evaluate_reference
 from calibrate.measurement.settings import LatencyConfig
-from calibrate.measurement.timing import Times, time_models, timed_batches
+from calibrate.measurement.timing import Times, engine_profile, time_models
 
 __all__ = [
     "ENGINE",
@@ -23,9 +23,10 @@ __all__ = [
     "ReferenceRun",
     "TimedScores",
     "Times",
+    "engine_profile",
     "evaluate_reference",
+    "evaluation_context",
     "illustrate",
     "time_models",
-    "timed_batches",
     "why_no_engine",
 ]

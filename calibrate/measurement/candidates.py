@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calibrate.cost import Pricing, TargetConfig
-from calibrate.graph import Layer, apply, check, count_nodes, layer_precisions
+from calibrate.graph import Layer, apply, check, count_nodes, layer_precisions, scales_in_file
 from calibrate.journal import Journal
 from calibrate.loading import Inputs
 from calibrate.measurement.engines import EngineBench
@@ -123,7 +123,7 @@ class CandidateBench:
                     both = self.engines.score(engine, model, advance)
                     scores, in_simulation = both.engine, self._accuracy(both.simulated, confidence)
                     found = self._accuracy(scores, confidence, "engine")
-                    engine_run = self.engines.compare(engine, path, plan, simulated, both.agreement)
+                    engine_run = self.engines.compare(engine, path, plan, simulated, both)
                 if integer:
                     runs_integers = OnnxRuntimeModel(path, "integer")
                     kernel_scores = self._scores(plan, lambda: runs_integers, "integer_kernels", advance)
@@ -204,10 +204,15 @@ class CandidateBench:
         found = compare(subjects, self.journal.forward("compare", batches, models=3), lambda samples: None).layers
         by_tensor = {layer.tensor: layer for layer in found}
         precisions = layer_precisions(prepared, plan)
-        return [self._layer(layer, precisions[layer.node], plan, by_tensor[layer.output]) for layer in placement.layers]
+        scales = scales_in_file(plan, prepared, placement)
+        return [
+            self._layer(layer, precisions[layer.node], scales, by_tensor[layer.output]) for layer in placement.layers
+        ]
 
-    def _layer(self, layer: Layer, precision: Precision, plan: QuantizationPlan, found: LayerDifference) -> LayerError:
-        scales = {name: plan.scales[name] for name in layer.activations} if precision == "int8" else {}
+    def _layer(
+        self, layer: Layer, precision: Precision, in_file: Mapping[str, float], found: LayerDifference
+    ) -> LayerError:
+        scales = {name: in_file[name] for name in layer.activations} if precision == "int8" else {}
         clipped = {name: clipped_share(self.calibration.statistics[name], scale) for name, scale in scales.items()}
         worst = max(clipped, key=lambda name: clipped[name], default=None)
         return LayerError(

@@ -35,12 +35,15 @@ from validate.engines import compare_engine, int8_in_engine, reformat_nodes
 from validate.exceptions import JobError
 from validate.number_formats import FloatPrecision
 from validate.results import Baseline, BuildResult, EngineRun, Int8InEngine
-from validate.tasks import Agreement, Answering
+from validate.tasks import Agreement, Answering, Outputs
 
 __all__ = ["ENGINE", "EngineBench", "EngineScores", "why_no_engine"]
 
 ENGINE = "model.engine"
 """Name of the engine file in a candidate's folder, and in the run's."""
+_COMPARED = 32
+"""Calibration samples on which an engine is compared with its simulation; of 16, a scale that was 5 % off was not told
+from rounding (docs/engines.md)."""
 _PROFILED = 10
 """Inferences by which the kernels of an engine are timed."""
 _FIRST_WITH_BF16 = (8, 0)
@@ -79,11 +82,13 @@ class EngineScores:
         engine: of the engine.
         agreement: how often, or by the task's metric how well, the engine gives the simulation's answers; None where
             the task gives none.
+        not_finite: samples of which the engine gives a value that is not finite, where the simulation's are.
     """
 
     simulated: Scores
     engine: Scores
     agreement: float | None
+    not_finite: int
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,6 @@ class EngineBench:
         evaluations: cache of evaluations. An engine's scores are found again only for the very same file.
         pricing: multiply-accumulates of layers.
         profile: shapes that engines must take: those of the samples, and of the calls that are timed.
-        compare_samples: number of calibration samples on which inner tensors are compared.
         folder: for files.
         journal: counts forward passes.
         files: engine files by the name of what they were built from.
@@ -107,7 +111,6 @@ class EngineBench:
     evaluations: EvaluationCache
     pricing: Pricing
     profile: Profile
-    compare_samples: int
     folder: Path
     journal: Journal
     files: dict[str, Path] = field(default_factory=dict)
@@ -141,19 +144,21 @@ class EngineBench:
                 if agreement is not None:
                     parts += [batch_scores(agreement, batch, outputs[0], is_reference=True)]
                     parts += [batch_scores(agreement, batch, outputs[1], is_reference=False)]
-                rows.append(np.column_stack(parts))
+                finite = [_finite_samples(found, len(batch)) for found in outputs]
+                rows.append(np.column_stack([*parts, finite[0] & ~finite[1]]))
                 advance(len(batch))
             return np.concatenate(rows)
 
-        found = self.evaluations.get("engine", compute, engine=engine.fingerprint.engine_sha256).values
+        stored = self.evaluations.get("engine", compute, engine=engine.fingerprint.engine_sha256).values
+        found, not_finite = stored[:, :-1], int(stored[:, -1].sum())
         each = 1 if self.reference.scores.ndim == 1 else self.reference.scores.shape[1]
         columns = [found[:, i * each : (i + 1) * each] for i in range(found.shape[1] // each)]
         simulated, own, *agreed = (part[:, 0] if self.reference.scores.ndim == 1 else part for part in columns)
         value = task.metric.value(agreed[1]) if agreed else None
-        return EngineScores(simulated, own, value)
+        return EngineScores(simulated, own, value, not_finite)
 
     def compare(
-        self, engine: TensorRTBackend, model: Path, plan: QuantizationPlan, simulated: ir.Model, agreement: float | None
+        self, engine: TensorRTBackend, model: Path, plan: QuantizationPlan, simulated: ir.Model, scores: EngineScores
     ) -> EngineRun:
         """Hold an engine against its simulation, and look what of it runs in INT8.
 
@@ -162,21 +167,21 @@ class EngineBench:
             model: the ONNX file that it was built from.
             plan: that made the file.
             simulated: its simulation.
-            agreement: see `EngineScores`.
+            scores: of the validation samples.
         """
         prepared = self.inputs.model.prepared
-        batches = self.inputs.calibration.limited(self.compare_samples).batches()
+        batches = self.inputs.calibration.limited(_COMPARED).batches()
         found = compare_engine(
             prepared,
             simulated,
             engine,
             self.journal.forward("compare_engine", batches),
-            tf32=engine.fingerprint.options.tf32,
             unfused=self._with_inner_tensors(model, engine.fingerprint.options),
         )
         return EngineRun(
             file=engine.file(),
-            agreement=agreement,
+            agreement=scores.agreement,
+            not_finite_samples=scores.not_finite,
             compared=found.samples,
             outputs=found.outputs,
             departure=found.departure,
@@ -212,7 +217,7 @@ class EngineBench:
             build_engine(path, path.with_name(ENGINE), self.profile, BuildOptions(tf32=tf32))
             engine = TensorRTBackend(path.with_name(ENGINE))
             scores = self.score(engine, lambda: OnnxRuntimeModel(detach(simulated)), lambda samples: None)
-            run = self.compare(engine, path, plan, simulated, scores.agreement)
+            run = self.compare(engine, path, plan, simulated, scores)
         except JobError as error:  # a type that this GPU or library cannot compute in is no reason to give up
             return Baseline(name=name, engine=None, reason=str(error))
         self.files[name] = path.with_name(ENGINE)
@@ -239,9 +244,20 @@ class EngineBench:
         planned = plan.int8_layers
         if not planned:
             return None
-        batch = next(iter(self.inputs.calibration.limited(self.compare_samples).batches()))
+        batch = next(iter(self.inputs.calibration.limited(_COMPARED).batches()))
         times = engine.load().layer_times(batch.inputs, _PROFILED)
         return int8_in_engine(engine.layers, planned, self.pricing.macs, reformat_nodes(read_onnx(model)), times)
+
+
+def _finite_samples(outputs: Outputs, samples: int) -> NDArray[np.bool_]:
+    """Return whether all values of each sample are finite, shape (n,). Outputs without samples speak for all."""
+    finite = np.ones(samples, np.bool_)
+    for array in outputs.values():
+        if array.dtype.kind == "f":
+            values = np.isfinite(array)
+            whole = array.ndim == 0 or array.shape[0] != samples
+            finite &= values.all() if whole else values.reshape(samples, -1).all(axis=1)
+    return finite
 
 
 def _capability(gpu: Gpu) -> tuple[int, ...]:

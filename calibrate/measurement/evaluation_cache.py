@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
+from calibrate.loading import SplitFingerprint, task_hash
+from calibrate.plan import Origin
+from validate.backends import cpu_name
 from validate.records import write_text
 
-__all__ = ["EvaluationCache", "TimedScores"]
+__all__ = ["EvaluationCache", "TimedScores", "evaluation_context"]
 
 
 @dataclass(frozen=True)
@@ -58,3 +63,23 @@ class EvaluationCache:
             stored = {"key": json.loads(content), "values": evaluated.values.tolist(), "seconds": evaluated.seconds}
             write_text(json.dumps(stored), path)
         return evaluated
+
+
+def evaluation_context(
+    task: BaseModel, origin: Origin, validation: SplitFingerprint, calibration: SplitFingerprint
+) -> Mapping[str, str]:
+    """Return all that evaluations depend on besides the plan: the cache's context.
+
+    Args:
+        task: settings of the task.
+        origin: of the plans.
+        validation, calibration: the samples of both sets.
+    """
+    return {
+        **origin.model_dump(mode="json"),
+        "validation_sha256": validation.digest(),
+        "task": task.model_dump_json(),
+        "labels_sha256": f"{validation.labels_digest()} {calibration.labels_digest()}",
+        "task_sha256": task_hash(task),
+        "runtime": f"{onnxruntime.__version__} on {cpu_name()}",
+    }

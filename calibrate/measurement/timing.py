@@ -12,11 +12,12 @@ import numpy as np
 
 from calibrate.cost import TargetConfig
 from calibrate.graph import apply
-from calibrate.loading import Inputs
+from calibrate.loading import Inputs, SplitFingerprint
 from calibrate.measurement.engines import EngineBench
 from calibrate.measurement.settings import LatencyConfig
 from calibrate.plan import QuantizationPlan
 from validate.backends import write_onnx
+from validate.backends.tensorrt import Profile, ShapeRanges
 from validate.exceptions import JobError
 from validate.latency import (
     Batches,
@@ -34,7 +35,7 @@ from validate.latency import (
 )
 from validate.results import Baseline, Candidate, Latency, Speedup
 
-__all__ = ["Times", "time_models", "timed_batches"]
+__all__ = ["Times", "engine_profile", "time_models"]
 
 _BATCHES = 4
 """Number of different input batches; calls take them in turn."""
@@ -123,7 +124,7 @@ def time_models(
     names = [_ORT, *(plan.name for plan in plans)]
     if latency.runs == 0:
         return Times(absent=dict.fromkeys(names, "latency.runs is 0 in the config"))
-    batches = timed_batches(latency.batch_size, inputs)
+    batches = _batches(latency.batch_size, inputs)
     absent: dict[str, str] = {}
     if engines is not None:
         specs = [Spec(name, str(file)) for name, file in engines.files.items()]
@@ -138,8 +139,15 @@ def time_models(
     return Times(timings, absent, on_target=target.device == "cpu")
 
 
-def timed_batches(batch_size: int, inputs: Inputs) -> Batches:
-    """Return the inputs of the calls that are timed: calibration samples, all of the shape of the first."""
+def engine_profile(latency: LatencyConfig, inputs: Inputs, splits: Sequence[SplitFingerprint]) -> Profile:
+    """Return the shapes that the engines of a run must take: those of all samples, and of the calls that are timed."""
+    shapes = [split.shapes for split in splits]
+    if latency.runs:
+        shapes.append(ShapeRanges.of(_batches(latency.batch_size, inputs)))
+    return ShapeRanges.union(shapes).profile(inputs.reference.fixed_batch)
+
+
+def _batches(batch_size: int, inputs: Inputs) -> Batches:
     size, each = inputs.rows_of_a_call(batch_size), inputs.calibration.preparation.rows
     stream = inputs.calibration.limited(_BATCHES * size // each)
     rows = [{k: v[i : i + 1] for k, v in b.inputs.items()} for b in stream.batches() for i in range(len(b) * each)]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from calibrate.graph import Placement
+from calibrate.graph import scales_in_file
 from calibrate.journal import Journal
-from calibrate.loading import Inputs, SplitFingerprint
+from calibrate.loading import FloatModel, Inputs, SplitFingerprint
 from calibrate.observation.streaming import observable, observe, workers
 from calibrate.plan import QuantizationPlan
 from validate.number_formats import INT8
@@ -38,7 +38,7 @@ def measure_clipping(
         batches = validation.verify(journal.forward("clipping", inputs.validation.batches()))
         observation = observe(source, batches, lambda batch, outputs: advance(len(batch)), side_by_side, "validation")
     statistics, samples = observation.statistics, len(validation.order)
-    return [_worst(plan, inputs.model.placement, statistics, samples) for plan in plans]
+    return [_worst(plan, inputs.model, statistics, samples) for plan in plans]
 
 
 def clipped_share(statistics: Statistics, scale: float) -> float:
@@ -60,10 +60,8 @@ def clipped_share(statistics: Statistics, scale: float) -> float:
     return float(statistics.bins[int(_LARGEST * scale / statistics.width) :].sum()) / statistics.count
 
 
-def _worst(
-    plan: QuantizationPlan, placement: Placement, statistics: Mapping[str, Statistics], samples: int
-) -> Clipping:
-    quantized = placement.tensors(plan.int8_layers)
-    shares = {tensor: clipped_share(statistics[tensor], plan.scales[tensor]) for tensor in quantized}
+def _worst(plan: QuantizationPlan, model: FloatModel, statistics: Mapping[str, Statistics], samples: int) -> Clipping:
+    scales = scales_in_file(plan, model.prepared, model.placement)
+    shares = {tensor: clipped_share(statistics[tensor], scale) for tensor, scale in scales.items()}
     worst = max(shares, key=lambda tensor: shares[tensor])
     return Clipping(share=shares[worst], tensor=worst, split="validation", samples=samples)

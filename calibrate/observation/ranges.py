@@ -11,6 +11,7 @@ from calibrate.graph import is_always_fp32
 from calibrate.journal import Journal
 from calibrate.loading import CalibrationInputs
 from calibrate.observation.epsilons import nodes_that_need_epsilons
+from calibrate.observation.fp16_operators import nodes_inaccurate_in_fp16
 from validate.backends import OnnxRuntimeModel, detach
 from validate.data import Batch
 from validate.number_formats import NUMBER_FORMATS
@@ -61,7 +62,10 @@ _SAMPLES = 16
 def nodes_beyond_fp16(
     inputs: CalibrationInputs, statistics: Mapping[str, Statistics], journal: Journal
 ) -> frozenset[str]:
-    """Return the names of the nodes that stay in FP32 where others are FP16; see `wide_nodes`.
+    """Return the names of the nodes that stay in FP32 where others are FP16.
+
+    They are those whose values FP16 cannot hold (`wide_nodes`), and those that kernels compute inaccurately in it
+    (`nodes_inaccurate_in_fp16`).
 
     Args:
         inputs: the model, and its calibration set, of which 16 samples are run.
@@ -71,7 +75,7 @@ def nodes_beyond_fp16(
     prepared, stream = inputs.model.prepared, inputs.calibration.limited(_SAMPLES)
     with journal.stage("ranges", "look for values beyond FP16"):
         ranges = observe_ranges(prepared, journal.forward("ranges", stream.batches()))
-        return wide_nodes(prepared, ranges, statistics)
+        return wide_nodes(prepared, ranges, statistics) | nodes_inaccurate_in_fp16(prepared)
 
 
 def observe_ranges(prepared: ir.Model, batches: Iterable[Batch]) -> dict[str, tuple[float, float]]:

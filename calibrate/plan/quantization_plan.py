@@ -88,10 +88,15 @@ class QuantizationPlan(QuantizationRules):
     )
     wide_nodes: frozenset[str] = Field(
         default=frozenset(),
-        description="nodes whose values leave FP16's range, or that need a constant which FP16 rounds to 0, so that "
-        "they are fp32 where they would be fp16: layers, the float side of int8 layers, and any other node",
+        description="nodes whose values leave FP16's range, that need a constant which FP16 rounds to 0, or that are "
+        "inaccurate in FP16, so that they are fp32 where they would be fp16: layers, the float side of int8 layers, "
+        "and any other node",
     )
-
+    fp32_scales: frozenset[str] = Field(
+        default=frozenset(),
+        description="int8 layers, and residual Adds behind them, whose scales are float32 also where the rest is fp16 "
+        "or bf16: they compute in fp32, and a Cast follows; of a layer that is not int8 it says nothing",
+    )
     weight_edits: WeightEdits = Field(
         default=WeightEdits(), description="SHA-256 of what the plan changes of weights, which is in a file beside it"
     )
@@ -104,15 +109,17 @@ class QuantizationPlan(QuantizationRules):
                 raise ValueError(f"the scale of {tensor} is {scale}; it must be positive and finite")
         return scales
 
-    @field_serializer("wide_nodes")
+    @field_serializer("wide_nodes", "fp32_scales")
     def _in_order(self, names: frozenset[str]) -> list[str]:
         return sorted(names)  # or equal plans would have different hashes
 
     @model_serializer(mode="wrap")
-    def _without_empty_edits(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_empty_fields(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         content: dict[str, Any] = dump(self)
-        if not self.weight_edits:  # a plan that edits none is what it was before plans could
-            content.pop("weight_edits", None)
+        # A plan without them is what it was before plans could have them.
+        for name in ("weight_edits", "fp32_scales"):
+            if not getattr(self, name):
+                content.pop(name, None)
         return content
 
     @property
@@ -134,8 +141,9 @@ class QuantizationPlan(QuantizationRules):
 
     def in_float(self, precision: FloatPrecision, name: str) -> QuantizationPlan:
         """Return the plan called `name` with the whole model in one float type, and its weights as they were."""
-        changed = {"float_precision": precision, "weight_edits": WeightEdits()}
-        return self.with_layers(self.int8_layers, precision, name).model_copy(update=changed)
+        of_int8: dict[str, Any] = {"weight_edits": WeightEdits(), "fp32_scales": frozenset()}
+        whole = self.with_layers(self.int8_layers, precision, name)
+        return whole.model_copy(update={"float_precision": precision, **of_int8})
 
     def with_weight_edits(self, edits: Iterable[WeightEdit]) -> QuantizationPlan:
         """Return the plan with more edits of weights, which are made after those that it has."""

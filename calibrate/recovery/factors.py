@@ -204,7 +204,7 @@ def _candidates(
 def _quantized_weight(sampled: _Sampled, weight: NDArray[np.float32], plan: QuantizationPlan) -> NDArray[np.float32]:
     """Return a weight as the plan rounds it, in float32."""
     assert sampled.layer.axis is not None
-    codes, scales = quantize_weight(weight, sampled.layer.axis, plan)
+    codes, scales = quantize_weight(weight, sampled.layer.axis, plan, plan.float_precision)
     if scales.ndim:
         scales = scales.reshape([-1 if i == sampled.layer.axis else 1 for i in range(weight.ndim)])
     return codes.astype(np.float32) * scales

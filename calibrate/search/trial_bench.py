@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from calibrate.loading import Inputs
 from calibrate.measurement import EvaluationCache, TimedScores
 from calibrate.observation import CalibrationRun
 from calibrate.plan import QuantizationPlan
+from calibrate.search.single_samples import SingleSamples
 from validate.accuracy import batch_scores, evaluate, stored_scores
 from validate.backends import OnnxRuntimeModel, detach
 from validate.data import Batch
@@ -58,8 +59,11 @@ class TrialBench:
     evaluations: EvaluationCache
     pricing: Pricing
     journal: Journal
-    _batches: dict[int, Batch] = field(default_factory=dict)
     _sessions: dict[str, _SwitchedSession] = field(default_factory=dict)
+
+    @cached_property
+    def _single(self) -> SingleSamples:
+        return SingleSamples(self.inputs, self.calibration)
 
     @cached_property
     def reference_scores(self) -> NDArray[np.float64] | None:
@@ -87,7 +91,7 @@ class TrialBench:
 
         @cache
         def references() -> list[tuple[Batch, Outputs]]:
-            chosen = self.single_sample_batches(samples)
+            chosen = self._single.batches(samples)
             self.journal.forwarded("rank", len(chosen))
             return [(batch, switched.run(batch, frozenset())) for batch in chosen]
 
@@ -114,7 +118,7 @@ class TrialBench:
 
         def compute() -> NDArray[np.float64]:
             switched, task = self._switched(plan), self.inputs.task
-            chosen = self.single_sample_batches(samples.tolist())
+            chosen = self._single.batches(samples.tolist())
             self.journal.forwarded("screen", len(chosen))
             on = plan.int8_layers - back
             return np.concatenate([batch_scores(task, b, switched.run(b, on), is_reference=False) for b in chosen])
@@ -122,17 +126,9 @@ class TrialBench:
         key = {"plan": plan.hash, "back": sorted(back), "samples": samples.tolist()}
         return self.evaluations.get("screen", compute, **key)
 
-    def single_sample_batches(self, samples: Sequence[int]) -> list[Batch]:
-        """Return some calibration samples, each a batch of its own; they are kept until `release`."""
-        if missing := set(samples) - self._batches.keys():
-            stream = replace(self.inputs.calibration.limited(max(missing) + 1), batch_size=1)
-            batches = self.calibration.fingerprint.verify(stream.batches())
-            self._batches.update({batch.first: batch for batch in batches if batch.first in missing})
-        return [self._batches[index] for index in samples]
-
     def release(self) -> None:
         """Free the memory of the samples and the session of ranking and screening."""
-        self._batches.clear()
+        self._single.release()
         self._sessions.clear()
 
     def _switched(self, plan: QuantizationPlan) -> _SwitchedSession:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, field_validator
 
 from calibrate.plan import QuantizationRules
@@ -32,7 +34,12 @@ class QuantizationConfig(QuantizationRules):
         min_length=1,
         description="each gives one candidate; a percentile is written {percentile: 99.99}",
     )
-
+    fp32_scales: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="keep the scales of INT8 layers in float32 where the rest is FP16 or BF16. auto: all of them where "
+        "TensorRT's products need it, which is found by running one, and else those that FP16 does not hold to 1 %; "
+        "never: none, whatever it costs",
+    )
     recovery: list[RecoveryChoice] = Field(
         default=[], description="steps that change every plan, in order, so that its layers can stay in INT8"
     )

@@ -30,10 +30,23 @@ from reports.format.quantities import (
     speed_up,
     timestamp,
 )
-from reports.format.words import build_answer, build_backend, decision, file_name, headline, outcome, printable, shorten
+from reports.format.words import (
+    basis,
+    build_answer,
+    build_backend,
+    decision,
+    departure,
+    file_name,
+    headline,
+    outcome,
+    printable,
+    shorten,
+    timed_on_target,
+)
 
 __all__ = [
     "NOT_AVAILABLE",
+    "basis",
     "build_answer",
     "build_backend",
     "cost",
@@ -42,6 +55,7 @@ __all__ = [
     "count",
     "decibels",
     "decision",
+    "departure",
     "drop",
     "drop_unit",
     "file_name",
@@ -63,5 +77,6 @@ __all__ = [
     "significant",
     "size",
     "speed_up",
+    "timed_on_target",
     "timestamp",
 ]

@@ -5,9 +5,27 @@ from __future__ import annotations
 import unicodedata
 from pathlib import PurePosixPath, PureWindowsPath
 
-from validate.results import BuildResult, Decision, Results
+from validate.results import Basis, BuildResult, Decision, Departure, Results
 
-__all__ = ["build_answer", "build_backend", "decision", "file_name", "headline", "outcome", "printable", "shorten"]
+__all__ = [
+    "basis",
+    "build_answer",
+    "build_backend",
+    "decision",
+    "departure",
+    "file_name",
+    "headline",
+    "outcome",
+    "printable",
+    "shorten",
+    "timed_on_target",
+]
+
+_BASES: dict[Basis, str] = {
+    "engine": "by the engine",
+    "simulation": "by simulation",
+    "kernels": "by integer kernels",
+}
 
 
 def decision(value: Decision) -> str:
@@ -30,8 +48,41 @@ def outcome(value: str) -> str:
     return value.replace("_", " ")
 
 
+def basis(results: Results) -> str:
+    """Return what gave the accuracy that was judged, in words; empty where results do not say it."""
+    judged = results.verdict.basis
+    if judged is None:
+        return ""
+    if judged == "simulation" and any(candidate.integer_kernels for candidate in results.candidates):
+        return "by integer kernels and simulation"  # the CPU is the target: both are judged
+    return _BASES[judged]
+
+
+def timed_on_target(results: Results) -> bool:
+    """Return whether the latencies are of what the model will run on."""
+    speedups = (speedup for candidate in results.candidates for speedup in candidate.speedups)
+    return any(speedup.on_target for speedup in speedups if speedup.basis == "measured")
+
+
+def departure(found: Departure) -> str:
+    """Return where an engine departs from its simulation as one sentence.
+
+    Examples:
+        >>> found = {"node": "fc", "op_type": "MatMul", "tensor": "y", "kind": "not finite", "before": ["norm", "add"]}
+        >>> departure(Departure(**found, detail="3 of 8 values are not finite"))
+        '3 of 8 values are not finite, first at fc (MatMul), after norm, add'
+    """
+    after = f", after {', '.join(found.before[:3])}" if found.before else ""
+    return f"{found.detail}, first at {found.node} ({found.op_type}){after}"
+
+
 def headline(results: Results) -> str:
-    """Return the verdict as one sentence about the candidate that it is about."""
+    """Return the verdict as one sentence about the candidate that it is about, with its basis where that is known."""
+    by, said = basis(results), _said(results)
+    return f"{by.capitalize()}: {said}" if by else said
+
+
+def _said(results: Results) -> str:
     name = results.selected
     match results.verdict.decision:
         case Decision.GO:

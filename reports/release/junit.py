@@ -20,8 +20,9 @@ def write_junit(results: Results, path: Path) -> None:
 def text(results: Results) -> str:
     """Return the verdict as a JUnit XML document: the policy is a test suite and each rule a test case.
 
-    A rule that fails, or is undecided, is a failure. A rule that was not measured is an error, since it says nothing of
-    the model, or skipped where it is optional. CI systems show the document as passed exactly where the decision is GO.
+    The name of the suite ends with what the verdict is based on: by the engine, or by simulation. A rule that fails, or
+    is undecided, is a failure. A rule that was not measured is an error, since it says nothing of the model, or skipped
+    where it is optional. CI systems show the document as passed exactly where the decision is GO.
     """
     rules = results.verdict.rules
     selected = results.selected or "no candidate"
@@ -32,7 +33,8 @@ def text(results: Results) -> str:
         "errors": sum(rule.outcome == "not_measured" for rule in blocking),
         "skipped": sum(rule.outcome == "not_measured" and rule.optional for rule in rules),
     }
-    attributes = {"name": f"policy on {selected}", "timestamp": results.created, "time": "0"}
+    by = fmt.basis(results)
+    attributes = {"name": f"policy on {selected}{f', {by}' if by else ''}", "timestamp": results.created, "time": "0"}
     attributes |= {key: str(value) for key, value in counts.items()}
     root = ElementTree.Element("testsuites")
     suite = ElementTree.SubElement(root, "testsuite", {key: fmt.printable(value) for key, value in attributes.items()})

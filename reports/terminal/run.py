@@ -10,11 +10,13 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from reports import format as fmt
+from reports.terminal.engines import engine_tables
 from validate.results import FLOAT, Decision, Latency, Results
 
 __all__ = ["candidates_table", "run_summary", "verdict_panel"]
@@ -39,7 +41,7 @@ def candidates_table(results: Results) -> Table:
     table.add_column(Text(drop_heading), justify="right", no_wrap=True)
     table.add_column(Text("int8/\nfp16/\nfp32"), justify="right", no_wrap=True)
     table.add_column(_cost_heading(results), justify="right", no_wrap=True)
-    table.add_column(Text("CPU\nms"), justify="right", no_wrap=True)
+    table.add_column(Text("p50\nms"), justify="right", no_wrap=True)
     table.add_column(Text("TRT\nbuild"), no_wrap=True)
     reference = results.reference
     table.add_row(
@@ -86,6 +88,7 @@ def run_summary(results: Results, output: Path, tracking_hint: str | None) -> Re
     return Group(
         candidates_table(results),
         *_search(results),
+        *(Padding(table, (1, 0, 0, 0)) for table in engine_tables(results)),
         Text(""),
         verdict_panel(results),
         _next(results, output, tracking_hint),
@@ -176,7 +179,8 @@ def _caption(results: Results) -> Text | None:
     ways = dict.fromkeys(f"{x.device}, batch {x.batch_size}" for x in measured if x is not None)
     lines = list(costs)
     if ways:
-        lines.append(f"CPU ms: median call on {'; '.join(ways)}. CPU latency says nothing about the GPU.")
+        elsewhere = "" if fmt.timed_on_target(results) else " CPU latency says nothing about the GPU."
+        lines.append(f"p50 ms: median call on {'; '.join(ways)}.{elsewhere}")
     return _text("\n".join(lines)) if lines else None
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from reports import format as fmt
 from validate.backends import PLAN_KEY, read_onnx
 from validate.exceptions import JobError
-from validate.results import Candidate, CandidateAccuracy, LayerError, Results, Trial
+from validate.results import Candidate, CandidateAccuracy, EngineRun, LayerError, Results, Trial
 
 __all__ = ["JobRecord", "Measurement", "RunRecord", "job_record"]
 
@@ -151,12 +151,19 @@ def _job(results: Results) -> RunRecord:
     if reference.latency:
         metrics["perf/float_latency_p50_ms"] = reference.latency.p50_ms
         metrics["perf/float_latency_p99_ms"] = reference.latency.p99_ms
+    for baseline in results.baselines:
+        slug = _slug(baseline.name)
+        if baseline.accuracy:
+            metrics[f"{name}_{slug}"] = baseline.accuracy.value
+        if baseline.latency:
+            metrics[f"perf/{slug}_latency_p50_ms"] = baseline.latency.p50_ms
     if selected:
         metrics |= _candidate_metrics(selected)
     metrics |= {f"seconds/{stage}": value for stage, value in results.timings.items()}
     reasons = "\n".join(f"- {reason}" for reason in results.verdict.reasons)
     tags = {
         "gate.decision": results.verdict.decision.value,
+        "gate.basis": results.verdict.basis or "none",
         "selected": results.selected or "none",
         "mlflow.note.content": f"**{fmt.headline(results)}**\n\n{reasons}",
     } | _context_tags(results)
@@ -188,10 +195,12 @@ def _candidate(results: Results, candidate: Candidate, trial: Trial | None, fold
             "selected": str(candidate.name == results.selected).lower(),
             "tensorrt_build": str(build.ok).lower(),
             "eval.split": "validation",
+            "eval.basis": candidate.accuracy.basis or "none",
             "cost.basis": cost.basis,
             "cost.unit": cost.unit,
             "cost.source": cost.source,
         }
+        | _engine_tags(candidate.engine)
         | _trial_tags(trial)
         | _context_tags(results)
     )
@@ -217,10 +226,12 @@ def _trial(results: Results, trial: Trial) -> RunRecord:
             "selected": "false",
             "tensorrt_build": "none",
             "eval.split": "calibration",
+            "eval.basis": trial.accuracy.basis or "none",
             "cost.basis": trial.cost.basis,
             "cost.unit": trial.cost.unit,
             "cost.source": trial.cost.source,
         }
+        | _engine_tags(None)
         | _trial_tags(trial)
         | _context_tags(results)
     )
@@ -259,6 +270,13 @@ def _trial_tags(trial: Trial | None) -> dict[str, str]:
     return {"trial": "true", "stopped_early": early, "meets_target": meets}
 
 
+def _engine_tags(engine: EngineRun | None) -> dict[str, str]:
+    if engine is None:
+        return {"engine.sha256": "none", "engine.gpu": "none", "engine.departs_at": "none"}
+    departs_at = engine.departure.node if engine.departure else "none"
+    return {"engine.sha256": engine.file.sha256, "engine.gpu": engine.file.gpu, "engine.departs_at": departs_at}
+
+
 def _context_tags(results: Results) -> dict[str, str]:
     """Return tags of the command that made the run, and of the config's target device."""
     target = results.config.get("target") or {}
@@ -286,6 +304,10 @@ def _candidate_metrics(candidate: Candidate) -> dict[str, float]:
         metrics["eval/selection_error"] = candidate.selection_error
     if candidate.integer_kernels:
         metrics[f"eval/{candidate.accuracy.metric}_integer_kernels"] = candidate.integer_kernels.accuracy.value
+    if candidate.simulated:
+        metrics[f"eval/{candidate.accuracy.metric}_simulated"] = candidate.simulated.value
+    if candidate.engine:
+        metrics |= _engine_metrics(candidate.engine)
     if candidate.latency:
         metrics["perf/latency_p50_ms"] = candidate.latency.p50_ms
         metrics["perf/latency_p90_ms"] = candidate.latency.p90_ms
@@ -298,6 +320,16 @@ def _candidate_metrics(candidate: Candidate) -> dict[str, float]:
         metrics["layers/worst_sqnr_db"] = min(sqnr)
     if clipped:
         metrics["layers/most_clipped_share"] = max(clipped)
+    return metrics
+
+
+def _engine_metrics(engine: EngineRun) -> dict[str, float]:
+    metrics = {} if engine.agreement is None else {"engine/agreement": engine.agreement}
+    if engine.int8:
+        metrics["engine/int8_share"] = engine.int8.share
+    if engine.outputs:  # of the output that is farthest beyond its floor
+        worst = max(engine.outputs, key=lambda found: (found.not_finite, found.excess_db))
+        metrics |= {"engine/to_simulation_db": worst.to_simulation_db, "engine/floor_db": worst.floor_db}
     return metrics
 
 

@@ -21,13 +21,14 @@ from calibrate.plan import QuantizationPlan
 from tests.conftest import Job
 from tests.tiny_model import Models
 from validate import Classification, JobError, Policy, Results, Samples, UsageError, evaluate, gate
+from validate.backends.tensorrt import needs_fp32_scales
 
 FIVE_LINES = """
 from calibrate import quantize; from validate import Classification, Policy, evaluate, gate
 quantized = quantize(model, images, strategy="mse")
 quantized.save("model.int8.onnx")
 evaluation = evaluate([model, quantized], rows, task=Classification())
-verdict = gate(evaluation, Policy(max_drop=0.1))
+verdict = gate(evaluation, Policy(max_drop=0.1, optional=["engine"]))
 """
 
 
@@ -96,14 +97,17 @@ def test_the_file_is_that_of_a_run(finished: Job, models: Models, images: list[A
 
 def test_results_are_gated_by_value_and_by_folder(finished: Job) -> None:
     results = Results.read(finished.output)
-    policy = Policy.model_validate({"max_drop": 0.1, "classes": {"max_drop": 0.9}})
+    policy = Policy.model_validate({"max_drop": 0.1, "classes": {"max_drop": 0.9}, "optional": ["engine"]})
     by_folder = gate(finished.output, policy)
     assert by_folder == gate(str(finished.output / "results.json"), policy, candidate=results.selected)
     assert by_folder.decision == "GO"
     by_value = gate(results, policy)
     assert by_value.decision == "INCONCLUSIVE"
     assert any("the folder of the results" in reason for reason in by_value.reasons)
-    assert "&lt;" not in results._repr_html_() and "<caption>GO</caption>" in results._repr_html_()
+    assert (
+        "&lt;" not in results._repr_html_()
+        and "<caption>GO, by simulation: no engine was run</caption>" in results._repr_html_()
+    )
     renamed = results.model_copy(update={"warnings": ["<b>"]})
     assert "&lt;b&gt;" in renamed._repr_html_()
     with pytest.raises(UsageError, match="cannot be judged"):
@@ -253,3 +257,18 @@ def test_quantized_is_what_validate_expects(models: Models, images: list[Any]) -
 
     made = quantize(models.good, images, "minmax", progress=False)
     assert isinstance(made, Quantized) and isinstance(made, Deployable)
+
+
+def test_float32_scales_are_a_setting(models: Models, images: list[Any]) -> None:
+    layers = {"stem", "block", "last", "head"}
+    plans = {
+        setting: quantize(models.good, images, "minmax", fp32_scales=setting, progress=False).plan
+        for setting in ("auto", "always", "never")
+    }
+    assert plans["never"].fp32_scales == frozenset()
+    assert plans["always"].fp32_scales == layers | {"residual"}
+    assert plans["auto"].fp32_scales == (plans["always"] if needs_fp32_scales() else plans["never"]).fp32_scales
+    whole = quantize(models.good, images, "minmax", fp32_scales="always", float_precision="fp32", progress=False).plan
+    assert whole.fp32_scales == frozenset()
+    with pytest.raises(UsageError, match="fp32_scales 'sometimes'"):
+        quantize(models.good, images, fp32_scales="sometimes", progress=False)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from validate.backends import local_gpu
+from validate.backends import local_gpu, read_onnx, with_shapes
 from validate.backends.base import CannotForceError
 from validate.backends.onnxruntime import OnnxRuntimeModel
 from validate.backends.tensorrt import (
@@ -20,9 +20,13 @@ from validate.backends.tensorrt import (
     TensorRTBackend,
     build_engine,
     installed_libraries,
+    needs_fp32_scales,
     why_not_running,
 )
 from validate.backends.tensorrt.fingerprint import sha256
+from validate.backends.tensorrt.probe import _product_needs_fp32_scales
+from validate.data import Batch
+from validate.engines import compare_engine
 from validate.exceptions import JobError
 
 GPU = local_gpu()
@@ -65,6 +69,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def folders_of(folder: Path) -> list[tuple[Path, str]]:
+    """Return a folder for an engine that is fused whole, and one for an engine that shows what is left."""
+    found = [(folder / debug, debug) for debug in ("none", "unfused")]
+    for made, _ in found:
+        made.mkdir()
+    return found
+
+
 @pytest.fixture
 def x() -> NDArray[np.float32]:
     return np.random.default_rng(1).standard_normal((2, 3, 16, 16)).astype(np.float32)
@@ -99,6 +111,14 @@ class TestRun:
     def test_a_batch_outside_of_the_profile(self, model, tmp_path, x):
         with pytest.raises(JobError, match=r"takes shapes from \(1, 3, 16, 16\) to \(4, 3, 16, 16\)"):
             opened(model, tmp_path).load().run({"x": np.resize(x, (5, 3, 16, 16))})
+
+    def test_the_engine_is_its_simulation(self, model, tmp_path, x):
+        graph = with_shapes(read_onnx(model))
+        batch = Batch({"x": x}, labels=[None] * len(x), contents=[row.tobytes() for row in x], first=0)
+        engine, unfused = (opened(model, folder, debug) for folder, debug in folders_of(tmp_path))
+        found = compare_engine(graph, graph, engine, [batch], unfused=unfused)
+        assert found.departure is None
+        assert {output.tensor: output.not_finite for output in found.outputs} == {"y": 0, "sizes": 0}
 
     def test_forced_tensors_are_refused(self, model, tmp_path):
         with pytest.raises(CannotForceError):
@@ -170,3 +190,11 @@ class TestUnsupportedGpu:
         with pytest.raises(JobError, match=r"does not run engines on .* pip install tensorrt, ") as caught:
             TensorRTBackend(tmp_path / "e")
         assert "\n" not in str(caught.value)
+
+
+@runs
+@pytest.mark.skipif("tensorrt" in LIBRARIES, reason="tensorrt builds here, of which nothing was seen yet")
+def test_tensorrt_rtx_needs_float32_scales() -> None:
+    """Seen in 1.6.1: with FP16 scales, the accumulator overflows before it is multiplied by them."""
+    assert _product_needs_fp32_scales("tensorrt_rtx", LIBRARIES["tensorrt_rtx"].version, GPU) is needs_fp32_scales()
+    assert needs_fp32_scales()

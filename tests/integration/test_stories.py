@@ -65,7 +65,7 @@ class Pipeline:
     def release(self, job: Job, policy: dict[str, Any]) -> Judged:
         """Judge what the job has measured, against the champion too; register it."""
         done = self.gate(
-            {"optional": ["champion"], **policy},
+            {**policy, "optional": ["champion", *policy.get("optional", [])]},
             job.output,
             "--register",
             self.name,
@@ -114,12 +114,12 @@ def pipeline(request: pytest.FixtureRequest, server: str, tmp_path: Path, gate: 
 def test_a_clear_go_goes_live(pipeline: Pipeline, job: Job) -> None:
     run = pipeline.run(job)
     assert run.returncode == GO, run.stdout + run.stderr
-    assert "minmax may be released." in run.stdout
+    assert "By simulation: minmax may be released." in run.stdout
 
     judged = pipeline.release(job, job.config["policy"])
     assert (judged.code, judged.stopped_by) == (GO, {}), judged.said
     assert f"registered as version 1 of {pipeline.name}, which is champion now" in judged.said
-    assert judged.summary.startswith("## GO\n\nminmax may be released.\n")
+    assert judged.summary.startswith("## GO\n\nBy simulation: minmax may be released.\n")
     assert (pipeline.champion, pipeline.versions) == ("1", {"1": "GO"})
     live = pipeline.client.get_model_version_by_alias(pipeline.name, "champion")
     assert pipeline.client.get_run(live.run_id).data.tags["gate.decision"] == "GO"
@@ -150,7 +150,7 @@ def test_one_weight_scale_per_tensor_is_a_clear_no_go_for_efficientnet(pipeline:
     assert (judged.code, list(judged.stopped_by)) == (NO_GO, ["accuracy"])
     assert "on 600 samples" in judged.stopped_by["accuracy"]
     assert "the policy allows only 2.00%" in judged.stopped_by["accuracy"]
-    assert judged.summary.startswith("## NO-GO\n\nminmax must not be released.\n")
+    assert judged.summary.startswith("## NO-GO\n\nBy simulation: minmax must not be released.\n")
     assert (pipeline.champion, pipeline.versions) == (None, {"1": "NO_GO"})
 
 
@@ -160,7 +160,7 @@ def test_forty_samples_decide_nothing_and_as_many_as_it_asks_for_do(pipeline: Pi
     validation |= {"n": 40, "seed": 6}  # of eight seeds in ten: what it asks for is enough in 80% of cases
     run = pipeline.run(job)
     assert run.returncode == INCONCLUSIVE, run.stdout + run.stderr
-    assert "The measurements do not decide whether minmax may be released." in run.stdout
+    assert "By simulation: The measurements do not decide whether minmax may be released." in run.stdout
     judged = pipeline.release(job, policy)
     assert (judged.code, list(judged.stopped_by)) == (INCONCLUSIVE, ["accuracy"])
     assert judged.summary.startswith("## INCONCLUSIVE\n")
@@ -180,7 +180,7 @@ def test_a_better_champion_stops_a_candidate_that_could_go_by_itself(
     pipeline: Pipeline, new_job: Callable[[], Job]
 ) -> None:
     champion, candidate = new_job(), new_job()
-    policy = {"max_drop": 0.2, "champion": {"max_drop": 0.02}}
+    policy = {"max_drop": 0.2, "champion": {"max_drop": 0.02}, "optional": ["engine"]}
     for job in (champion, candidate):
         job.config |= {"policy": policy, "fallback": {"evaluations": 0}, "latency": {"runs": 0}}
         job.config["data"]["validation"]["arguments"]["n"] = 400
@@ -196,7 +196,7 @@ def test_a_better_champion_stops_a_candidate_that_could_go_by_itself(
     judged = pipeline.release(candidate, policy)
     assert (judged.code, list(judged.stopped_by)) == (NO_GO, ["accuracy against the champion"])
     assert f"against {pipeline.name} version 1 (champion), top1 drops by" in judged.said
-    assert judged.summary.startswith("## NO-GO\n\npercentile-98 must not be released.\n")
+    assert judged.summary.startswith("## NO-GO\n\nBy simulation: percentile-98 must not be released.\n")
     assert (pipeline.champion, pipeline.versions) == ("1", {"1": "GO", "2": "NO_GO"})
 
 
@@ -247,10 +247,14 @@ def test_a_tracking_server_that_is_killed_half_way_costs_nothing(
 
 def test_a_rule_that_cannot_be_measured_stops_a_release_until_it_is_optional(pipeline: Pipeline, job: Job) -> None:
     """No GPU is here, and a CPU's time says nothing about the L4 that the policy asks about."""
-    policy = job.config["policy"] = {"max_drop": 0.1, "latency": {"p99_ms": 5, "device": "NVIDIA L4"}}
+    policy = job.config["policy"] = {
+        "max_drop": 0.1,
+        "latency": {"p99_ms": 5, "device": "NVIDIA L4"},
+        "optional": ["engine"],
+    }
     run = pipeline.run(job)
     assert run.returncode == INCONCLUSIVE, run.stdout + run.stderr
-    assert "The measurements do not decide whether minmax may be released." in run.stdout
+    assert "By simulation: The measurements do not decide whether minmax may be released." in run.stdout
     judged = pipeline.release(job, policy)
     assert judged.code == INCONCLUSIVE
     ((rule, message),) = judged.stopped_by.items()

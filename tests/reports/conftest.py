@@ -18,17 +18,23 @@ from PIL import Image
 
 from validate.results import (
     Accuracy,
+    Baseline,
     BuildResult,
     Candidate,
     CandidateAccuracy,
     Cost,
     Decision,
+    Departure,
+    EngineFile,
+    EngineRun,
     ForwardPasses,
+    Int8InEngine,
     IntegerKernels,
     Latency,
     LayerError,
     ModelInfo,
     NodeCounts,
+    OutputDistance,
     Reference,
     Results,
     Rule,
@@ -362,6 +368,89 @@ def results(build_results: BuildResults, tmp_path: Path) -> Results:
     """Return a run that ended in GO."""
     results = build_results()
     return results.model_copy(update={"samples_sha256": write_samples(tmp_path / SAMPLES_FILE, results)})
+
+
+ENGINE_SHA256 = "5e" * 32
+
+
+def _on_gpu(p50: float) -> Latency:
+    found = {"device": "NVIDIA H200 (compute capability 9.0)", "runtime": "tensorrt_rtx 1.6.1.120"}
+    return _latency(p50).model_copy(update=found)
+
+
+def _engine(departure: Departure | None, to_simulation_db: float) -> EngineRun:
+    lost = departure is not None
+    return EngineRun(
+        file=EngineFile(
+            path="model.engine",
+            sha256=ENGINE_SHA256,
+            library="tensorrt_rtx 1.6.1.120",
+            gpu="NVIDIA H200 (compute capability 9.0)",
+            driver="580.159",
+            size_bytes=11_000_000,
+        ),
+        agreement=0.0 if lost else 0.985,
+        compared=16,
+        outputs=[
+            OutputDistance(
+                tensor="softmax_11.tmp_0",
+                to_float_db=math.nan if lost else 15.6,
+                simulation_to_float_db=15.8,
+                to_simulation_db=to_simulation_db,
+                floor_db=16.4,
+                excess_db=math.inf if lost else 0.3,
+                excess_low_db=math.nan if lost else 0.1,
+                not_finite=384 if lost else 0,
+            )
+        ],
+        departure=departure,
+        inner_tensors=23,
+        int8=Int8InEngine(
+            planned=36, ran=24, share=0.8125, not_run=["head/MatMul"], stray_kernels=7, stray_ms=0.021, total_ms=0.52
+        ),
+    )
+
+
+@pytest.fixture
+def engines(results: Results) -> Results:
+    """Return a run on a GPU: the selected candidate's engine is right, another's is lost, and BF16 did not build."""
+    departure = Departure(
+        node="blocks.2/MatMul_9",
+        op_type="MatMul",
+        tensor="y",
+        kind="not finite",
+        before=["blocks.2/quantize", "blocks.1/Add_5"],
+        detail="384 of 6144 values are not finite",
+    )
+    candidates = []
+    for candidate in results.candidates:
+        ran = {PASSING: _engine(None, 16.9), "minmax": _engine(departure, math.nan)}.get(candidate.name)
+        judged = candidate.accuracy.model_copy(update={"basis": "engine" if ran else "simulation"})
+        speedups = [x.model_copy(update={"on_target": True}) for x in candidate.speedups]
+        changes = {
+            "accuracy": judged,
+            "engine": ran,
+            "engine_reason": None if ran else "TensorRT built no engine of it",
+            "integer_kernels": None,
+            "speedups": speedups,
+            "latency": _on_gpu(0.52) if ran else None,
+        }
+        if ran:
+            simulated = candidate.accuracy.model_copy(update={"value": 0.9312, "drop": 0.0113, "basis": "simulation"})
+            changes["simulated"] = simulated
+        candidates.append(candidate.model_copy(update=changes))
+    float_run = _engine(None, 48.0).model_copy(update={"int8": None})
+    baselines = [
+        Baseline(name="TensorRT TF32", engine=float_run, accuracy=_accuracy(0.0, 0.001), latency=_on_gpu(0.41)),
+        Baseline(name="TensorRT FP16", engine=float_run, accuracy=_accuracy(0.0025, 0.003), latency=_on_gpu(0.299)),
+        Baseline(name="TensorRT BF16", engine=None, reason="TensorRT refuses it: no kernel for Conv"),
+    ]
+    verdict = results.verdict.model_copy(
+        update={"basis": "engine", "reasons": ["by the engine: that one", *results.verdict.reasons]}
+    )
+    reference = results.reference.model_copy(update={"latency": _on_gpu(0.41)})
+    changed = {"candidates": candidates, "baselines": baselines, "verdict": verdict, "reference": reference}
+    return results.model_copy(update=changed)
 
 
 @pytest.fixture

@@ -13,9 +13,12 @@ from validate.results import (
     CandidateAccuracy,
     Clipping,
     Cost,
+    EngineFile,
+    EngineRun,
     Latency,
     LayerError,
     NodeCounts,
+    OutputDistance,
     Speedup,
 )
 
@@ -38,9 +41,33 @@ def speedup(value: float, **changes: Any) -> Speedup:
     return Speedup(**{**fields, **changes})
 
 
+def engine_run(**changes: Any) -> EngineRun:
+    """Return an engine that computes what its simulation does, within the rounding floor."""
+    file = EngineFile(
+        path="model.engine",
+        sha256="5e" * 32,
+        library="tensorrt 11.0.0.114",
+        gpu="NVIDIA L4 (compute capability 8.9)",
+        driver="580.159",
+        size_bytes=9,
+    )
+    output = OutputDistance(
+        tensor="logits",
+        to_float_db=30.0,
+        simulation_to_float_db=30.2,
+        to_simulation_db=48.0,
+        floor_db=47.5,
+        excess_db=-0.5,
+        excess_low_db=-0.9,
+        not_finite=0,
+    )
+    fields = {"file": file, "agreement": 0.998, "compared": 16, "outputs": [output], "inner_tensors": 7}
+    return EngineRun.model_validate({**fields, "departure": None, **changes})
+
+
 @pytest.fixture
 def measured() -> Candidate:
-    """Return a candidate that is 1 point worse, built, 1.5 times as fast as FP16 on its target."""
+    """Return a candidate that is 1 point worse, built, run as an engine, 1.5 times as fast as FP16 on its target."""
     return Candidate(
         name="mse",
         strategy="mse",
@@ -52,6 +79,7 @@ def measured() -> Candidate:
             metric="top1",
             higher_is_better=True,
             is_rate=True,
+            basis="engine",
             value=0.89,
             n=1000,
             drop=0.01,
@@ -60,6 +88,7 @@ def measured() -> Candidate:
             confidence=0.95,
             method="Tango score",
         ),
+        engine=engine_run(),
         latency=Latency(
             runtime="TensorRT 11",
             device="NVIDIA L4",

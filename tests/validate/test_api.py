@@ -150,13 +150,13 @@ def test_a_gate_reads_evaluations(evaluation: Evaluation) -> None:
     reference, candidate = evaluation.models
     accuracy: Any = candidate.accuracy
     wide, narrow = accuracy.ci_high + 0.01, max(accuracy.ci_high - 1e-3, 1e-4)
-    verdict = gate(evaluation, Policy(max_drop=wide, require_tensorrt_build=False))
+    verdict = gate(evaluation, Policy(max_drop=wide, require_tensorrt_build=False, optional=["engine"]))
     assert verdict.decision == "GO"
-    assert [rule.name for rule in verdict.rules] == ["accuracy", "TensorRT build"]
-    assert gate(evaluation, Policy(max_drop=narrow, require_tensorrt_build=False)).decision != "GO"
-    unbuilt = gate(evaluation, Policy(max_drop=wide))
+    assert [rule.name for rule in verdict.rules] == ["accuracy", "TensorRT build", "engine"]
+    assert gate(evaluation, Policy(max_drop=narrow, require_tensorrt_build=False, optional=["engine"])).decision != "GO"
+    unbuilt = gate(evaluation, Policy(max_drop=wide, optional=["engine"]))
     assert unbuilt.decision == "INCONCLUSIVE"
-    assert "not checked: the evaluation built nothing" in unbuilt.reasons[0]
+    assert "not checked: the evaluation built nothing" in unbuilt.reasons[1]
     refused = candidate.model_copy(
         update={"tensorrt_build": BuildResult(ok=False, backend="tensorrt", version="11", message="no")}
     )
@@ -166,7 +166,7 @@ def test_a_gate_reads_evaluations(evaluation: Evaluation) -> None:
 
 def test_a_gate_on_an_evaluation_that_was_written_says_the_same(evaluation: Evaluation, tmp_path: Path) -> None:
     evaluation.write(tmp_path / "evaluation.json")
-    policy = Policy(max_drop=0.05, require_tensorrt_build=False)
+    policy = Policy(max_drop=0.05, require_tensorrt_build=False, optional=["engine"])
     assert gate(Evaluation.read(tmp_path / "evaluation.json"), policy) == gate(evaluation, policy)
 
 
@@ -174,7 +174,7 @@ def test_a_policy_with_another_confidence_gets_its_interval(
     good: onnx.ModelProto, quantized: Quantized, rows: list[dict[str, Any]], evaluation: Evaluation
 ) -> None:
     surer = evaluate([good, quantized], rows, Classification(), confidence=0.99, build_for=None, progress=False)
-    policy = Policy(max_drop=0.05, confidence=0.99, require_tensorrt_build=False)
+    policy = Policy(max_drop=0.05, confidence=0.99, require_tensorrt_build=False, optional=["engine"])
     assert gate(evaluation, policy).reasons == gate(surer, policy).reasons
     assert "99% confidence" in gate(evaluation, policy).rules[0].message
 
@@ -188,6 +188,7 @@ def test_a_gate_judges_classes_and_slices_of_an_evaluation(
         {
             "max_drop": 0.2,
             "require_tensorrt_build": False,
+            "optional": ["engine"],
             "classes": {"max_drop": 0.9},
             "slices": {"max_drop": 0.5},
             "max_model_bytes": 10,
@@ -202,7 +203,7 @@ def test_candidates_are_judged_by_name_and_the_last_by_default(
     good: onnx.ModelProto, quantized: Quantized, rows: list[dict[str, Any]]
 ) -> None:
     found = evaluate([good, quantized, Linear()], rows, Classification(), build_for=None, progress=False)
-    policy = Policy(max_drop=0.2, require_tensorrt_build=False)
+    policy = Policy(max_drop=0.2, require_tensorrt_build=False, optional=["engine"])
     assert gate(found, policy).decision == "NO_GO"
     assert gate(found, policy, candidate="minmax").decision == "GO"
     with pytest.raises(UsageError, match="no candidate called mse; there are minmax, Linear"):
@@ -221,7 +222,7 @@ def test_onnx_candidates_are_built_where_a_library_is(
     assert reference.tensorrt_build is None
     assert candidate.tensorrt_build is not None and candidate.tensorrt_build.ok
     assert candidate.size_bytes == len(quantized.to_onnx().SerializeToString())
-    assert gate(found, Policy(max_drop=0.2)).decision == "GO"
+    assert gate(found, Policy(max_drop=0.2, optional=["engine"])).decision == "GO"
 
 
 def test_compare_finds_the_planted_layer(models: Models, data_module: dict[str, Any]) -> None:
@@ -291,7 +292,7 @@ def test_names_are_escaped_in_notebooks(evaluation: Evaluation, good: onnx.Model
         update={"models": [first, second.model_copy(update={"model": tag})], "task": tag, "warnings": [tag]}
     )
     comparison = compare(good, good, rows, progress=False).model_copy(update={"candidate": evaluation_execution(tag)})
-    verdict = gate(renamed, Policy(max_drop=0.1, require_tensorrt_build=False))
+    verdict = gate(renamed, Policy(max_drop=0.1, require_tensorrt_build=False, optional=["engine"]))
     rule = verdict.rules[0].model_copy(update={"message": tag, "name": tag})
     for shown in (renamed, comparison, verdict.model_copy(update={"rules": [rule]})):
         html = shown._repr_html_()

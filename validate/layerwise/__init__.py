@@ -17,10 +17,12 @@ from validate.layerwise.comparison import (
 )
 from validate.layerwise.model_pair import JudgedComparison, compare_models
 from validate.layerwise.pairing import pair
+from validate.layerwise.rounding_floor import ROUNDING, RuntimeErrors
 from validate.layerwise.tensor_errors import TensorErrors
-from validate.layerwise.thresholds import Judgement, Thresholds, by_growth, by_isolated, judge
+from validate.layerwise.thresholds import Judgement, RuntimeLimits, Thresholds, by_growth, by_isolated, judge
 
 __all__ = [
+    "ROUNDING",
     "CompareRequest",
     "Comparison",
     "Execution",
@@ -28,6 +30,8 @@ __all__ = [
     "Judgement",
     "LayerDifference",
     "QuantizedInput",
+    "RuntimeErrors",
+    "RuntimeLimits",
     "TensorDifference",
     "TensorErrors",
     "Thresholds",

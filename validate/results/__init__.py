@@ -8,6 +8,7 @@ from __future__ import annotations
 from validate.results.accuracy import Accuracy, Basis, CandidateAccuracy, IntegerKernels
 from validate.results.engines import Baseline, Departure, EngineFile, EngineRun, Int8InEngine, OutputDistance
 from validate.results.evaluation import Evaluation, ModelEvaluation
+from validate.results.fp16 import Fp16Check
 from validate.results.illustrations import (
     ILLUSTRATIONS,
     Convergence,
@@ -59,6 +60,7 @@ __all__ = [
     "EngineRun",
     "Evaluation",
     "ForwardPasses",
+    "Fp16Check",
     "Histogram",
     "Illustrations",
     "Int8InEngine",

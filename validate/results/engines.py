@@ -30,9 +30,11 @@ class OutputDistance(Record):
     tensor: str
     to_float_db: Number = Field(description="engine against the float model; NaN where either is not finite")
     simulation_to_float_db: Number = Field(description="simulation against the float model")
-    to_simulation_db: Number = Field(description="engine against its simulation")
+    to_simulation_db: Number = Field(
+        description="engine against its simulation; of labels and other integers, elements over those that differ"
+    )
     floor_db: Number = Field(description="two legitimate executions of that graph against each other; inf if equal")
-    excess_db: Number = Field(description="mean over samples of the engine's noise over the floor's, in dB")
+    excess_db: Number = Field(description="the engine's noise over the floor's, each summed over samples, in dB")
     excess_low_db: Number = Field(description="lower confidence bound of it; NaN of one sample")
     not_finite: int = Field(ge=0, description="values of the engine that are NaN or infinite, and finite in simulation")
 
@@ -67,6 +69,11 @@ class EngineRun(Record):
     agreement: Number | None = Field(
         description="share of samples with the answer of the simulation, or the task's metric with these answers as "
         "labels; null where the task gives no answers"
+    )
+    not_finite_samples: int = Field(
+        default=0,
+        ge=0,
+        description="validation samples with a value that is not finite, unlike in simulation",
     )
     compared: int = Field(ge=0, description="calibration samples on which outputs and inner tensors were compared")
     outputs: list[OutputDistance]

@@ -18,6 +18,7 @@ from validate.passwords import Published
 from validate.records import FileKind, Number, Record
 from validate.results.accuracy import Accuracy, Basis, CandidateAccuracy, IntegerKernels
 from validate.results.engines import Baseline, EngineFile, EngineRun
+from validate.results.fp16 import Fp16Check
 from validate.results.speed import Cost, Latency, Speedup
 
 __all__ = [
@@ -229,7 +230,9 @@ class Verdict(Record):
 
     def _repr_html_(self) -> str:
         rows = [(rule.outcome.replace("_", " "), rule.name, rule.message) for rule in self.rules]
-        return table(self.decision.value, ("outcome", "rule", "reason"), rows)
+        # The first reason is what it was judged on; see `decide`.
+        title = ", ".join([self.decision.value, *self.reasons[:1]]) if self.basis else self.decision.value
+        return table(title, ("outcome", "rule", "reason"), rows)
 
 
 class ForwardPasses(Record):
@@ -261,6 +264,7 @@ class Results(Record):
     candidates: list[Candidate]
     selected: str | None = Field(description="name of the candidate that the verdict is about")
     search: Search | None = Field(description="null where no layers were put back")
+    fp16: Fp16Check | None = Field(default=None, description="FP16 without INT8; null where it was not measured")
     samples_sha256: str | None = Field(
         default=None, description="SHA-256 of the samples.parquet beside it; null in results of older versions"
     )

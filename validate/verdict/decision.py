@@ -15,7 +15,7 @@ from validate.results import (
 )
 from validate.stats import POWER, samples_to_settle
 from validate.verdict import rules
-from validate.verdict.engine_rules import engine_rule, engine_rules
+from validate.verdict.engine_rules import engine_rule, engine_rules, int8_in_engine_rule
 from validate.verdict.evidence import Champion, Evidence
 from validate.verdict.groups import champion_rule, group_rule
 from validate.verdict.policy import Policy, RuleKey
@@ -71,10 +71,13 @@ def decide(policy: Policy, evidence: Evidence) -> Verdict:
 
 
 def _cost_of_fp16(evidence: Evidence) -> str | None:
-    """Return a sentence that says what of the drop is FP16's, and what INT8's; None where that was not measured."""
+    """Return a sentence that says what FP16 costs alone, and INT8 beyond that; None where that was not measured.
+
+    Engines are asked before simulations.
+    """
     fp16 = next((baseline.accuracy for baseline in evidence.baselines if baseline.name.endswith("FP16")), None)
     if fp16 is None:
-        return None
+        return None if evidence.fp16 is None else evidence.fp16.message
     drop, show = evidence.candidate.accuracy.drop, score(fp16.is_rate)
     return f"FP16 alone costs {show(fp16.drop)} of {fp16.metric}, and INT8 {show(drop - fp16.drop)} beyond that"
 
@@ -127,6 +130,8 @@ def _named_rules(policy: Policy, evidence: Evidence) -> Iterator[tuple[RuleKey, 
     if policy.engine:
         for rule in engine_rules(policy.engine, evidence):
             yield "engine", rule
+    if policy.int8_in_engine:
+        yield "int8_in_engine", int8_in_engine_rule(policy.int8_in_engine, candidate)
 
 
 def _optional(policy: Policy, key: RuleKey, rule: Rule, evidence: Evidence) -> Rule:

@@ -8,10 +8,10 @@ from functools import partial
 from validate.backends.tensorrt import hardware_fits, version_fits
 from validate.results import Rule
 from validate.verdict.evidence import Engine, Evidence, Measured
-from validate.verdict.policy import EnginePolicy
+from validate.verdict.policy import EnginePolicy, Int8Policy
 from validate.verdict.rules import size_rule
 
-__all__ = ["engine_rule", "engine_rules"]
+__all__ = ["engine_rule", "engine_rules", "int8_in_engine_rule"]
 
 _DIGITS = 12
 """Digits of a SHA-256 that a sentence shows."""
@@ -33,8 +33,8 @@ def engine_rule(candidate: Measured, given: Engine | None) -> Rule:
     if (file := candidate.engine_file) is None:
         return rule(
             outcome="not_measured",
-            message=f"no engine was run ({candidate.engine_reason or 'no reason is known'}); run on the target what "
-            "will run there, or waive it with policy.optional: [engine]",
+            message=f"no engine was run ({candidate.engine_reason or 'no reason is known'}); run this on a "
+            "machine with the target's GPU, or waive it with policy.optional: [engine]",
         )
     ran = f"the engine (SHA-256 {file.sha256[:_DIGITS]}, {file.library} on {file.gpu})"
     if given is not None and given.sha256 != file.sha256:
@@ -52,12 +52,43 @@ def engine_rule(candidate: Measured, given: Engine | None) -> Rule:
             message=f"{ran} is not its simulation: {departure.detail}, first at {departure.node} ({departure.op_type})"
             f"{after}",
         )
+    if wrong := candidate.engine.not_finite_samples:
+        return rule(
+            outcome="fail",
+            message=f"{ran} is not its simulation: of {wrong} validation samples it gives values that are not finite",
+        )
     looked = f"{len(candidate.engine.outputs)} outputs and {candidate.engine.inner_tensors} inner tensors"
     if not candidate.engine.compared:
         return rule(outcome="not_measured", message=f"{ran} was run, and was compared with its simulation on no sample")
     return rule(
         outcome="pass",
         message=f"{ran} is its simulation within what rounding does: {looked}, {candidate.engine.compared} samples",
+    )
+
+
+def int8_in_engine_rule(wanted: Int8Policy, candidate: Measured) -> Rule:
+    """Judge how much of the planned INT8 layers' work the engine does in INT8, by the least that the policy asks for.
+
+    Examples:
+        >>> from validate.results import Candidate, EngineRun, Int8InEngine
+        >>> nothing = Int8InEngine(planned=2, ran=0, share=0.0, not_run=["conv1", "conv2"], stray_kernels=0)
+        >>> candidate = Candidate.model_construct(engine=EngineRun.model_construct(int8=nothing))
+        >>> int8_in_engine_rule(Int8Policy(at_least=0.9), candidate).outcome
+        'fail'
+    """
+    rule = partial(Rule, name="INT8 in the engine", threshold=wanted.at_least)
+    wish = f"the policy asks for {100 * wanted.at_least:g}%"
+    if candidate.engine is None:
+        why = candidate.engine_reason or "its kernels were not looked at"
+        return rule(outcome="not_measured", message=f"what the engine runs in INT8 is not known ({why}); {wish}")
+    if (found := candidate.engine.int8) is None:
+        return rule(outcome="fail", value=0.0, message=f"the engine has no INT8 layer, and {wish}")
+    left = f" (not {', '.join(found.not_run[:3])}{', ...' if len(found.not_run) > 3 else ''})" if found.not_run else ""
+    return rule(
+        outcome="pass" if found.share >= wanted.at_least else "fail",
+        value=found.share,
+        message=f"the engine runs {found.ran} of the {found.planned} planned INT8 layers in INT8{left}, "
+        f"{100 * found.share:.4g}% of their multiply-accumulates; {wish}",
     )
 
 

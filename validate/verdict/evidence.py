@@ -17,6 +17,7 @@ from validate.results import (
     Clipping,
     EngineFile,
     EngineRun,
+    Fp16Check,
     IntegerKernels,
     Latency,
     LayerError,
@@ -185,6 +186,7 @@ class Evidence:
         champion: the live model to compare it with; None where that is not asked for.
         engine: built from the candidate's file; None where none was given.
         baselines: the float model's engines.
+        fp16: what the float model loses in FP16 or BF16 alone, by simulation.
     """
 
     reference: Accuracy
@@ -197,3 +199,4 @@ class Evidence:
     champion: Champion | None = None
     engine: Engine | None = None
     baselines: Sequence[Baseline] = ()
+    fp16: Fp16Check | None = None

@@ -8,7 +8,16 @@ from pydantic import Field, model_validator
 
 from validate.settings import Section
 
-__all__ = ["ChampionPolicy", "EnginePolicy", "GroupPolicy", "LatencyPolicy", "Policy", "RuleKey", "SpeedupPolicy"]
+__all__ = [
+    "ChampionPolicy",
+    "EnginePolicy",
+    "GroupPolicy",
+    "Int8Policy",
+    "LatencyPolicy",
+    "Policy",
+    "RuleKey",
+    "SpeedupPolicy",
+]
 
 RuleKey = Literal[
     "classes",
@@ -21,6 +30,7 @@ RuleKey = Literal[
     "max_clipped_share",
     "max_overlap",
     "engine",
+    "int8_in_engine",
 ]
 """What `Policy.optional` may name."""
 
@@ -70,6 +80,14 @@ class EnginePolicy(Section):
         return self
 
 
+class Int8Policy(Section):
+    """How much of what the plan has in INT8 the engine must run in INT8."""
+
+    at_least: float = Field(
+        default=0.9, gt=0, le=1, description="share of the planned layers' multiply-accumulates, as a fraction"
+    )
+
+
 class ChampionPolicy(Section):
     """How the candidate must do against the model that is live, which --baseline names."""
 
@@ -117,6 +135,9 @@ class Policy(Section):
         default=None, ge=0, description="validation samples that scales were found on too (data.allow_overlap)"
     )
     engine: EnginePolicy | None = None
+    int8_in_engine: Int8Policy | None = Field(
+        default=None, description="what of the planned INT8 layers the engine that was run computes in INT8"
+    )
     optional: list[RuleKey] = Field(
         default=[],
         description="rules that may go unmeasured; one that was measured holds in any case. engine: no engine has to "

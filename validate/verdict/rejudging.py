@@ -140,6 +140,7 @@ def judge_again(
         champion=champion,
         engine=_engine(engine or _kept_engine(candidate, folder)),
         baselines=results.baselines,
+        fp16=results.fp16,
     )
     return results.model_copy(update={"verdict": decide(policy, evidence)})
 

@@ -92,7 +92,8 @@ def test_the_deployed_file_holds_the_scales_of_its_plan(steps: Job) -> None:
         for node in model.graph.node
         if node.op_type == "QuantizeLinear"
     }
-    assert found == {tensor: float(np.float16(scale)) for tensor, scale in plan.scales.items()}
+    kind = np.float32 if plan.fp32_scales else np.float16
+    assert found == {tensor: float(kind(scale)) for tensor, scale in plan.scales.items()}
     assert {p.key: p.value for p in model.metadata_props}["plan_sha256"] == plan.hash
 
 

@@ -323,7 +323,7 @@ class TestWeights:
     @pytest.mark.parametrize(("shape", "axis"), [((6, 4, 3, 3), 0), ((4, 6, 3, 3), 1), ((5, 7), 1), ((5, 7), 0)])
     def test_like_the_definition(self, prepared, normal, make_plan, shape, axis):
         weight = normal(*shape)
-        int8, scales = quantize_weight(weight, axis, make_plan(_no_layers()))
+        int8, scales = quantize_weight(weight, axis, make_plan(_no_layers()), "fp32")
         assert (int8.dtype, scales.dtype, scales.shape) == (np.int8, np.float32, (shape[axis],))
         broadcast = scales.reshape([-1 if i == axis else 1 for i in range(len(shape))])
         np.testing.assert_array_equal(int8 * broadcast, fake_quantized_weight(weight, axis).astype(np.float32))
@@ -331,14 +331,14 @@ class TestWeights:
 
     def test_halves_are_rounded_to_even(self, make_plan):
         weight = np.float32([[127, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5]])  # the scale is 1
-        int8, scales = quantize_weight(weight, 0, make_plan(_no_layers()))
+        int8, scales = quantize_weight(weight, 0, make_plan(_no_layers()), "fp32")
         assert scales == [1]
         assert int8.tolist() == [[127, 0, 2, 2, 0, -2, -2, 126]]
 
     def test_a_channel_of_zeros(self, prepared, normal, make_plan):
         weight = normal(6, 4, 3, 3)
         weight[2] = 0
-        int8, scales = quantize_weight(weight, 0, make_plan(_no_layers()))
+        int8, scales = quantize_weight(weight, 0, make_plan(_no_layers()), "fp32")
         assert scales[2] == 1
         assert not int8[2].any()
         model = prepared(f"{IMAGE} {{ y = {CONV} (x, w) }}", w=weight)
@@ -349,10 +349,10 @@ class TestWeights:
         assert not y[:, 2].any()
         assert y[:, 3].any()
 
-    def test_scales_fit_the_float_type_of_the_plan(self, make_plan):
+    def test_scales_fit_the_float_type_of_the_layer(self, make_plan):
         """The int8 values belong to the scale that is written, not to the one before it was rounded to fp16."""
         weight = np.float32([[1e-5, -1e-5, 5e-6], [0.1, 0.07, -0.03]])
-        int8, scales = quantize_weight(weight, 0, make_plan(_no_layers(), float_precision="fp16"))
+        int8, scales = quantize_weight(weight, 0, make_plan(_no_layers()), "fp16")
         np.testing.assert_array_equal(scales, scales.astype(np.float16).astype(np.float32))
         smallest = float(np.float16(2**-24))
         assert scales[0] == smallest, "1e-5 / 127 is between fp16's two smallest numbers"
@@ -364,7 +364,7 @@ class TestWeights:
     @pytest.mark.parametrize("value", [1e-45, 1e-12, 3e38])
     def test_no_weight_gets_a_scale_of_zero_or_infinity(self, make_plan, precision, value):
         weight = np.full((2, 3), value, np.float32)
-        _, scales = quantize_weight(weight, 0, make_plan(_no_layers(), float_precision=precision))
+        _, scales = quantize_weight(weight, 0, make_plan(_no_layers()), precision)
         assert (scales > 0).all()
         assert np.isfinite(scales.astype(np.float16 if precision == "fp16" else np.float32)).all()
 
@@ -393,7 +393,7 @@ class TestScales:
             (1e60, "fp32", np.finfo(np.float32).max),
         ],
     )
-    def test_scales_fit_the_float_type_of_the_plan(self, prepared, normal, make_plan, scale, precision, written):
+    def test_scales_fit_the_float_type_of_the_layer(self, prepared, normal, make_plan, scale, precision, written):
         model = prepared("g (float[N, 4] x) => (float[N, 6] y) { y = MatMul(x, w) }", w=normal(4, 6))
         placement = place(model)
         result = deployed(make_plan(placement, scale, float_precision=precision), model, placement)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
-from calibrate.observation.clipping import clipped_share
-from validate.results import Results
+from calibrate.graph import nodes_with_fp32_scales, place
+from calibrate.loading import FloatModel
+from calibrate.observation.clipping import _worst, clipped_share
+from validate.results import ModelInfo, Results
 from validate.results.samples import SampleTable
 from validate.stats.histograms import Statistics
 
 if TYPE_CHECKING:
+    from tests.calibrate.conftest import MakePlan
     from tests.conftest import Job
 
 
@@ -33,6 +38,26 @@ def test_a_scale_of_the_largest_value_clips_nothing() -> None:
     statistics = Statistics()
     statistics.update(np.array([-3.0, 0.5, 2.0], np.float32))
     assert clipped_share(statistics, 3.0 / 127) == 0.0
+
+
+def test_it_is_counted_by_the_scale_that_the_file_has(
+    prepared: Callable[..., ir.Model], make_plan: MakePlan, tmp_path: Path
+) -> None:
+    """FP16 holds 1.1e-5 / 127 = 8.7e-8 as 6e-8, so that all beyond 7.6e-6 is clipped."""
+    values = np.linspace(0, 1.1e-5, 1001).astype(np.float32)
+    statistics = Statistics()
+    statistics.update(values)
+    graph = "g (float[N, 2] x) => (float[N, 2] y) { [product] y = MatMul(x, w) }"
+    model = prepared(graph, w=np.eye(2, dtype=np.float32))
+    placement = place(model)
+    info = ModelInfo(path="m.onnx", sha256="0" * 64, nodes=1, parameters=4)
+    loaded = FloatModel(info, tmp_path / "m.onnx", model, placement)
+    plan = make_plan(placement, scales=1.1e-5 / 127, float_precision="fp16")
+    counted = float((values > 127.5 * np.float16(2**-24)).mean())
+    assert _worst(plan, loaded, {"x": statistics}, 1).share == pytest.approx(counted, abs=0.01)
+    assert counted > 0.3
+    kept = nodes_with_fp32_scales(plan, model, placement, everywhere=False)
+    assert _worst(plan.model_copy(update={"fp32_scales": kept}), loaded, {"x": statistics}, 1).share == 0
 
 
 def test_a_run_counts_it_where_the_policy_asks(new_job: Callable[[], Job]) -> None:

@@ -18,6 +18,7 @@ from reports.figures import run as plots
 from reports.figures import tradeoff as search_plots
 from reports.pages import run as html
 from validate.results import Candidate, Decision, Results
+from validate.results.fp16 import Fp16Check
 
 NOWHERE = Path("no/such/folder")  # a report is as well made of results alone
 HOSTILE = "</script><script>alert(1)</script>"
@@ -143,6 +144,23 @@ def test_agreement_is_not_called_accuracy_and_preprocessing_is_said(read: Reader
     accuracy = results.reference.accuracy.model_copy(update={"is_agreement": True})
     changed = results.model_copy(update={"reference": results.reference.model_copy(update={"accuracy": accuracy})})
     assert "it is agreement with the float model, and not accuracy" in read(html.render_run_page(changed, NOWHERE)).text
+
+
+def test_what_fp16_costs_alone_is_said(read: Reader, results: Results) -> None:
+    assert "Before INT8" not in read(html.render_run_page(results, NOWHERE)).text
+    check = Fp16Check(
+        precision="fp16",
+        metric="top1",
+        drop=0.14,
+        drop_after=0.0,
+        samples=128,
+        fp32_nodes=["<sin>"],
+        evaluations=9,
+        misses=False,
+        message="FP16 alone costs 14 points, and 0 with 1 more node in FP32 (<sin>)",
+    )
+    text = read(html.render_run_page(results.model_copy(update={"fp16": check}), NOWHERE)).text
+    assert f"Before INT8 {check.message}" in text
 
 
 def test_latency_that_was_not_measured_says_why(read: Reader, results: Results) -> None:

@@ -76,7 +76,7 @@ def test_ci_gets_its_files(gate: Gate, copied: Path, tmp_path: Path) -> None:
     completed = gate(policy, copied / "results.json", "--junit", "gate.xml", "--markdown", "gate.md")
     assert completed.returncode == NO_GO, completed.stderr
     (suite,) = junitparser.JUnitXml.fromfile(str(tmp_path / "gate.xml"))
-    assert (suite.tests, suite.failures, suite.errors) == (3, 1, 0)
+    assert (suite.tests, suite.failures, suite.errors) == (4, 1, 0)
     assert (tmp_path / "gate.md").read_text(encoding="utf-8").startswith("## NO-GO\n")
 
 

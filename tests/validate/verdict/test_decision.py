@@ -26,6 +26,7 @@ from validate.verdict.decision import decide
 from validate.verdict.evidence import Evidence
 from validate.verdict.policy import Policy
 
+BY_SIMULATION = "by simulation: no engine was run"
 GO, NO_GO, INCONCLUSIVE = Decision.GO, Decision.NO_GO, Decision.INCONCLUSIVE
 MARGIN = 0.01
 BUILT = BuildResult(ok=True, backend="tensorrt_rtx", version="1.2", message="builds it")
@@ -42,6 +43,7 @@ def candidate(low: float, high: float, **changes: Any) -> CandidateAccuracy:
         "metric": "top1",
         "higher_is_better": True,
         "is_rate": True,
+        "basis": "simulation",
         "value": 0.895,
         "n": 1000,
         "drop": (low + high) / 2,
@@ -65,8 +67,10 @@ def judge(
     float_model: Accuracy | None = None,
     required: bool = True,
     margin: float = MARGIN,
+    waived: bool = True,
 ) -> Verdict:
-    policy = Policy(max_drop=margin, require_tensorrt_build=required)
+    """Judge a candidate of which no engine was run, by a policy that waives that where it says so."""
+    policy = Policy(max_drop=margin, require_tensorrt_build=required, optional=["engine"] if waived else [])
     measured = Candidate(
         name="mse",
         strategy="mse",
@@ -136,7 +140,8 @@ def test_an_interval_that_says_nothing_is_inconclusive(low: float, high: float) 
 def test_what_was_not_measured_is_inconclusive(interval: tuple[float, float], nothing: dict[str, Any]) -> None:
     verdict = judge(candidate(*interval, **nothing))
     assert verdict.decision is INCONCLUSIVE
-    assert [rule.outcome for rule in verdict.rules] == ["not_measured", "pass"]
+    assert [rule.outcome for rule in verdict.rules] == ["not_measured", "pass", "not_measured"]
+    assert (verdict.rules[-1].name, verdict.rules[-1].optional) == ("engine", True)
 
 
 @pytest.mark.parametrize("float_model", [reference(math.nan), reference(math.inf), reference(n=0)])
@@ -195,19 +200,20 @@ def test_integer_kernels_that_were_not_measured_are_inconclusive(nothing: dict[s
 
 def test_reasons_are_of_the_rules_that_decided() -> None:
     verdict = judge(candidate(*GOOD), integer=kernels(*BAD))
-    assert verdict.reasons == [verdict.rules[1].message]
-    assert "integer kernels" in verdict.reasons[0]
-    *deciding, speed = judge(candidate(*GOOD)).reasons
+    assert verdict.reasons == ["by the CPU's integer kernels, and by simulation", verdict.rules[1].message]
+    assert "integer kernels: top1 is" in verdict.reasons[1]
+    basis, *deciding, speed = judge(candidate(*GOOD)).reasons
+    assert basis == BY_SIMULATION
     assert deciding == [rule.message for rule in judge(candidate(*GOOD)).rules]
     assert speed.startswith("how fast INT8 is against FP16 on the target is not known")
 
 
 def test_a_reason_says_what_was_measured_and_allowed() -> None:
-    (reason,) = judge(candidate(0.02, 0.03, value=0.875)).reasons
+    _, reason = judge(candidate(0.02, 0.03, value=0.875)).reasons
     for number in ("87.50%", "90.00%", "2.50%", "2.00%", "3.00%", "1.00%", "1000 samples", "95% confidence"):
         assert number in reason
     loss = {"metric": "loss", "higher_is_better": False, "is_rate": False}
-    (reason,) = judge(candidate(0.02, 0.03, value=0.875, **loss)).reasons
+    _, reason = judge(candidate(0.02, 0.03, value=0.875, **loss)).reasons
     assert "loss is 0.875" in reason
     assert "confidence" in reason
     assert reason.count("%") == 1  # only the confidence is a share
@@ -216,15 +222,15 @@ def test_a_reason_says_what_was_measured_and_allowed() -> None:
 def test_an_open_question_says_how_many_samples_would_settle_it() -> None:
     """z = 1.96 and s = 0.16: the arm of 0.01 is that of 1,000 samples, and half of it takes (1 + 0.84 / 1.96)^2 x 4."""
     open_drop = {"drop": 0.005, "n": 1000, "ci_high": 0.015, "deviation": 0.01 * math.sqrt(1000) / 1.96}
-    (reason,) = judge(candidate(-0.01, 0.02, **open_drop)).reasons
+    _, reason = judge(candidate(-0.01, 0.02, **open_drop)).reasons
     needed = int(re.search(r"about (\d+) validation samples", reason)[1])  # type: ignore[index]
     assert needed == pytest.approx(4000 * (1 + 0.8416 / 1.96) ** 2, rel=0.02)
     assert "in 80% of cases" in reason
-    (reason,) = judge(candidate(-math.inf, math.inf, drop=0.0)).reasons
+    _, reason = judge(candidate(-math.inf, math.inf, drop=0.0)).reasons
     assert "more validation samples" in reason
-    (reason,) = judge(candidate(0.0, 0.02, drop=0.0099)).reasons
+    _, reason = judge(candidate(0.0, 0.02, drop=0.0099)).reasons
     assert "too close to the margin" in reason
-    (reason,) = judge(candidate(-1e200, 1e200, drop=0.0)).reasons
+    _, reason = judge(candidate(-1e200, 1e200, drop=0.0)).reasons
     assert "vary too much" in reason
 
 
@@ -263,6 +269,7 @@ def _accuracies(draw: st.DrawFn) -> CandidateAccuracy:
     st.sampled_from([BUILT, REFUSED, NOT_MADE]),
     st.booleans(),
     st.floats(1e-6, 1e3) | st.just(MARGIN),
+    st.booleans(),
 )
 @settings(deadline=None, max_examples=500)
 def test_a_go_means_what_it_says(
@@ -272,15 +279,24 @@ def test_a_go_means_what_it_says(
     build: BuildResult,
     required: bool,
     margin: float,
+    waived: bool,
 ) -> None:
     measured = None if integer is None else IntegerKernels(runtime="r", accuracy=integer, difference=0.0)
-    verdict = judge(accuracy, build=build, integer=measured, float_model=float_model, required=required, margin=margin)
+    verdict = judge(
+        accuracy,
+        build=build,
+        integer=measured,
+        float_model=float_model,
+        required=required,
+        margin=margin,
+        waived=waived,
+    )
     judged = [accuracy] if integer is None else [accuracy, integer]
     works = float_model.n > 0 and float_model.value > margin
     known = [a.n > 0 and works and all(map(math.isfinite, (a.value, a.drop, float_model.value))) for a in judged]
-    may_go = (build.ok or (build.ok is None and not required)) and all(
-        k and a.ci_high < margin for k, a in zip(known, judged, strict=True)
-    )
+    ran = integer is not None or waived  # on the CPU, whose kernels are what ships
+    may_go = (build.ok or (build.ok is None and not required)) and ran
+    may_go = may_go and all(k and a.ci_high < margin for k, a in zip(known, judged, strict=True))
     assert (verdict.decision is GO) == may_go
     refuted = build.ok is False or any(
         k and a.ci_low > margin and not a.ci_high < margin for k, a in zip(known, judged, strict=True)
@@ -294,4 +310,4 @@ def test_a_go_means_what_it_says(
 def test_a_float_model_that_does_not_work_is_never_a_go(value: float) -> None:
     verdict = judge(candidate(0.0, 0.001, value=0.0), float_model=reference(value))
     assert verdict.decision is INCONCLUSIVE
-    assert "labels and preprocessing" in verdict.reasons[0]
+    assert "labels and preprocessing" in verdict.reasons[1]

@@ -1,18 +1,15 @@
-"""Every rule of a policy: what passes, what fails, and what was not measured never is a GO."""
+"""Every rule of a policy but those of the engine: what passes, what fails, and what was not measured is no GO."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from tests.validate.conftest import layer, speedup
-from validate.backends.tensorrt.fingerprint import Fingerprint, sha256
-from validate.backends.tensorrt.options import BuildOptions
 from validate.results import (
     Accuracy,
     Candidate,
@@ -22,7 +19,7 @@ from validate.results import (
     Verdict,
 )
 from validate.verdict.decision import decide
-from validate.verdict.evidence import Engine, Evidence
+from validate.verdict.evidence import Evidence
 from validate.verdict.policy import Policy
 
 GO, NO_GO, INCONCLUSIVE = Decision.GO, Decision.NO_GO, Decision.INCONCLUSIVE
@@ -40,12 +37,12 @@ def judge(evidence: Evidence, changes: dict[str, Any], **policy: Any) -> Verdict
 
 
 def the_rule(verdict: Verdict) -> Rule:
-    """Return the rule after accuracy and build, and hold the decision against it."""
+    """Return the rule after accuracy, build and engine, and hold the decision against it."""
     rule = verdict.rules[-1]
     assert verdict.decision is DECISIONS[rule.outcome]
     assert rule.message in verdict.reasons
-    assert rule.threshold is not None or rule.name == "engine fingerprint"
-    assert (rule.value is None) == (rule.outcome == "not_measured") or rule.name == "engine fingerprint"
+    assert rule.threshold is not None
+    assert (rule.value is None) == (rule.outcome == "not_measured")
     return rule
 
 
@@ -84,13 +81,24 @@ def test_speedup(evidence: Evidence, speedups: list[Any], policy: Any, outcome: 
     assert said in rule.message
 
 
+@pytest.mark.parametrize("others", [[], [speedup(0.4, against="TensorRT FP16"), speedup(0.3, basis="estimate")]])
+@pytest.mark.parametrize(("fp32", "tf32", "outcome"), [(3.0, 1.5, "fail"), (1.5, 3.0, "fail"), (3.0, 2.5, "pass")])
+def test_against_float32_the_faster_of_its_engines_counts(
+    evidence: Evidence, fp32: float, tf32: float, outcome: str, others: list[Any]
+) -> None:
+    """Who has TensorRT's default, with TF32, gains what the candidate gains over that, and no more."""
+    speedups = [speedup(fp32, against="TensorRT FP32"), speedup(tf32, against="TensorRT TF32"), *others]
+    rule = the_rule(judge(evidence, {"speedups": speedups}, speedup={"FP32": {"at_least": 2.0}}))
+    assert (rule.name, rule.outcome, rule.value) == ("speed-up against FP32", outcome, min(fp32, tf32))
+
+
 @pytest.mark.parametrize(
     ("speedups", "said"),
     [
         ([speedup(1.5, ci_low=1.2, ci_high=1.6)], None),
         ([speedup(1.1, ci_low=0.9, ci_high=1.3)], "not shown to be faster than FP16"),
-        ([speedup(0.9, ci_low=0.8, ci_high=0.95)], "INT8 is not faster than FP16"),
-        ([speedup(1.0, basis="estimate")], "INT8 is not faster than FP16"),
+        ([speedup(0.53, ci_low=0.52, ci_high=0.54)], "0.53, between 0.52 and 0.54 (measured: an L4): ship FP16"),
+        ([speedup(1.0, basis="estimate")], "INT8 is not faster than FP16: the speed-up is 1 (estimate: an L4)"),
         ([speedup(0.9, basis="estimate"), speedup(1.5, ci_low=1.4, ci_high=1.6)], None),  # it was measured otherwise
         ([speedup(0.9, on_target=False)], None),  # a CPU says nothing about a GPU
         ([speedup(0.9, against="FP32")], None),
@@ -106,6 +114,7 @@ def test_int8_that_is_not_faster_than_fp16_is_said_and_stops_nothing(
     assert bool(found) == (said is not None)
     if said is not None:
         assert said in found[0]
+        assert found[0].endswith("ship FP16") == ("ship FP16" in said)  # an estimate advises nothing
 
 
 @pytest.mark.parametrize(
@@ -201,89 +210,6 @@ def test_leakage(evidence: Evidence, overlap: int | None, outcome: str) -> None:
     assert (rule.name, rule.outcome, rule.value, rule.threshold) == ("calibration leakage", outcome, overlap, 2)
 
 
-@pytest.fixture
-def engine(tmp_path: Path, measured: Candidate) -> Path:
-    path = tmp_path / "model.engine"
-    path.write_bytes(b"an engine")
-    Fingerprint(
-        gpu="NVIDIA L4",
-        compute_capability="8.9",
-        flavour="tensorrt",
-        version="11.0.0.114",
-        driver="13.0",
-        model="model.int8.onnx",
-        model_sha256="0" * 64,
-        plan_sha256=measured.plan_hash,
-        engine_sha256=sha256(path),
-        profile={},
-        options=BuildOptions(),
-    ).write(path)
-    return path
-
-
-TARGET = {"gpu": "NVIDIA L4", "compute_capability": "8.9", "tensorrt": "11.0.0.114"}
-
-
-@pytest.mark.parametrize(
-    ("target", "outcome", "said"),
-    [
-        (TARGET, "pass", "tensorrt 11.0.0.114, for NVIDIA L4"),
-        ({"compute_capability": 8.9}, "pass", "NVIDIA L4"),
-        (TARGET | {"gpu": "NVIDIA A10"}, "fail", "built for NVIDIA L4 (compute capability 8.9)"),
-        ({"compute_capability": "8.6"}, "fail", "8.6"),
-        ({"tensorrt": "11.0.0.115"}, "fail", "11.0.0.115"),
-        ({}, "pass", "NVIDIA L4"),
-    ],
-)
-def test_the_engine_is_for_the_target(evidence: Evidence, engine: Path, target: Any, outcome: str, said: str) -> None:
-    rule = the_rule(judge(replace(evidence, engine=Engine.at(engine)), {}, engine=target))
-    assert (rule.name, rule.outcome) == ("engine fingerprint", outcome)
-    assert said in rule.message
-
-
-@pytest.mark.parametrize(
-    ("built", "target", "outcome"),
-    [
-        ({"flavour": "tensorrt_rtx", "gpu": None}, {"gpu": "NVIDIA L4", "compute_capability": "8.9"}, "pass"),
-        ({"flavour": "tensorrt_rtx", "gpu": None, "compute_capability": None}, {"compute_capability": "8.6"}, "pass"),
-        ({"flavour": "tensorrt_rtx", "gpu": None, "compute_capability": None}, {"compute_capability": "7.5"}, "fail"),
-        ({"options": BuildOptions(version_compatible=True)}, {"tensorrt": "11.2.0.1"}, "pass"),
-        ({"options": BuildOptions(version_compatible=True)}, {"tensorrt": "10.9.0.1"}, "fail"),
-        ({"options": BuildOptions(hardware_compatible="ampere_plus")}, {"compute_capability": "8.6"}, "pass"),
-    ],
-)
-def test_an_engine_may_be_for_more_than_one_target(
-    evidence: Evidence, engine: Path, built: Any, target: Any, outcome: str
-) -> None:
-    Fingerprint.read(engine).model_copy(update=built).write(engine)
-    assert the_rule(judge(replace(evidence, engine=Engine.at(engine)), {}, engine=target)).outcome == outcome
-
-
-def test_an_engine_of_another_plan_or_that_was_changed_fails(evidence: Evidence, engine: Path) -> None:
-    given = replace(evidence, engine=Engine.at(engine))
-    assert "plan abab" in the_rule(judge(given, {"plan_hash": "cd" * 32}, engine=TARGET)).message
-    engine.write_bytes(b"another engine")
-    changed = the_rule(judge(replace(evidence, engine=Engine.at(engine)), {}, engine=TARGET))
-    assert changed.outcome == "fail"
-    assert "SHA-256" in changed.message
-
-
-def test_an_engine_without_a_fingerprint_or_none_at_all_was_not_measured(evidence: Evidence, engine: Path) -> None:
-    assert the_rule(judge(evidence, {}, engine=TARGET)).outcome == "not_measured"
-    engine.with_name("model.engine.json").unlink()
-    rule = the_rule(judge(replace(evidence, engine=Engine.at(engine)), {}, engine=TARGET))
-    assert rule.outcome == "not_measured"
-    assert "no fingerprint" in rule.message
-
-
-@pytest.mark.parametrize(("most", "outcome"), [(9, "pass"), (8, "fail")])
-def test_the_size_of_the_engine(evidence: Evidence, engine: Path, most: int, outcome: str) -> None:
-    rule = the_rule(judge(replace(evidence, engine=Engine.at(engine)), {}, engine={"max_bytes": most}))
-    assert (rule.name, rule.outcome, rule.value) == ("engine size", outcome, 9)
-    unknown = judge(evidence, {}, engine={"max_bytes": most})
-    assert [rule.outcome for rule in unknown.rules[-2:]] == ["not_measured", "not_measured"]
-
-
 UNMEASURED: dict[str, Any] = {
     "classes": {"max_drop": 0.1},
     "slices": {"max_drop": 0.1},
@@ -303,11 +229,11 @@ def test_a_rule_that_cannot_be_measured_stops_a_release_unless_it_is_optional(ev
     unknown = replace(evidence, overlap=None)
     stopped = judge(unknown, NOTHING, **{key: UNMEASURED[key]})
     assert stopped.decision is INCONCLUSIVE
-    assert stopped.reasons == [rule.message for rule in stopped.rules[2:]]
+    assert stopped.reasons[1:] == [rule.message for rule in stopped.rules[3:]]
     let_through = judge(unknown, NOTHING, **{key: UNMEASURED[key]}, optional=[key])
     assert let_through.decision is GO
-    assert [rule.outcome for rule in let_through.rules[2:]] == ["not_measured"] * len(let_through.rules[2:])
-    assert all(rule.optional and rule.message in let_through.reasons for rule in let_through.rules[2:])
+    assert [rule.outcome for rule in let_through.rules[3:]] == ["not_measured"] * len(let_through.rules[3:])
+    assert all(rule.optional and rule.message in let_through.reasons for rule in let_through.rules[3:])
 
 
 def test_an_optional_rule_that_was_measured_holds(evidence: Evidence) -> None:

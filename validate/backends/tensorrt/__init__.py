@@ -19,7 +19,7 @@ from validate.backends.tensorrt.fingerprint import Fingerprint, adopt, hardware_
 from validate.backends.tensorrt.inspection import Layer, parse_layers
 from validate.backends.tensorrt.library import Library, find_builder, installed_libraries
 from validate.backends.tensorrt.options import BuildOptions, Profile, ShapeRanges
-from validate.backends.tensorrt.probe import require_running, why_not_running
+from validate.backends.tensorrt.probe import needs_fp32_scales, require_running, why_not_running
 
 __all__ = [
     "BuildOptions",
@@ -39,6 +39,7 @@ __all__ = [
     "find_builder",
     "hardware_fits",
     "installed_libraries",
+    "needs_fp32_scales",
     "parse_layers",
     "require",
     "require_running",

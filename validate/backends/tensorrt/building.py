@@ -21,6 +21,9 @@ __all__ = ["RefusedError", "build", "build_engine"]
 
 log = logging.getLogger(__name__)
 
+_NO_INT8_CONVOLUTION = "CHECK(dtype == myelinTypeFloat"
+"""What TensorRT-RTX 1.4 to 1.6 say of an INT8 convolution on an H200."""
+
 
 class RefusedError(JobError):
     """TensorRT does not accept the model; the message is TensorRT's own."""
@@ -142,10 +145,21 @@ def _serialized(
         if stop.is_set():
             raise KeyboardInterrupt
         if serialized is None:
-            raise RefusedError("; ".join(errors) or "refused without a message")
+            raise RefusedError(_said(library, errors))
     if cache is not None and options.timing_cache:
         _write(options.timing_cache, cache.serialize())
     return serialized
+
+
+def _said(library: Library, errors: list[str]) -> str:
+    """Return why a build failed, in TensorRT's own words; what these do not tell is said before them."""
+    said = "; ".join(errors) or "refused without a message"
+    if _NO_INT8_CONVOLUTION not in said:
+        return said
+    return (
+        f"{library} has no INT8 convolution for this GPU; take another TensorRT, or keep convolutions in float "
+        f"(quantization.exclude: {{op_types: [Conv, ConvTranspose]}}). In its words: {said}"
+    )
 
 
 def _parse(parser: Any, model: Path, errors: list[str]) -> None:

@@ -178,10 +178,14 @@ class TensorRTEngine:
 
     def layers(self) -> list[Layer]:
         """Return the layers of the engine in the order in which they run; see `parse_layers`."""
+        return parse_layers(self.inspection())
+
+    def inspection(self) -> str:
+        """Return what `EngineInspector` says of the engine, as JSON."""
         inspector = self._engine.create_engine_inspector()
         # With the context, shapes and formats are those of the last inputs where they are dynamic.
         inspector.execution_context = self._context
-        return parse_layers(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+        return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     def _new_context(self) -> Any:
         with self._library.errors() as errors:

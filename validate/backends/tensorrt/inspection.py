@@ -34,6 +34,7 @@ class Layer:
         outputs: names of its output tensors, which are the engine's own inside of fused regions.
         types: of each output, as TensorRT writes it, e.g. ``Half``, ``Int8``; with TensorRT 10 format and all.
         formats: memory layout of each output; empty strings with TensorRT 10.
+        input_types: of each input, as `types`.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Layer:
     outputs: tuple[str, ...]
     types: tuple[str, ...]
     formats: tuple[str, ...]
+    input_types: tuple[str, ...] = ()
 
 
 def parse_layers(information: str) -> list[Layer]:
@@ -87,9 +89,14 @@ def _layer(record: Mapping[str, Any]) -> Layer:
         nodes=_onnx_nodes(record.get("Metadata", "")),
         inputs=tuple(tensor["Name"] for tensor in record.get("Inputs", [])),
         outputs=tuple(tensor["Name"] for tensor in outputs),
-        types=tuple(next((tensor[key] for key in _TYPE_KEYS if key in tensor), "") for tensor in outputs),
+        types=tuple(map(_type, outputs)),
         formats=tuple(tensor.get("Format", "") for tensor in outputs),
+        input_types=tuple(map(_type, record.get("Inputs", []))),
     )
+
+
+def _type(tensor: Mapping[str, Any]) -> str:
+    return next((tensor[key] for key in _TYPE_KEYS if key in tensor), "")
 
 
 def _onnx_nodes(metadata: str) -> tuple[str, ...]:
