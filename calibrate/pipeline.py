@@ -47,7 +47,7 @@ from calibrate.search import (
     select,
     verdict_confidences,
 )
-from calibrate.strategies import ScaleHistory, make_plans, with_fp32_scales
+from calibrate.strategies import ScaleHistory, make_plans, threshold_function, with_fp32_scales
 from validate.data import Batch, SampleStream
 from validate.environment import environment
 from validate.results import (
@@ -195,10 +195,11 @@ def recover_accuracy(
     def batches() -> Iterator[Batch]:
         return job.journal.forward("recover", calibration.fingerprint.verify(inputs.calibration.batches()))
 
-    given = RecoveryInputs(inputs.model, calibration.statistics, batches)
     with job.journal.stage("recover", "recover accuracy", len(plans)) as advance:
         recovered = []
-        for made in plans:
+        for made, strategy in zip(plans, job.config.quantization.strategies, strict=True):
+            threshold = threshold_function(strategy, made.number_format)
+            given = RecoveryInputs(inputs.model, calibration.statistics, batches, threshold)
             edited = recover(made, steps, given)
             recovered.append(with_fp32_scales(edited, job.config.quantization, inputs.model))
             advance(1)

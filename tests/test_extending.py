@@ -148,7 +148,7 @@ def test_the_recovery_step_changes_the_file_that_the_plan_makes(finished: Job, t
     inputs = load_inputs(config, config.quantization, tmp_path)
     statistics = read_statistics(finished.output / "statistics.npz").observation.statistics
     plan = QuantizationPlan.read(finished.output / "plans" / "minmax.json")
-    recovery = RecoveryInputs(inputs.model, statistics, inputs.calibration.batches)
+    recovery = RecoveryInputs(inputs.model, statistics, inputs.calibration.batches, lambda found: found.amax)
     recovered = recover(plan, config.quantization.recovery, recovery)
     assert recovered.hash != plan.hash
     recovered.write(tmp_path / "plan.json")

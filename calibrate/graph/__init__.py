@@ -30,9 +30,11 @@ from calibrate.graph.checker import check
 from calibrate.graph.placement import Layer, Placement, place
 from calibrate.graph.precision import is_always_fp32, layer_precisions, nodes_in
 from calibrate.graph.preparation import prepare
+from calibrate.graph.qdq import quantize_weight
 from calibrate.graph.scales import nodes_with_fp32_scales, scales_in_file
 from calibrate.graph.switch import SWITCHES, switchable
 from calibrate.graph.torch_export import export_module, export_torch
+from calibrate.graph.weights import edited
 
 __all__ = [
     "SWITCHES",
@@ -42,6 +44,7 @@ __all__ = [
     "apply_checked",
     "check",
     "count_nodes",
+    "edited",
     "export_module",
     "export_torch",
     "is_always_fp32",
@@ -50,6 +53,7 @@ __all__ = [
     "nodes_with_fp32_scales",
     "place",
     "prepare",
+    "quantize_weight",
     "scales_in_file",
     "switchable",
 ]

@@ -4,14 +4,36 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from calibrate.plan import QuantizationPlan
 from validate.exceptions import JobError
 
-__all__ = ["edit_weights"]
+__all__ = ["edit_weights", "edited"]
 
 _BROADCASTING = frozenset({"Add", "Div", "Mul", "Sub"})
 """Ops of which a constant may grow, as a scalar does that becomes a factor per channel."""
+
+
+def edited(model: ir.Model, plan: QuantizationPlan) -> ir.Model:
+    """Return the float model that a plan quantizes: a copy of a prepared model with the plan's edits of constants.
+
+    Raises:
+        JobError: the plan edits what the model does not have.
+
+    Examples:
+        >>> from calibrate.plan import Origin, WeightEdit
+        >>> model = ir.from_onnx_text('''<ir_version: 10, opset_import: ["" : 19]>
+        ...     net (float[N, 2] x) => (float[N, 2] y) <float[2] b = {1, 2}> { [sum] y = Add(x, b) }''')
+        >>> plan = QuantizationPlan(name="p", strategy="minmax", origin=Origin(model_sha256="0" * 64), scales={},
+        ...                         layers={}).with_weight_edits([WeightEdit("sum", 1, "add", np.float32(3))])
+        >>> edited(model, plan).graph.initializers["sum/1/edited"].const_value.numpy().tolist()
+        [4.0, 5.0]
+    """
+    result = model.clone()
+    edit_weights(result, plan)
+    RemoveUnusedNodesPass()(result)
+    return result
 
 
 def edit_weights(model: ir.Model, plan: QuantizationPlan) -> None:

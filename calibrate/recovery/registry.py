@@ -11,6 +11,8 @@ from typing import Annotated
 from pydantic import BaseModel
 
 from calibrate.plan import QuantizationPlan
+from calibrate.recovery.bias_correction import correct_bias
+from calibrate.recovery.equalization import equalize
 from calibrate.recovery.step import RecoveryInputs, RecoveryStep
 from validate.exceptions import JobError
 from validate.registry import FunctionField, Registry
@@ -18,7 +20,10 @@ from validate.registry import FunctionField, Registry
 __all__ = ["RECOVERY_STEPS", "RecoveryChoice", "recover"]
 
 RECOVERY_STEPS: Registry[RecoveryStep | type[BaseModel]] = Registry(
-    "recovery step", "int8_gate.recovery", {}, FunctionField.problem
+    "recovery step",
+    "int8_gate.recovery",
+    {"equalize": equalize, "bias_correction": correct_bias},
+    FunctionField.problem,
 )
 
 _FIELD: FunctionField[RecoveryStep] = FunctionField(RECOVERY_STEPS)

@@ -21,11 +21,13 @@ class RecoveryInputs:
         model: the float model; ``model.prepared`` is the graph that weight edits refer to, and is not to be changed.
         statistics: of every tensor that can be quantized, over all calibration samples, by name.
         batches: starts a pass over the calibration samples; every pass yields the same ones.
+        threshold: the plan's strategy: from statistics to the largest |x| that is not clipped; 0 of zeros alone.
     """
 
     model: FloatModel
     statistics: Mapping[str, Statistics]
     batches: Callable[[], Iterator[Batch]]
+    threshold: Callable[[Statistics], float]
 
 
 RecoveryStep = Callable[[QuantizationPlan, RecoveryInputs], QuantizationPlan]

@@ -10,7 +10,7 @@ from calibrate.strategies.entropy import entropy
 from calibrate.strategies.mse import mse
 from calibrate.strategies.percentile import PercentileStrategy, percentile
 from calibrate.strategies.planning import make_plan, make_plans, plan_of_scales
-from calibrate.strategies.registry import STRATEGIES, ThresholdFunction
+from calibrate.strategies.registry import STRATEGIES, ThresholdFunction, threshold_function
 from calibrate.strategies.scale_types import with_fp32_scales
 from calibrate.strategies.settings import QuantizationConfig
 
@@ -26,5 +26,6 @@ __all__ = [
     "mse",
     "percentile",
     "plan_of_scales",
+    "threshold_function",
     "with_fp32_scales",
 ]
