@@ -26,7 +26,7 @@ def run(model: ir.Model, tensors: list[str]) -> dict[str, np.ndarray]:
     return OnnxRuntimeModel(detach(expose(model, tensors)), optimize=False).run({"x": X})
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from(sorted(STEPS)), min_size=2, max_size=9), st.integers(0, 2**31))
 def test_any_factors_leave_the_float_model_as_it_was(steps: list[str], seed: int) -> None:
     """Against ONNX Runtime on the unedited graph: outputs are as they were, scaled tensors divided by the factors."""
@@ -41,7 +41,7 @@ def test_any_factors_leave_the_float_model_as_it_was(steps: list[str], seed: int
         found, factor = after[name].astype(np.float64), channels.factors_of(name, factors)
         if factor is not None:
             found *= factor.reshape(-1, *[1] * (expected.ndim - 1 - channels.axes[name]))
-        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * max(np.abs(expected).max(), 1e-3))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * max(np.abs(expected).max(), 1e-3))
 
 
 @pytest.mark.parametrize(
