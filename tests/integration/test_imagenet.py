@@ -45,6 +45,8 @@ def job(tmp_path_factory: pytest.TempPathFactory, server: str, clean_environment
             f"tracking.uri={server}",
             "--set",
             "tracking.experiment=imagenet",
+            "--set",
+            "policy.optional=[engine]",
         ],
         cwd=ROOT,
         env=clean_environment,
