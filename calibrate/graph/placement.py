@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,6 +115,14 @@ class Placement:
             touching = [other for other in groups if other & group]
             groups = [other for other in groups if other not in touching] + [group.union(*touching)]
         return groups
+
+    def with_shared_scales(self, scales: Mapping[str, float]) -> dict[str, float]:
+        """Return scales of which those that a Concat joins are the widest of them."""
+        shared = dict(scales)
+        for group in self.scale_groups():
+            members = group & shared.keys()
+            shared |= dict.fromkeys(members, max((shared[name] for name in members), default=0.0))
+        return shared
 
 
 def place(model: ir.Model, rules: QuantizationRules = _DEFAULT_RULES) -> Placement:

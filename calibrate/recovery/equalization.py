@@ -8,7 +8,7 @@ widest one's no longer loses three of its eight bits. After NVIDIA's and others'
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -108,12 +108,4 @@ def _with_new_scales(plan: QuantizationPlan, model: ir.Model, inputs: RecoveryIn
     largest = plan.number_format.largest
     thresholds = {name: inputs.threshold(found) for name, found in statistics.items()}
     scales = plan.scales | {name: threshold / largest for name, threshold in thresholds.items() if threshold > 0}
-    return plan.model_copy(update={"scales": _shared(scales, inputs.model.placement.scale_groups())})
-
-
-def _shared(scales: dict[str, float], groups: Iterable[frozenset[str]]) -> dict[str, float]:
-    """Return scales of which those that a Concat joins are the widest of them."""
-    for group in groups:
-        members = group & scales.keys()
-        scales = scales | dict.fromkeys(members, max((scales[name] for name in members), default=0.0))
-    return scales
+    return plan.model_copy(update={"scales": inputs.model.placement.with_shared_scales(scales)})

@@ -112,10 +112,7 @@ def plan_of_scales(
         >>> plan_of_scales("given", {}, place(model), Origin(model_sha256="0" * 64), QuantizationRules()).layers
         {'product': 'fp32'}
     """
-    shared = dict(scales)
-    for group in placement.scale_groups():
-        members = group & shared.keys()
-        shared |= dict.fromkeys(members, max((shared[name] for name in members), default=0.0))
+    shared = placement.with_shared_scales(scales)
     blocked = {layer.node for layer in placement.layers if not shared.keys() >= set(layer.activations)}
     blocked |= {residual.fused_into for residual in placement.residuals if residual.tensor not in shared}
     return QuantizationPlan(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import unicodedata
 from pathlib import PurePosixPath, PureWindowsPath
 
-from validate.results import Basis, BuildResult, Decision, Departure, Results
+from validate.results import Basis, BuildResult, Decision, Results
 
 __all__ = [
     "basis",
     "build_answer",
     "build_backend",
     "decision",
-    "departure",
     "file_name",
     "headline",
     "outcome",
@@ -62,18 +61,6 @@ def timed_on_target(results: Results) -> bool:
     """Return whether the latencies are of what the model will run on."""
     speedups = (speedup for candidate in results.candidates for speedup in candidate.speedups)
     return any(speedup.on_target for speedup in speedups if speedup.basis == "measured")
-
-
-def departure(found: Departure) -> str:
-    """Return where an engine departs from its simulation as one sentence.
-
-    Examples:
-        >>> found = {"node": "fc", "op_type": "MatMul", "tensor": "y", "kind": "not finite", "before": ["norm", "add"]}
-        >>> departure(Departure(**found, detail="3 of 8 values are not finite"))
-        '3 of 8 values are not finite, first at fc (MatMul), after norm, add'
-    """
-    after = f", after {', '.join(found.before[:3])}" if found.before else ""
-    return f"{found.detail}, first at {found.node} ({found.op_type}){after}"
 
 
 def headline(results: Results) -> str:

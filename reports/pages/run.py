@@ -366,7 +366,6 @@ _FILTERS: dict[str, Callable[..., str]] = {
     "cost": fmt.cost,
     "cost_unit": fmt.cost_unit,
     "decision": fmt.decision,
-    "departure": fmt.departure,
     "device": _device,
     "drop": lambda value, rate: fmt.minus(fmt.drop(value, rate)),
     "interval": lambda accuracy, rate: fmt.minus(fmt.interval(accuracy.ci_low, accuracy.ci_high, rate)),

@@ -42,7 +42,7 @@ def _engines(results: Results) -> Table:
         if baseline.reason:
             notes.append(f"{baseline.name}: {baseline.reason}")
         if baseline.engine is not None and baseline.engine.departure is not None:
-            notes.append(f"{baseline.name} is not its simulation: {fmt.departure(baseline.engine.departure)}")
+            notes.append(f"{baseline.name} is not its simulation: {baseline.engine.departure}")
     for candidate in results.candidates:
         if (ran := candidate.engine) is None:
             continue
@@ -58,7 +58,7 @@ def _engines(results: Results) -> Table:
             style="bold" if candidate.name == results.selected else "",
         )
         if ran.departure is not None:
-            notes.append(f"{candidate.name} is not its simulation: {fmt.departure(ran.departure)}")
+            notes.append(f"{candidate.name} is not its simulation: {ran.departure}")
     table.caption = _text("\n".join(notes)) if notes else None
     return table
 

@@ -17,7 +17,7 @@ from validate.layerwise.comparison import (
 )
 from validate.layerwise.model_pair import JudgedComparison, compare_models
 from validate.layerwise.pairing import pair
-from validate.layerwise.rounding_floor import ROUNDING, RuntimeErrors
+from validate.layerwise.rounding_floor import ROUNDING
 from validate.layerwise.tensor_errors import TensorErrors
 from validate.layerwise.thresholds import Judgement, RuntimeLimits, Thresholds, by_growth, by_isolated, judge
 
@@ -30,7 +30,6 @@ __all__ = [
     "Judgement",
     "LayerDifference",
     "QuantizedInput",
-    "RuntimeErrors",
     "RuntimeLimits",
     "TensorDifference",
     "TensorErrors",

@@ -40,7 +40,7 @@ class OutputDistance(Record):
 
 
 class Departure(Record):
-    """The first place, in topological order, where an engine is not its simulation."""
+    """The first place, in topological order, where an engine is not its simulation; as text, a sentence of it."""
 
     node: str = Field(description="ONNX node whose output it is")
     op_type: str
@@ -48,6 +48,10 @@ class Departure(Record):
     kind: Literal["not finite", "beyond the floor"]
     before: list[str] = Field(description="the nodes that the tensor is computed from, nearest first")
     detail: str = Field(description="what was found there, a sentence")
+
+    def __str__(self) -> str:
+        after = f", after {', '.join(self.before[:3])}" if self.before else ""
+        return f"{self.detail}, first at {self.node} ({self.op_type}){after}"
 
 
 class Int8InEngine(Record):

@@ -47,12 +47,7 @@ def engine_rule(candidate: Measured, given: Engine | None, is_waived: bool) -> R
     if candidate.engine is None:
         return rule(outcome="pass", message=f"{ran} was run; it was not held against a simulation")
     if (departure := candidate.engine.departure) is not None:
-        after = f", after {', '.join(departure.before[:3])}" if departure.before else ""
-        return rule(
-            outcome="fail",
-            message=f"{ran} is not its simulation: {departure.detail}, first at {departure.node} ({departure.op_type})"
-            f"{after}",
-        )
+        return rule(outcome="fail", message=f"{ran} is not its simulation: {departure}")
     if wrong := candidate.engine.not_finite_samples:
         return rule(
             outcome="fail",
