@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from calibrate.recovery.relations import Link, Relation, Shapes, relation_of
+from calibrate.recovery.relations import Link, Relation, Shapes, read_inside, relation_of
 
 __all__ = ["Channels", "find_channels"]
 
@@ -131,19 +131,8 @@ def _fixed(model: ir.Model, relations: list[tuple[ir.Node, Relation]], axes: Map
         carriers = set(relation.names())
         fixed |= {name for name in carriers if named.count(name) > max(1, sum(x.given == name for x in relation.links))}
         fixed |= {n for n, axis in (relation.free or {}).items() if axis is not None and axes.get(n) != axis}
-        for graph in node.attributes.values():
-            fixed |= _read_inside(graph)
+        fixed |= {str(value.name) for value in read_inside(node)}
     return fixed
-
-
-def _read_inside(attribute: ir.Attr) -> set[str]:
-    """Return the names of all that the nodes of a subgraph read."""
-    if attribute.type not in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}:
-        return set()
-    graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
-    inside = [node for graph in graphs for node in ir.traversal.RecursiveGraphIterator(graph)]
-    read = {str(value.name) for node in inside for value in node.inputs if value is not None}
-    return read | {str(value.name) for graph in graphs for value in graph.outputs}
 
 
 def _numbered(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-__all__ = ["Link", "Relation", "Shapes", "is_constant", "layer_axes", "relation_of"]
+__all__ = ["Link", "Relation", "Shapes", "is_constant", "layer_axes", "read_inside", "relation_of"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """The shape of every float tensor, by name, as it was when the model ran; what files say of inner ones may be wrong."""
@@ -66,6 +66,16 @@ class Relation:
 def is_constant(value: ir.Value | None) -> bool:
     """Return whether a value is a float32 constant that an edit can change."""
     return value is not None and value.const_value is not None and value.dtype == ir.DataType.FLOAT
+
+
+def read_inside(node: ir.Node) -> Iterator[ir.Value]:
+    """Yield all values that the subgraphs of a node read or give, those from outside among them."""
+    for attribute in node.attributes.values():
+        if attribute.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}:
+            graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
+            for inner in (n for graph in graphs for n in ir.traversal.RecursiveGraphIterator(graph)):
+                yield from (value for value in inner.inputs if value is not None)
+            yield from (value for graph in graphs for value in graph.outputs)
 
 
 def layer_axes(node: ir.Node, shapes: Shapes) -> tuple[int, int] | None:

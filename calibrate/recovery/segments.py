@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from calibrate.recovery.relations import read_inside
 from validate.backends import OnnxRuntimeModel, detach
 
 __all__ = ["Segment", "segments"]
@@ -86,12 +87,7 @@ def segments(model: ir.Model, ends: Sequence[str]) -> Iterator[Segment]:
 def _read(node: ir.Node) -> Iterator[ir.Value]:
     """Yield all values that a node reads, with those that its subgraphs take from outside."""
     yield from (value for value in node.inputs if value is not None)
-    for attribute in node.attributes.values():
-        if attribute.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}:
-            graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
-            for inner in (n for graph in graphs for n in ir.traversal.RecursiveGraphIterator(graph)):
-                yield from (value for value in inner.inputs if value is not None)
-            yield from (value for graph in graphs for value in graph.outputs)
+    yield from read_inside(node)
 
 
 def _piece(model: ir.Model, needs: Sequence[ir.Value], given: Sequence[ir.Value]) -> ir.Model:
